@@ -1,0 +1,107 @@
+"""Which device and number format a model runs in."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from .errors import InputError
+
+log = logging.getLogger("resshift")
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: str | torch.device = "auto") -> torch.device:
+    """ "auto" = CUDA (or ROCm), else Intel XPU, else Apple MPS, else the CPU.
+
+    Raises:
+        InputError: torch does not know the device, or this machine does not have it.
+    """
+    if str(device) == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if getattr(torch, "xpu", None) is not None and torch.xpu.is_available():
+            return torch.device("xpu")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(1, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"The device {device!r} cannot be used ({reason}). Try device='cpu' or 'auto'.") from error
+    return resolved
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 natively (AVX512-BF16 or AMX); elsewhere bf16 is emulated and slower."""
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        probe = getattr(torch.cpu, name, None)
+        if probe is not None and probe():
+            return True
+    if hasattr(torch.cpu, "_is_avx512_bf16_supported"):
+        return False
+    try:  # torch before 2.4 has no such question
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """ "auto" = bf16 where the hardware has it, else fp16 on CUDA, else fp32.
+
+    Raises:
+        InputError: the word is unknown.
+    """
+    if isinstance(dtype, torch.dtype):
+        if dtype not in DTYPES.values():
+            raise InputError(f"dtype is {dtype}; use float32, bfloat16 or float16.")
+        return dtype
+    if dtype in DTYPES:
+        return DTYPES[dtype]
+    if dtype != "auto":
+        raise InputError(f"dtype is {dtype!r}; known are auto, {', '.join(DTYPES)}.")
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device)[0] >= 8 or torch.version.hip is not None
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "xpu" or (device.type == "cpu" and cpu_has_bf16()):
+        return torch.bfloat16
+    return torch.float32
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be taken on the device, in bytes; None where it cannot be told."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "cpu":
+        try:
+            for line in Path("/proc/meminfo").read_text().splitlines():
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+        except OSError:
+            pass
+    return None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True for every backend's way of saying so: CUDA has a class of its own, MPS and the CPU raise RuntimeError."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError if hasattr(torch, "OutOfMemoryError") else MemoryError)):
+        return True
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and (
+        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+    )
+
+
+def release_memory(device: torch.device) -> None:
+    """Give cached blocks back to the device, so that a retry can use them."""
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).empty_cache()

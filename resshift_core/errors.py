@@ -1,0 +1,25 @@
+"""Every error that this package raises on purpose: a sentence with the offending value and the remedy."""
+
+
+class ResShiftError(Exception):
+    """Base of all errors below, so that a host can catch one class and show its text to a person."""
+
+
+class InputError(ResShiftError, ValueError):
+    """An argument or an input picture cannot be used as it is."""
+
+
+class CheckpointError(ResShiftError):
+    """A model file is damaged, foreign, incomplete or unsafe to open."""
+
+
+class DownloadError(ResShiftError):
+    """A model file could not be fetched, or what arrived is not what was expected."""
+
+
+class OutOfMemory(ResShiftError, MemoryError):
+    """Even the smallest tile does not fit; the text says what was tried."""
+
+
+class Cancelled(ResShiftError):
+    """`on_step` returned False: the caller asked for the run to stop."""

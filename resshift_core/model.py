@@ -1,0 +1,166 @@
+"""A model that can run: network, autoencoder, the schedule it was trained with, and the settings that belong to it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, field, fields
+
+import torch
+
+from .schedule import ShiftSchedule
+from .space_to_depth import SpaceToDepth, SpaceToDepthConfig
+from .unet import SwinUNet, UNetConfig
+from .vqgan import VQGAN, VQGANConfig
+
+AUTOENCODERS = {"vqgan": (VQGAN, VQGANConfig), "space_to_depth": (SpaceToDepth, SpaceToDepthConfig)}
+NOISE_BLOCK = 16  # padded latents are multiples of this, so that large noise fields can be drawn in bands
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything about a model but its weights; stored as JSON in the metadata of a saved file."""
+
+    unet: UNetConfig = field(default_factory=UNetConfig)
+    autoencoder: VQGANConfig | SpaceToDepthConfig = field(default_factory=VQGANConfig)
+    steps: int = 4  # T of training
+    kappa: float = 2.0
+    p: float = 0.3
+    min_noise_level: float = 0.2
+    sqrt_eta_T: float = 0.99
+    default_steps: int = 4  # steps of a normal run: T, or 1 for a one-step student
+    scale: int = 4
+    task: str = "sr"  # "sr", "inpaint" or "face"
+    predict: str = "x0"  # what the network returns: "x0", or "residual" = x0 - y0
+    space: str = "latent"  # rule of the input normalisation, "latent" or "pixel"
+    tile: int = 128  # default tile in low-resolution pixels; a constant, so that pictures do not depend on free memory
+    overlap: int = 16  # of neighbouring tiles, in low-resolution pixels
+    variant: str = ""  # the word for `load_model(variant=)` where it is a published kind
+    name: str = ""
+    licence: str = "unknown"
+
+    @property
+    def multiple(self) -> int:
+        """Pictures are padded to, and tiles are, multiples of this many low-resolution pixels."""
+        latent = self.unet.latent_multiple
+        latent = latent * NOISE_BLOCK // _gcd(latent, NOISE_BLOCK)
+        return max(1, latent * self.autoencoder.factor // self.scale)
+
+    @property
+    def unit(self) -> int:
+        """Low-resolution pixels per latent position, at least 1: where tiles may start."""
+        return max(1, self.autoencoder.factor // self.scale)
+
+    def to_dict(self) -> dict:
+        """Plain JSON types."""
+        kind = next(word for word, (_, config) in AUTOENCODERS.items() if isinstance(self.autoencoder, config))
+        values = asdict(self)
+        values["autoencoder"]["kind"] = kind
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict) -> ModelConfig:
+        """Inverse of `to_dict`. Unknown words are errors: a newer file may mean something else by them.
+
+        Raises:
+            ValueError, TypeError, KeyError: the dictionary does not describe a model.
+        """
+        values = dict(values)
+        unet = _dataclass_from(UNetConfig, values.pop("unet"))
+        autoencoder = dict(values.pop("autoencoder"))
+        _, config = AUTOENCODERS[autoencoder.pop("kind")]
+        return _dataclass_from(cls, {**values, "unet": unet, "autoencoder": _dataclass_from(config, autoencoder)})
+
+
+def _gcd(a: int, b: int) -> int:
+    return _gcd(b, a % b) if b else a
+
+
+def _dataclass_from(cls, values: dict):
+    known = {f.name for f in fields(cls)}
+    unknown = set(values) - known
+    if unknown:
+        raise ValueError(f"unknown settings {sorted(unknown)}")
+    return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+class ResShiftModel:
+    """What `load_model` returns and `upscale` takes.
+
+    Attributes:
+        unet: SwinUNet, the raw network `unet(x, t, lq=lq, mask=mask)`.
+        autoencoder: `encode((B, 3, H, W) in [-1, 1])` -> latent; `decode(latent, quantize=True)` -> (B, 3, H, W).
+        config: ModelConfig.
+        schedule: the trained ShiftSchedule.
+        scale: output pixels per input pixel.
+        metadata: strings that came with the file (licence, parent, training).
+        device, dtype: where and in what format the weights are.
+    """
+
+    def __init__(self, config: ModelConfig, metadata: dict[str, str] | None = None):
+        self.config = config
+        self.schedule = ShiftSchedule(config.steps, config.kappa, config.p, config.min_noise_level, config.sqrt_eta_T)
+        self.unet = SwinUNet(config.unet)
+        self.autoencoder = next(
+            module(config.autoencoder) for module, kind in AUTOENCODERS.values() if isinstance(config.autoencoder, kind)
+        )
+        self.metadata = dict(metadata or {})
+        self.device, self.dtype = torch.device("cpu"), torch.float32
+        self.eval()
+
+    @property
+    def scale(self) -> int:
+        return self.config.scale
+
+    def eval(self) -> ResShiftModel:
+        """Inference mode of both networks; no gradients."""
+        for module in (self.unet, self.autoencoder):
+            module.eval().requires_grad_(False)
+        return self
+
+    def to(self, device=None, dtype: torch.dtype | None = None) -> ResShiftModel:
+        """Move and convert in place, and return self. Weights are laid out channels last."""
+        self.device = torch.device(device) if device is not None else self.device
+        self.dtype = dtype or self.dtype
+        for module in (self.unet, self.autoencoder):
+            module.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        return self
+
+    def in_float32(self) -> ResShiftModel:
+        """A copy in float32 on the same device, for a tile that overflowed."""
+        twin = copy.copy(self)
+        twin.unet, twin.autoencoder = copy.deepcopy(self.unet), copy.deepcopy(self.autoencoder)
+        return twin.to(dtype=torch.float32)
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Weights under `unet.` and `autoencoder.`."""
+        return {
+            f"{part}.{key}": value
+            for part in ("unet", "autoencoder")
+            for key, value in getattr(self, part).state_dict().items()
+        }
+
+    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
+        """Strict inverse of `state_dict`."""
+        for part in ("unet", "autoencoder"):
+            own = {key[len(part) + 1 :]: value for key, value in state_dict.items() if key.startswith(part + ".")}
+            getattr(self, part).load_state_dict(own, strict=True)
+
+    def bytes_per_tile(self, tile_height: int, tile_width: int) -> int:
+        """Working memory that one tile needs beyond the weights, in bytes: an upper estimate from the widest layers."""
+        element = torch.finfo(self.dtype).bits // 8
+        pixels = tile_height * tile_width
+        unet = self.config.unet
+        latent_area = pixels * self.scale**2 // self.config.autoencoder.factor**2
+        skips = 3 * (unet.num_res_blocks + 1)  # activations kept for the way up, and what a block holds at once
+        bytes_unet = latent_area * unet.model_channels * (skips + 4) * element
+        bytes_latents = latent_area * self.config.autoencoder.latent_channels * 6 * 4  # float32 x_t, x0, y0, noise
+        vqgan = isinstance(self.config.autoencoder, VQGANConfig)
+        bytes_pixels = pixels * self.scale**2 * (4 * self.config.autoencoder.ch * element if vqgan else 3 * 4 * 4)
+        return max(bytes_unet, bytes_pixels) + bytes_latents
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for m in (self.unet, self.autoencoder) for p in m.parameters()) / 1e6
+        return (
+            f"ResShiftModel({self.config.name or self.config.variant or 'custom'}, x{self.scale}, "
+            f"{self.config.default_steps} steps, {millions:.1f} M parameters, {self.dtype}, {self.device})"
+        )

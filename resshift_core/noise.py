@@ -1,0 +1,69 @@
+"""The chain's noise: one CPU generator per picture, drawn for the whole picture, sliced for tiles.
+
+The order is the reference's: x_T first, then one draw per step. The same seed therefore gives the same noise on every
+device, alone or in a batch, whatever the tile size.
+"""
+
+from __future__ import annotations
+
+import torch
+
+KEEP_BYTES = 64 * 2**20  # pictures whose noise is smaller than this keep all of it
+BAND_ROWS = 64  # distance of the saved generator states otherwise
+BLOCK = 16  # torch fills normals in blocks of 16: a draw split at multiples of 16 gives the values of the whole draw
+
+
+class NoiseField:
+    """N(0, 1) noise of `draws` draws of shape (channels, height, width), readable by rows.
+
+    Values equal `torch.manual_seed(seed)` followed by `draws` calls of `torch.randn(1, channels, height, width)`. A large
+    field is not stored: a first pass saves generator states every 64 rows, and rows are drawn again when asked for.
+
+    Args:
+        seed: whole number; values outside 64 bits wrap around.
+        width: a multiple of 16 if the field is large.
+    """
+
+    def __init__(self, seed: int, draws: int, channels: int, height: int, width: int):
+        self.seed, self.draws = int(seed) % 2**64, draws
+        self.shape = (channels, height, width)
+        self.generator = torch.Generator()
+        self.generator.manual_seed(self.seed if self.seed < 2**63 else self.seed - 2**64)
+        self._whole = self._states = None
+        self._rows: dict[int, tuple[tuple[int, int], torch.Tensor]] = {}
+        if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
+            self._whole = [torch.randn(self.shape, generator=self.generator) for _ in range(draws)]
+        else:
+            self._states = [[self._channel_states() for _ in range(channels)] for _ in range(draws)]
+
+    def _channel_states(self) -> list[torch.Tensor]:
+        """Generator states at every band of one channel; leaves the generator at the channel's end."""
+        _, height, width = self.shape
+        states, skipped = [], torch.empty(BAND_ROWS * width)
+        for row in range(0, height, BAND_ROWS):
+            states.append(self.generator.get_state())
+            rows = min(BAND_ROWS, height - row)
+            skipped[: rows * width].uniform_(generator=self.generator)  # as many random words as rows * width normals
+        return states
+
+    def rows(self, draw: int, first: int, last: int) -> torch.Tensor:
+        """float32 (channels, last - first, width) of one draw; the rows asked for last are kept."""
+        if self._whole is not None:
+            return self._whole[draw][:, first:last]
+        kept = self._rows.get(draw)
+        if kept is None or kept[0] != (first, last):
+            self._rows[draw] = kept = ((first, last), self._redraw(draw, first, last))
+        return kept[1]
+
+    def _redraw(self, draw: int, first: int, last: int) -> torch.Tensor:
+        channels, height, width = self.shape
+        out = torch.empty(channels, last - first, width)
+        band, start = first // BAND_ROWS, first // BAND_ROWS * BAND_ROWS
+        for channel in range(channels):
+            self.generator.set_state(self._states[draw][channel][band])
+            for row in range(start, last, BAND_ROWS):
+                rows = min(BAND_ROWS, height - row)
+                values = torch.randn(rows, width, generator=self.generator)
+                low, high = max(first, row), min(last, row + rows)
+                out[channel, low - first : high - first] = values[low - row : high - row]
+        return out

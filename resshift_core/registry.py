@@ -1,0 +1,167 @@
+"""The one table of models that can be had by name: what they are, where they lie, and under which licence."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .errors import InputError
+
+S_LAB = "S-Lab License 1.0 (non-commercial)"
+CC_NC = "CC BY-NC-SA 4.0 (non-commercial)"
+RESSHIFT_RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
+SINSR_RELEASE = "https://github.com/wyf0912/SinSR/releases/download/v1.0/"
+
+WEIGHTS_DIR = Path(__file__).parent / "weights"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What the shapes of a published network cannot tell."""
+
+    steps: int
+    min_noise_level: float
+    scale: int
+    task: str
+    autoencoder: str  # registry name
+    default_steps: int = 0  # 0 = steps
+
+    kappa: float = 2.0
+    p: float = 0.3
+    sqrt_eta_T: float = 0.99
+
+
+VARIANTS = {
+    "realsr_x4_s15": Variant(15, 0.04, 4, "sr", "vq_f4"),
+    "realsr_x4_s4": Variant(4, 0.2, 4, "sr", "vq_f4"),
+    "bicsr_x4_s4": Variant(4, 0.2, 4, "sr", "vq_f4"),
+    "realsr_x2_s4": Variant(4, 0.2, 2, "sr", "vq_f4"),
+    "inpaint_imagenet_s4": Variant(4, 0.2, 1, "inpaint", "vq_f4"),
+    "inpaint_face_s4": Variant(4, 0.2, 1, "inpaint", "vq_f4_face"),
+    "faceir_s4": Variant(4, 0.2, 1, "face", "vq_f8_face"),
+    "sinsr_x4_s1": Variant(15, 0.04, 4, "sr", "vq_f4", default_steps=1),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One downloadable or bundled file. `size` in bytes and `sha256` are None where they are not known to us."""
+
+    name: str
+    file: str
+    task: str  # "sr", "inpaint", "face" or "autoencoder"
+    licence: str
+    url: str = ""  # empty: the file is part of this package
+    variant: str = ""
+    scale: int = 1
+    steps: int = 0
+    size: int | None = None
+    sha256: str | None = None
+
+    @property
+    def bundled(self) -> bool:
+        return not self.url
+
+    def find(self) -> Path | None:
+        """Where the file lies on this machine, or None."""
+        if self.bundled:
+            path = WEIGHTS_DIR / self.file
+            return path if path.is_file() else None
+        return find_file(self.file)
+
+
+def _published(name: str, file: str, variant: str, size=None, sha256=None, release=RESSHIFT_RELEASE, licence=S_LAB):
+    kind = VARIANTS[variant]
+    steps = kind.default_steps or kind.steps
+    return Entry(name, file, kind.task, licence, release + file, variant, kind.scale, steps, size, sha256)
+
+
+def _autoencoder(name: str, file: str, size=None, sha256=None):
+    return Entry(name, file, "autoencoder", S_LAB, RESSHIFT_RELEASE + file, size=size, sha256=sha256)
+
+
+_ENTRIES = (
+    Entry("builtin", "builtin.safetensors", "sr", "Apache-2.0", scale=4, steps=4),
+    _published("realsr_x4_s15_v1", "resshift_realsrx4_s15_v1.pth", "realsr_x4_s15"),
+    _published("realsr_x4_s15_v2", "resshift_realsrx4_s15_v2.pth", "realsr_x4_s15"),
+    _published(
+        "realsr_x4_s4", "resshift_realsrx4_s4_v3.pth", "realsr_x4_s4", 477917058,
+        "878da888bbbe10b8b0d4ff179c2de3059fd8a4cf2c705942a77a7f3b23ea1efd",
+    ),
+    _published("bicsr_x4_s4", "resshift_bicsrx4_s4.pth", "bicsr_x4_s4"),
+    _published("inpaint_imagenet_s4", "resshift_inpainting_imagenet_s4.pth", "inpaint_imagenet_s4"),
+    _published(
+        "inpaint_face_s4", "resshift_inpainting_face_s4.pth", "inpaint_face_s4", 478403130,
+        "bf3a1691d4ad46958f7abe847f9afce632400112d9e9cd8fb5253c33da4cec02",
+    ),
+    _published("faceir_s4", "resshift_faceir_s4.pth", "faceir_s4"),
+    _published("sinsr_x4_s1", "SinSR_v1.pth", "sinsr_x4_s1", release=SINSR_RELEASE, licence=CC_NC),
+    _autoencoder(
+        "vq_f4", "autoencoder_vq_f4.pth", 221364711,
+        "e967eaa2c380152811c53e312990d6967a8a957c4f7590f19490ec72110b2889",
+    ),
+    _autoencoder(
+        "vq_f4_face", "celeba256_vq_f4_dim3_face.pth", 221364711,
+        "770a2d8888ad51d84ceeda5f9b64ee19b2688bc1e88d1139e3a1eea0a3b9501a",
+    ),
+    _autoencoder("vq_f8_face", "ffhq512_vq_f8_dim8_face.pth"),
+)  # fmt: skip
+REGISTRY = {entry.name: entry for entry in _ENTRIES}
+
+
+def models_dir() -> Path:
+    """Where downloads go: `RESSHIFT_MODELS_DIR`, else the user's data folder of the operating system."""
+    chosen = os.environ.get("RESSHIFT_MODELS_DIR")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Application Support"
+    else:
+        base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return base / "resshift" / "models"
+
+
+_extra_dirs: list[Path] = []
+
+
+def add_models_dir(path: str | os.PathLike) -> None:
+    """Also look for model files in `path`: hosts have folders of their own. Searched after `models_dir()`."""
+    if Path(path) not in _extra_dirs:
+        _extra_dirs.append(Path(path))
+
+
+def search_dirs() -> list[Path]:
+    """Folders searched for model files, first match wins."""
+    return [models_dir(), *_extra_dirs]
+
+
+def find_file(file: str) -> Path | None:
+    """`file`, or the same stem converted to .safetensors, in the search folders; letter case does not matter."""
+    wanted = [file.lower(), Path(file).with_suffix(".safetensors").name.lower()]
+    for folder in search_dirs():
+        if folder.is_dir():
+            names = {path.name.lower(): path for path in folder.iterdir() if path.is_file()}
+            for name in wanted:
+                if name in names:
+                    return names[name]
+    return None
+
+
+def get_entry(name: str) -> Entry:
+    """The registry's entry of that name.
+
+    Raises:
+        InputError: there is none; the text lists the names.
+    """
+    if name not in REGISTRY:
+        raise InputError(f"There is no model called {name!r}. Known are: {', '.join(REGISTRY)}.")
+    return REGISTRY[name]
+
+
+def list_models() -> list[dict]:
+    """The registry as dictionaries: name, file, task, scale, steps, size (bytes), sha256, licence, url, present."""
+    return [{**asdict(entry), "present": entry.find() is not None} for entry in REGISTRY.values()]

@@ -1,0 +1,191 @@
+"""The shifting schedule of ResShift: eta_t, and the closed forms of the chain built on it.
+
+Symbols are the paper's (Yue et al., "ResShift", NeurIPS 2023): e0 = y0 - x0 is the residual that the chain shifts,
+eta_t grows from nearly 0 at t = 1 to nearly 1 at t = T, kappa scales the noise. Tables are float64, t = 1..T at index
+0..T-1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .errors import InputError
+
+
+def _sqrt_eta_table(steps: int, p: float, sqrt_eta_1: float, sqrt_eta_T: float) -> np.ndarray:
+    """sqrt(eta_t) = sqrt(eta_1) * b0^beta_t with beta_t = ((t-1)/(T-1))^p (T-1), eq. 10. Shape (T,)."""
+    if steps == 1:
+        return np.array([sqrt_eta_T], dtype=np.float64)
+    t = np.arange(steps, dtype=np.float64)
+    beta = (t / (steps - 1)) ** p * (steps - 1)
+    log_b0 = math.log(sqrt_eta_T / sqrt_eta_1) / (steps - 1)  # log b0 = log(eta_T / eta_1) / (2 (T-1))
+    return sqrt_eta_1 * np.exp(beta * log_b0)
+
+
+@dataclass(frozen=True)
+class ShiftSchedule:
+    """sqrt(eta_t) for t = 1..T, the noise scale kappa, and the quantities of eq. 1-8 that follow from them.
+
+    Args:
+        steps: T, the number of diffusion steps, at least 1.
+        kappa: noise scale, >= 0 (0 makes the chain noise free).
+        p: exponent of eq. 10, > 0; larger values spend more steps at small eta (fidelity).
+        min_noise_level: m; checkpoints use sqrt(eta_1) = min(m / kappa, m).
+        sqrt_eta_T: sqrt(eta) at the last step, in (0, 1].
+        sqrt_eta_1: sqrt(eta) at the first step; given, it replaces the rule above.
+        tau: the trained network's time input for every step, counted from 0, possibly fractional; None = 0..T-1.
+
+    Raises:
+        InputError: a value is outside its range.
+    """
+
+    steps: int = 15
+    kappa: float = 2.0
+    p: float = 0.3
+    min_noise_level: float = 0.04
+    sqrt_eta_T: float = 0.99
+    sqrt_eta_1: float | None = None
+    tau: np.ndarray | None = field(default=None, compare=False, repr=False)
+
+    sqrt_eta: np.ndarray = field(init=False, compare=False, repr=False)
+    eta: np.ndarray = field(init=False, compare=False, repr=False)
+    alpha: np.ndarray = field(init=False, compare=False, repr=False)
+    posterior_variance: np.ndarray = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self):
+        if int(self.steps) != self.steps or self.steps < 1:
+            raise InputError(f"steps is {self.steps!r}; it must be a whole number of at least 1.")
+        if not (math.isfinite(self.kappa) and self.kappa >= 0):
+            raise InputError(f"kappa is {self.kappa!r}; it must be a number of at least 0.")
+        if not (math.isfinite(self.p) and self.p > 0):
+            raise InputError(f"p is {self.p!r}; it must be a positive number.")
+        if not 0 < self.sqrt_eta_T <= 1:
+            raise InputError(f"sqrt_eta_T is {self.sqrt_eta_T!r}; it must lie in (0, 1].")
+        if self.sqrt_eta_1 is None:
+            m = self.min_noise_level
+            if not 0 < m:
+                raise InputError(f"min_noise_level is {m!r}; it must be a positive number.")
+            object.__setattr__(self, "sqrt_eta_1", min(m / self.kappa, m) if self.kappa > 0 else m)
+        if not 0 < self.sqrt_eta_1 <= self.sqrt_eta_T:
+            raise InputError(f"sqrt_eta_1 is {self.sqrt_eta_1!r}; it must lie in (0, sqrt_eta_T = {self.sqrt_eta_T}].")
+        self._fill(_sqrt_eta_table(int(self.steps), self.p, self.sqrt_eta_1, self.sqrt_eta_T))
+
+    def _fill(self, sqrt_eta: np.ndarray) -> None:
+        eta = sqrt_eta**2
+        previous = np.concatenate([[0.0], eta[:-1]])  # eta_0 = 0
+        alpha = eta - previous
+        tables = {
+            "sqrt_eta": sqrt_eta,
+            "eta": eta,
+            "alpha": alpha,
+            "posterior_variance": self.kappa**2 * previous / eta * alpha,
+            "tau": np.arange(len(eta), dtype=np.float64) if self.tau is None else np.asarray(self.tau, np.float64),
+        }
+        for name, table in tables.items():
+            table.setflags(write=False)
+            object.__setattr__(self, name, table)
+
+    @classmethod
+    def paper(cls, steps: int = 15, kappa: float = 2.0, p: float = 0.3) -> ShiftSchedule:
+        """The schedule as the paper prints it (eq. 9-10): eta_1 = min((0.04/kappa)^2, 0.001), eta_T = 0.999."""
+        eta_1 = min((0.04 / kappa) ** 2, 0.001) if kappa > 0 else 0.001
+        return cls(steps, kappa, p, sqrt_eta_T=math.sqrt(0.999), sqrt_eta_1=math.sqrt(eta_1))
+
+    def retime(self, steps: int | None = None, kappa: float | None = None, p: float | None = None) -> ShiftSchedule:
+        """Another schedule for the network that was trained with this one; None keeps the trained value.
+
+        The new sqrt(eta'_t) runs between the trained end points with eq. 10's exponent for the new T and p. `tau` of the
+        result is the fractional index at which the trained curve has the same value, found by linear interpolation of
+        log sqrt(eta). kappa moves neither. With nothing changed the result equals this schedule bit for bit.
+
+        Raises:
+            InputError: a value is out of range, or a one-step schedule is asked for more steps.
+        """
+        new_steps = self.steps if steps is None else steps
+        new_p = self.p if p is None else float(p)
+        new_kappa = self.kappa if kappa is None else float(kappa)
+        if int(new_steps) != new_steps or new_steps < 1:
+            raise InputError(f"steps is {new_steps!r}; it must be a whole number of at least 1.")
+        new_steps = int(new_steps)
+        if not (math.isfinite(new_p) and new_p > 0):
+            raise InputError(f"p is {new_p!r}; it must be a positive number.")
+        if new_steps == self.steps and new_p == self.p:
+            tau = self.tau
+        elif self.steps == 1 and new_steps > 1:
+            raise InputError(
+                f"This model was trained with one step and cannot run {new_steps}: there is no trained curve to follow. "
+                "Use steps=1."
+            )
+        else:
+            sqrt_eta = _sqrt_eta_table(new_steps, new_p, self.sqrt_eta_1, self.sqrt_eta_T)
+            tau = np.interp(np.log(sqrt_eta), np.log(self.sqrt_eta), self.tau)
+        return ShiftSchedule(
+            new_steps, new_kappa, new_p, self.min_noise_level, self.sqrt_eta_T, self.sqrt_eta_1, tau=tau
+        )
+
+    # The closed forms below take t = 1..T as the paper does, and torch tensors or numpy arrays of any one shape.
+
+    def _index(self, t: int) -> int:
+        if not 1 <= t <= self.steps:
+            raise InputError(f"t is {t}; this schedule has t = 1..{self.steps}.")
+        return t - 1
+
+    def marginal(self, x0, y0, t: int):
+        """(mean, standard deviation) of q(x_t | x0, y0) = N(x0 + eta_t e0, kappa^2 eta_t I), eq. 2."""
+        i = self._index(t)
+        return x0 + float(self.eta[i]) * (y0 - x0), self.kappa * float(self.sqrt_eta[i])
+
+    def transition(self, x_prev, x0, y0, t: int):
+        """(mean, standard deviation) of q(x_t | x_{t-1}, y0) = N(x_{t-1} + alpha_t e0, kappa^2 alpha_t I), eq. 1."""
+        i = self._index(t)
+        return x_prev + float(self.alpha[i]) * (y0 - x0), self.kappa * math.sqrt(self.alpha[i])
+
+    def posterior_coefficients(self, t: int) -> tuple[float, float]:
+        """(eta_{t-1} / eta_t, alpha_t / eta_t): the weights of x_t and x0 in the posterior mean of eq. 6."""
+        i = self._index(t)
+        share = float(self.alpha[i] / self.eta[i])
+        return (float(self.eta[i - 1] / self.eta[i]) if i else 0.0), share
+
+    def posterior(self, x_t, x0, t: int):
+        """(mean, standard deviation) of q(x_{t-1} | x_t, x0), eq. 6; the standard deviation is 0 at t = 1."""
+        of_xt, of_x0 = self.posterior_coefficients(t)
+        return of_xt * x_t + of_x0 * x0, math.sqrt(self.posterior_variance[t - 1])
+
+    def deterministic_coefficients(self, t: int) -> tuple[float, float, float]:
+        """(k, m, j) of the noise-free step x_{t-1} = k x0 + m x_t + j y0 (SinSR's map; eta_0 = 0)."""
+        i = self._index(t)
+        if i == 0:
+            return 1.0, 0.0, 0.0
+        previous, eta = float(self.eta[i - 1]), float(self.eta[i])
+        cross = math.sqrt(previous * eta)
+        m = math.sqrt(previous / eta)
+        return 1 - previous + cross - m, m, previous - cross
+
+    def prior(self, y0):
+        """(mean, standard deviation) of x_T: N(y0, kappa^2 eta_T I)."""
+        return y0, self.kappa * float(self.sqrt_eta[-1])
+
+    def loss_weight(self) -> np.ndarray:
+        """w_t = alpha_t / (2 kappa^2 eta_t eta_{t-1}) of eq. 8, shape (T,). Infinite at t = 1, so t = 2 stands in.
+
+        It is the weight of ||x0 - f||^2 that the variational bound gives: (alpha_t / eta_t)^2 over twice the posterior
+        variance. Published checkpoints were trained with w_t = 1.
+        """
+        variance = self.posterior_variance.copy()
+        variance[0] = variance[1] if self.steps > 1 else 1.0
+        with np.errstate(divide="ignore"):
+            return 0.5 * (self.alpha / self.eta) ** 2 / variance
+
+    def input_scale(self, t: int, space: str = "latent") -> float:
+        """Factor on x_t before it enters the network.
+
+        "latent": 1 / sqrt(1 + kappa^2 eta_t), unit variance for a unit-variance latent.
+        "pixel": 1 / (1 + 3 kappa sqrt(eta_t)), which keeps 3 sigma inside [-1, 1].
+        """
+        i = self._index(t)
+        if space == "pixel":
+            return 1.0 / (1.0 + 3.0 * self.kappa * float(self.sqrt_eta[i]))
+        return 1.0 / math.sqrt(1.0 + self.kappa**2 * float(self.eta[i]))

@@ -1,0 +1,68 @@
+"""Where tiles lie, and how their results are blended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Tiles along one side of a picture: equal lengths, shifted inward at the end, in low-resolution pixels."""
+
+    length: int  # of the picture, or of its padded extent where one tile holds it all
+    tile: int
+    starts: tuple[int, ...]
+    overlap: int
+
+    def weights(self, index: int, scale: int) -> torch.Tensor:
+        """Blending weights of tile number `index` for its tile * scale output pixels, float32; all tiles sum to 1."""
+        total = torch.zeros(self.length * scale, dtype=torch.float64)
+        for i, start in enumerate(self.starts):
+            total[start * scale : (start + self.tile) * scale] += self._ramp(i, scale)
+        start = self.starts[index] * scale
+        return (self._ramp(index, scale) / total[start : start + self.tile * scale]).float()
+
+    def _ramp(self, index: int, scale: int) -> torch.Tensor:
+        """Smooth from 0 to 1 over the middle half of the overlap: the outer quarter, which lacks context, counts nothing.
+
+        The first tile does not fall off towards the picture's start, nor the last towards its end.
+        """
+        weights = torch.ones(self.tile * scale, dtype=torch.float64)
+        if self.overlap == 0:
+            return weights
+        width = self.overlap * scale
+        position = (torch.arange(width, dtype=torch.float64) + 0.5) / width
+        rise = torch.sin(((position - 0.25) * 2).clamp(0, 1) * (torch.pi / 2)) ** 2
+        if index > 0:
+            weights[:width] *= rise
+        if index < len(self.starts) - 1:
+            weights[-width:] *= rise.flip(0)
+        return weights
+
+
+def lay_axis(length: int, padded: int, tile: int, overlap: int, unit: int) -> Axis:
+    """Tiles of `tile` pixels over `length` pixels; a side that fits into one tile is one tile of its padded length.
+
+    `unit` is the number of low-resolution pixels per latent position (at least 1): starts are multiples of it.
+    """
+    if padded <= tile:
+        return Axis(padded, padded, (0,), 0)
+    length = min(padded, max(tile, -(-length // unit) * unit))
+    stride = max(unit, (tile - overlap) // unit * unit)
+    starts = list(range(0, length - tile, stride)) + [length - tile]
+    return Axis(length, tile, tuple(starts), min(overlap, tile // 2))
+
+
+def reflect_index(first: int, last: int, padded: int, length: int) -> torch.Tensor:
+    """Source rows for rows first..last-1 of a side of `length` pixels, reflected to `padded`, then replicated beyond.
+
+    Reflection repeats as often as needed, so a side of any length from 1 can be padded to anything.
+    """
+    index = torch.arange(first, last).clamp(0, padded - 1)
+    if length == 1:
+        return torch.zeros_like(index)
+    period = 2 * (length - 1)
+    index = index % period
+    return torch.where(index < length, index, period - index)

@@ -1,0 +1,225 @@
+"""ResShift's network: a UNet whose attention is Swin layers. It takes x_t and the low-resolution picture, predicts x0.
+
+Module and key names are those of the published checkpoints, so that their state dicts load strictly.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .normalization import NORMS
+from .swin import SwinLayer
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Everything that fixes the network. The defaults are the published x4 network (118.59 M parameters).
+
+    The fields after `image_size` are for models of our own; published checkpoints use their defaults.
+    """
+
+    in_channels: int = 3  # of the latent x_t
+    out_channels: int = 3  # of the latent x0
+    lq_channels: int = 3  # of the low-resolution picture (RGB)
+    mask: bool = False  # inpainting: the mask is one more input channel beside the picture
+    lq_stages: int = 0  # halvings from the picture's size to the latent's
+    model_channels: int = 160
+    channel_mult: tuple[int, ...] = (1, 2, 2, 4)  # width of each level, in model_channels
+    num_res_blocks: int = 2  # per level on the way down; one more on the way up
+    swin_depth: int = 2  # blocks of a Swin layer; 0 = no attention
+    swin_channels: int = 192
+    head_channels: int = 32
+    window: int = 8
+    mlp_ratio: float = 4.0
+    image_size: int = 64  # nominal latent size; says which levels are too small to shift their windows
+    norm: str = "group"  # a key of normalization.NORMS
+    shift_mask: str = "resshift"  # or "swin"
+    trunk_blocks: int = 0  # residual blocks on the low-resolution picture alone, computed once for all steps
+
+    @property
+    def latent_multiple(self) -> int:
+        """Height and width of the latent must be multiples of this."""
+        levels = 2 ** (len(self.channel_mult) - 1)
+        return levels * self.window if self.swin_depth else levels
+
+
+class TimestepEmbedding(nn.Sequential):
+    """Sinusoids of t (cosines, then sines; frequencies 10000^(-i / half)) through Linear, SiLU, Linear. (B,) -> (B, 4C)."""
+
+    def __init__(self, channels: int):
+        super().__init__(nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, 4 * channels))
+        self.channels = channels
+
+    def forward(self, t):
+        half = self.channels // 2
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+        angles = t.float()[:, None] * frequencies  # float32: t may be fractional
+        embedding = torch.cat([angles.cos(), angles.sin()], dim=1)
+        return super().forward(embedding.to(self[0].weight.dtype))
+
+
+class ResBlock(nn.Module):
+    """norm, SiLU, conv3x3; norm, FiLM by the time embedding, SiLU, conv3x3; plus the input.
+
+    `emb_channels=0` leaves the time out (the trunk).
+    """
+
+    def __init__(self, channels: int, out_channels: int, emb_channels: int, norm: str):
+        super().__init__()
+        self.in_layers = nn.Sequential(NORMS[norm](channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        if emb_channels:
+            self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
+        self.out_layers = nn.Sequential(
+            NORMS[norm](out_channels),
+            nn.SiLU(),
+            nn.Identity(),  # the published key of the convolution is 3: training put a dropout of rate 0 here
+            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+        )
+        same = channels == out_channels
+        self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x, emb=None):
+        h = self.out_layers[0](self.in_layers(x))
+        if emb is not None:
+            scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return self.skip_connection(x) + self.out_layers[1:](h)
+
+
+class Downsample(nn.Module):
+    """conv3x3 with stride 2 under the key `op`."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Nearest x2, then conv3x3 under the key `conv`."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Stage(nn.Sequential):
+    """One entry of the network's block lists: hands the time embedding to the residual blocks in it."""
+
+    def forward(self, x, emb):
+        for layer in self:
+            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+        return x
+
+
+def _feature_extractor(config: UNetConfig) -> tuple[nn.Module, int]:
+    """The low-resolution branch down to latent size, and the number of its output channels."""
+    channels = config.lq_channels + config.mask
+    if not config.lq_stages:
+        return nn.Identity(), channels
+    layers, width = [], 16
+    for _ in range(config.lq_stages):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU(), Downsample(width, 2 * width)]
+        channels = width = 2 * width
+    return nn.Sequential(*layers), channels
+
+
+class SwinUNet(nn.Module):
+    """f(x_t, t, y0): the prediction of x0 (or of x0 - y0, as the model's configuration says) in latent space.
+
+    `forward(x, t, lq, mask)`:
+        x: (B, in_channels, h, w), x_t already multiplied by `ShiftSchedule.input_scale`.
+        t: (B,), step index from 0, may be fractional.
+        lq: (B, 3, H, W) in [-1, 1], the low-resolution picture before any upsampling; H = h * 2^lq_stages.
+        mask: (B, 1, H, W), -1 = keep, +1 = fill in; inpainting networks only.
+        condition: what `condition(lq, mask)` returned, given in place of lq and mask; it is the same for every step.
+    Returns (B, out_channels, h, w). h and w must be multiples of `config.latent_multiple`.
+    """
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        width, emb_channels = config.model_channels, 4 * config.model_channels
+        self.time_embed = TimestepEmbedding(width)
+        self.feature_extractor, lq_features = _feature_extractor(config)
+        if config.trunk_blocks:
+            self.trunk = nn.Sequential(
+                nn.Conv2d(lq_features, width, 3, padding=1),
+                *(ResBlock(width, width, 0, config.norm) for _ in range(config.trunk_blocks)),
+            )
+            lq_features = width
+
+        def res(channels, out_channels):
+            return ResBlock(channels, out_channels, emb_channels, config.norm)
+
+        def swin(channels, level):
+            if not config.swin_depth:
+                return []
+            heads = config.swin_channels // config.head_channels
+            shifts = config.image_size // 2**level > config.window
+            return [
+                SwinLayer(
+                    channels, config.swin_channels, config.swin_depth, heads, config.window, config.mlp_ratio,
+                    config.norm, shifts, config.shift_mask,
+                )
+            ]  # fmt: skip
+
+        self.input_blocks = nn.ModuleList([Stage(nn.Conv2d(config.in_channels + lq_features, width, 3, padding=1))])
+        channels, skips = width, [width]
+        last = len(config.channel_mult) - 1
+        for level, mult in enumerate(config.channel_mult):
+            for i in range(config.num_res_blocks):
+                self.input_blocks.append(Stage(res(channels, mult * width), *(swin(mult * width, level) if i == 0 else [])))
+                channels = mult * width
+                skips.append(channels)
+            if level != last:
+                self.input_blocks.append(Stage(Downsample(channels, channels)))
+                skips.append(channels)
+
+        self.middle_block = Stage(res(channels, channels), *swin(channels, last), res(channels, channels))
+
+        self.output_blocks = nn.ModuleList()
+        for level in range(last, -1, -1):
+            for i in range(config.num_res_blocks + 1):
+                layers = [res(channels + skips.pop(), config.channel_mult[level] * width)]
+                channels = config.channel_mult[level] * width
+                if i == 0:
+                    layers += swin(channels, level)
+                if level and i == config.num_res_blocks:
+                    layers.append(Upsample(channels))
+                self.output_blocks.append(Stage(*layers))
+
+        self.out = nn.Sequential(
+            NORMS[config.norm](channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)
+        )
+
+    def condition(self, lq, mask=None):
+        """The part of the network that sees the low-resolution picture alone. (B, 3, H, W) -> (B, C, h, w)."""
+        if mask is not None:
+            lq = torch.cat([lq, mask], dim=1)
+        features = self.feature_extractor(lq.to(self.out[2].weight.dtype))
+        return self.trunk(features) if self.config.trunk_blocks else features
+
+    def forward(self, x, t, lq=None, mask=None, condition=None):
+        emb = self.time_embed(t)
+        if condition is None:
+            condition = self.condition(lq, mask)
+        h = torch.cat([x.to(condition.dtype), condition], dim=1)
+        skips = []
+        for stage in self.input_blocks:
+            h = stage(h, emb)
+            skips.append(h)
+        h = self.middle_block(h, emb)
+        for stage in self.output_blocks:
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+        return self.out(h)

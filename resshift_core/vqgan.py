@@ -1,0 +1,222 @@
+"""The VQGAN (Esser et al., 2021) whose latent space the published ResShift checkpoints work in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .normalization import GroupNorm
+
+CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes
+QUERIES_CHUNK = 1024  # rows of the middle attention's score matrix at a time
+
+
+@dataclass(frozen=True)
+class VQGANConfig:
+    """Everything that fixes the autoencoder. The defaults are the published f4 one (55.3 M parameters)."""
+
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: tuple[int, ...] = (2, 2, 2)  # per level of the encoder; the decoder has one more
+    z_channels: int = 3
+    embed_dim: int = 3
+    n_embed: int = 8192
+
+    @property
+    def factor(self) -> int:
+        """Pixels per latent position along a side."""
+        return 2 ** (len(self.ch_mult) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.embed_dim
+
+
+def _norm(channels):
+    return GroupNorm(channels, eps=1e-6)
+
+
+class ResnetBlock(nn.Module):
+    """norm, swish, conv3x3, twice, plus the input (through a 1x1 convolution where the width changes)."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.norm1 = _norm(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2 = _norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        if channels != out_channels:
+            self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x):
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+
+
+class AttnBlock(nn.Module):
+    """x + proj_out(attention(norm(x))) with one head over all positions; the queries go in chunks, so memory is O(N)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = _norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        h = self.norm(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # (B, N, C)
+        h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(QUERIES_CHUNK, dim=1)], dim=1)
+        return x + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+
+
+class Downsample(nn.Module):
+    """Zero-pad one pixel right and bottom, conv3x3 with stride 2."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Nearest x2, conv3x3."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution under `block`, then possibly `downsample` or `upsample`."""
+
+    def __init__(self, channels: int, out_channels: int, blocks: int):
+        super().__init__()
+        widths = [channels] + [out_channels] * blocks
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(widths, widths[1:]))
+
+    def forward(self, x):
+        for block in self.block:
+            x = block(x)
+        for name in ("downsample", "upsample"):
+            if hasattr(self, name):
+                x = getattr(self, name)(x)
+        return x
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.block_1 = ResnetBlock(channels, channels)
+        self.attn_1 = AttnBlock(channels)
+        self.block_2 = ResnetBlock(channels, channels)
+
+    def forward(self, x):
+        return self.block_2(self.attn_1(self.block_1(x)))
+
+
+class Encoder(nn.Module):
+    """(B, 3, H, W) -> (B, z_channels, H / factor, W / factor)."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, config.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        channels = config.ch
+        for i, (mult, blocks) in enumerate(zip(config.ch_mult, config.num_res_blocks)):
+            level = Level(channels, config.ch * mult, blocks)
+            channels = config.ch * mult
+            if i != len(config.ch_mult) - 1:
+                level.downsample = Downsample(channels)
+            self.down.append(level)
+        self.mid = Middle(channels)
+        self.norm_out = _norm(channels)
+        self.conv_out = nn.Conv2d(channels, config.z_channels, 3, padding=1)
+
+    def forward(self, x):
+        h = self.conv_in(x)
+        for level in self.down:
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """(B, z_channels, h, w) -> (B, 3, h * factor, w * factor)."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        channels = config.ch * config.ch_mult[-1]
+        self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
+        self.mid = Middle(channels)
+        levels = []  # from the lowest resolution up; `up` is indexed from the highest
+        for i, (mult, blocks) in reversed(list(enumerate(zip(config.ch_mult, config.num_res_blocks)))):
+            level = Level(channels, config.ch * mult, blocks + 1)
+            channels = config.ch * mult
+            if i:
+                level.upsample = Upsample(channels)
+            levels.insert(0, level)
+        self.up = nn.ModuleList(levels)
+        self.norm_out = _norm(channels)
+        self.conv_out = nn.Conv2d(channels, 3, 3, padding=1)
+
+    def forward(self, z):
+        h = self.mid(self.conv_in(z))
+        for level in reversed(self.up):
+            h = level(h)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+
+class Codebook(nn.Module):
+    """The learned codes, and the nearest one to a latent vector."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(config.n_embed, config.embed_dim)
+        nn.init.uniform_(self.embedding.weight, -1 / config.n_embed, 1 / config.n_embed)
+
+    def codes(self, z):
+        """Index of the nearest code by squared distance in float32. (B, C, h, w) -> (B, h, w) int64."""
+        book = self.embedding.weight.float()
+        vectors = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+        norms = book.square().sum(1)
+        chunks = [torch.addmm(norms, part, book.T, alpha=-2).argmin(1) for part in vectors.split(CODES_CHUNK)]
+        return torch.cat(chunks).view(z.shape[0], *z.shape[2:])
+
+    def forward(self, z):
+        """Every vector replaced by its nearest code; gradients pass straight through to z."""
+        nearest = self.embedding(self.codes(z)).permute(0, 3, 1, 2).to(z.dtype)
+        return z + (nearest - z).detach() if z.requires_grad else nearest
+
+
+class VQGAN(nn.Module):
+    """encode: (B, 3, H, W) in [-1, 1] -> latent, not quantised. decode: latent -> (B, 3, H, W), nominally in [-1, 1]."""
+
+    def __init__(self, config: VQGANConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = Codebook(config)
+        self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
+        self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
+
+    def encode(self, image):
+        return self.quant_conv(self.encoder(image.to(self.quant_conv.weight.dtype)))
+
+    def decode(self, latent, quantize: bool = True):
+        """`quantize=False` decodes the latent as it is; published pipelines always quantise."""
+        z = self.quantize(latent) if quantize else latent
+        return self.decoder(self.post_quant_conv(z.to(self.post_quant_conv.weight.dtype)))
