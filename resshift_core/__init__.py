@@ -8,7 +8,7 @@ Reading order: pipeline (upscale), sampler, schedule; unet and swin, vqgan; chec
 """
 
 from .checkpoint import convert, load_model, save_model
-from .errors import CheckpointError, Cancelled, DownloadError, InputError, OutOfMemory, ResShiftError
+from .errors import Cancelled, CheckpointError, DownloadError, InputError, OutOfMemory, ResShiftError
 from .model import ModelConfig, ResShiftModel
 from .pipeline import StepEvent, upscale
 from .registry import add_models_dir, list_models, models_dir

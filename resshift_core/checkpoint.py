@@ -34,8 +34,7 @@ WRAPPERS = ("state_dict", "params_ema", "ema", "params", "model")
 PREFIXES = ("module.", "_orig_mod.", "model.")
 BUFFERS = ("relative_position_index", "attn_mask")  # recomputed, never loaded
 SHAPE_TELLS_NOTHING = (
-    "Its weights fit several models that differ in steps and scale. Say which one it is with variant=: "
-    f"{', '.join(VARIANTS)}."
+    f"Its weights fit several models that differ in steps and scale. Say which one it is with variant=: {', '.join(VARIANTS)}."
 )
 
 
@@ -357,7 +356,9 @@ def load_autoencoder(path: str | os.PathLike) -> tuple[VQGANConfig, dict[str, to
         inner = {key[len("autoencoder.") :]: value for key, value in state.items() if key.startswith("autoencoder.")}
         if not is_autoencoder(inner):
             what = "a diffusion network" if is_unet(state) else "something else"
-            raise CheckpointError(f"{path.name} is not an autoencoder but {what}. Published ones are called autoencoder_vq_f4.pth.")
+            raise CheckpointError(
+                f"{path.name} is not an autoencoder but {what}. Published ones are called autoencoder_vq_f4.pth."
+            )
         state = inner
     try:
         config = detect_autoencoder(state)
@@ -399,7 +400,9 @@ def _load_published(path: Path, state: dict, metadata: dict, autoencoder, varian
     try:
         unet = detect_unet(state)
     except Exception as error:
-        raise CheckpointError(f"{path.name} looks like a ResShift network, but its shapes make no sense ({error!r}).") from error
+        raise CheckpointError(
+            f"{path.name} looks like a ResShift network, but its shapes make no sense ({error!r})."
+        ) from error
     word = find_variant(unet, path, variant, metadata)
     vq_config, vq_state = load_autoencoder(autoencoder or VARIANTS[word].autoencoder)
     if vq_config.latent_channels != unet.out_channels:
@@ -530,7 +533,9 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, variant: str |
         try:
             unet = detect_unet(state)
         except Exception as error:
-            raise CheckpointError(f"{source.name} looks like a ResShift network, but its shapes make no sense ({error!r}).") from error
+            raise CheckpointError(
+                f"{source.name} looks like a ResShift network, but its shapes make no sense ({error!r})."
+            ) from error
         try:
             metadata["variant"] = find_variant(unet, source, variant, metadata)
         except CheckpointError:

@@ -332,7 +332,9 @@ def _check_mask(mask, images, model: ResShiftModel):
             raise InputError("mask is given, but this model does not fill holes. Load an inpainting model, or leave mask out.")
         return None
     if mask is None:
-        raise InputError("This is an inpainting model: give mask=, (B, 1, H, W) in [0, 1], 1 where the picture is to be filled in.")
+        raise InputError(
+            "This is an inpainting model: give mask=, (B, 1, H, W) in [0, 1], 1 where the picture is to be filled in."
+        )
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != images.shape[2:] or mask.shape[0] not in (1, len(images)):
         raise InputError(f"mask is {tuple(mask.shape)}; it must be (B, 1, H, W) of the picture, {tuple(images.shape)}.")
     return torch.nan_to_num(mask.float()).clamp(0, 1).expand(len(images), -1, -1, -1)

@@ -122,9 +122,7 @@ class ShiftSchedule:
         else:
             sqrt_eta = _sqrt_eta_table(new_steps, new_p, self.sqrt_eta_1, self.sqrt_eta_T)
             tau = np.interp(np.log(sqrt_eta), np.log(self.sqrt_eta), self.tau)
-        return ShiftSchedule(
-            new_steps, new_kappa, new_p, self.min_noise_level, self.sqrt_eta_T, self.sqrt_eta_1, tau=tau
-        )
+        return ShiftSchedule(new_steps, new_kappa, new_p, self.min_noise_level, self.sqrt_eta_T, self.sqrt_eta_1, tau=tau)
 
     # The closed forms below take t = 1..T as the paper does, and torch tensors or numpy arrays of any one shape.
 

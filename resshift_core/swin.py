@@ -152,8 +152,7 @@ class SwinLayer(nn.Module):
         super().__init__()
         self.patch_embed = Projection(channels, swin_channels)
         self.blocks = nn.ModuleList(
-            SwinBlock(swin_channels, heads, window, mlp_ratio, norm, shifts and i % 2 == 1, mask_kind)
-            for i in range(depth)
+            SwinBlock(swin_channels, heads, window, mlp_ratio, norm, shifts and i % 2 == 1, mask_kind) for i in range(depth)
         )
         self.patch_unembed = Projection(swin_channels, channels)
 
