@@ -1,0 +1,68 @@
+"""What every test starts from: an empty models folder, no mirror, two threads; and fixtures of models."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from resshift_core import registry
+
+from . import standin
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(config, items):
+    """Skip what this machine, or this call, is not meant to run; the reason says how to run it."""
+    skips = {}
+    if not config.getoption("--slow"):
+        skips["slow"] = "takes longer than a minute: run pytest --slow"
+    if not torch.cuda.is_available():
+        skips["cuda"] = "needs an NVIDIA GPU"
+    if not (os.environ.get("COMFYUI_DIR") or os.environ.get("WEBUI_DIR")):
+        skips["host"] = "needs a checkout of a host: set COMFYUI_DIR or WEBUI_DIR"
+    for item in items:
+        for word, reason in skips.items():
+            if item.get_closest_marker(word):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def models_dir(tmp_path_factory, monkeypatch):
+    """No test sees, or writes into, the models of the person who runs it. Gives the (not yet existing) folder."""
+    folder = tmp_path_factory.mktemp("home") / "models"
+    monkeypatch.setenv("RESSHIFT_MODELS_DIR", str(folder))
+    monkeypatch.delenv("RESSHIFT_MIRROR", raising=False)
+    monkeypatch.setattr(registry, "_extra_dirs", [])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def published_model():
+    """published_model(variant) -> the full-size model with stand-in weights (0.7 GB); made once per session.
+
+    Do not change it: other tests get the same object.
+    """
+    made = {}
+
+    def get(variant: str):
+        if variant not in made:
+            made[variant] = standin.standin_model(standin.published_config(variant))
+        return made[variant]
+
+    yield get
+    made.clear()
+
+
+@pytest.fixture
+def small_model():
+    """small_model(**overrides) -> a fast space-to-depth model with stand-in weights; see standin.small_model."""
+    return standin.small_model
