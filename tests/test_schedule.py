@@ -1,0 +1,179 @@
+"""The schedule against the recorded tables, closed forms, and the probability theory behind eq. 1, 2 and 6."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import resshift_core as rs
+
+from .standin import GOLDEN
+
+RECORDED = json.loads((GOLDEN / "schedules.json").read_text())
+
+
+@pytest.mark.parametrize("entry", RECORDED, ids=lambda e: f"T{e['steps']}-p{e['p']}-kappa{e['kappa']}")
+def test_tables_agree_with_the_recorded_ones(entry):
+    s = rs.ShiftSchedule(entry["steps"], entry["kappa"], entry["p"], entry["min_noise_level"], entry["etas_end"])
+    rows = entry["index"]
+    np.testing.assert_allclose(s.sqrt_eta[rows], entry["sqrt_eta"], rtol=1e-12)
+    np.testing.assert_allclose(s.posterior_variance[rows], entry["posterior_variance"], rtol=1e-9)
+    coefficients = np.array([s.posterior_coefficients(row + 1) for row in rows])
+    np.testing.assert_allclose(coefficients[:, 0], entry["coef_xt"], rtol=1e-9)
+    np.testing.assert_allclose(coefficients[:, 1], entry["coef_x0"], rtol=1e-9)
+    np.testing.assert_allclose(s.loss_weight()[rows], entry["loss_weight"], rtol=1e-9)
+
+
+def test_printed_values_of_the_checkpoints():
+    four = rs.ShiftSchedule(4, 2.0, 0.3, 0.2)
+    np.testing.assert_allclose(four.sqrt_eta, [0.1, 0.5201, 0.7614, 0.99], atol=5e-5)
+    fifteen = rs.ShiftSchedule()
+    np.testing.assert_allclose(fifteen.sqrt_eta[[0, 1, 7, 14]], [0.02, 0.1172, 0.4759, 0.99], atol=5e-5)
+
+
+@pytest.mark.parametrize("kappa, eta_1", [(2.0, 0.0004), (0.5, 0.001), (16.0, (0.04 / 16) ** 2)])
+def test_paper_form_has_the_printed_end_points(kappa, eta_1):
+    s = rs.ShiftSchedule.paper(15, kappa, 0.3)
+    assert s.eta[0] == pytest.approx(eta_1, rel=1e-12)
+    assert s.eta[-1] == pytest.approx(0.999, rel=1e-12)
+    # eq. 10 written out for one inner step, t = 6
+    b0 = math.exp(math.log(s.eta[-1] / s.eta[0]) / (2 * 14))
+    assert s.sqrt_eta[5] == pytest.approx(math.sqrt(eta_1) * b0 ** ((5 / 14) ** 0.3 * 14), rel=1e-12)
+
+
+@given(
+    steps=st.integers(2, 60), kappa=st.floats(0.02, 40), p=st.floats(0.1, 4), m=st.floats(0.005, 0.5), end=st.floats(0.6, 1.0)
+)
+def test_identities_hold_for_any_setting(steps, kappa, p, m, end):
+    s = rs.ShiftSchedule(steps, kappa, p, m, end)
+    assert s.sqrt_eta[0] == pytest.approx(min(m / kappa, m)) and s.sqrt_eta[-1] == pytest.approx(end)
+    assert (np.diff(s.eta) > 0).all()
+    np.testing.assert_allclose(s.alpha.cumsum(), s.eta, rtol=1e-9)  # eta_t is the sum of the shifts
+    assert s.posterior_variance[0] == 0
+    for t in (1, steps // 2 + 1, steps):
+        of_xt, of_x0 = s.posterior_coefficients(t)
+        assert of_xt + of_x0 == pytest.approx(1)
+
+
+def test_composing_transitions_gives_the_marginal():
+    """Eq. 1 applied t times, with means and variances added up exactly, is eq. 2."""
+    s = rs.ShiftSchedule(15, 2.0, 0.3)
+    x0, y0 = np.array([0.3, -1.2]), np.array([0.9, 0.4])
+    mean, variance = x0, 0.0
+    for t in range(1, 16):
+        mean, std = s.transition(mean, x0, y0, t)
+        variance += std**2
+        expected_mean, expected_std = s.marginal(x0, y0, t)
+        np.testing.assert_allclose(mean, expected_mean, rtol=1e-12)
+        assert variance == pytest.approx(expected_std**2, rel=1e-12)
+
+
+def test_posterior_is_bayes_rule():
+    """q(x_{t-1} | x_t, x0, y0) from the densities of eq. 1 and eq. 2 on a grid, without eq. 6."""
+    s = rs.ShiftSchedule(4, 2.0, 0.3, 0.2)
+    x0, y0, x_t = 0.25, -0.4, 0.7
+    grid = np.linspace(-12, 12, 48001)
+    for t in (2, 3, 4):
+        prior_mean, prior_std = s.marginal(x0, y0, t - 1)
+        shift_mean, shift_std = s.transition(grid, x0, y0, t)
+        log_density = -0.5 * ((grid - prior_mean) / prior_std) ** 2 - 0.5 * ((x_t - shift_mean) / shift_std) ** 2
+        density = np.exp(log_density - log_density.max())
+        density /= density.sum()
+        mean = (grid * density).sum()
+        std = math.sqrt(((grid - mean) ** 2 * density).sum())
+        expected_mean, expected_std = s.posterior(x_t, x0, t)
+        assert mean == pytest.approx(expected_mean, abs=1e-6)
+        assert std == pytest.approx(expected_std, abs=1e-6)
+
+
+def test_simulated_chains_have_the_marginals_statistics():
+    """200,000 chains drawn step by step with eq. 1: mean, variance and correlation with the start at every t."""
+    s = rs.ShiftSchedule(15, 2.0, 0.3)
+    rng = np.random.default_rng(0)
+    n, x0, y0 = 200_000, 0.5, -0.5
+    x = np.full(n, x0)
+    for t in range(1, 16):
+        mean, std = s.transition(x, x0, y0, t)
+        x = mean + std * rng.standard_normal(n)
+        expected_mean, expected_std = s.marginal(x0, y0, t)
+        assert x.mean() == pytest.approx(expected_mean, abs=5 * expected_std / math.sqrt(n))
+        assert x.std() == pytest.approx(expected_std, rel=0.01)
+
+
+def test_loss_weight_is_that_of_the_variational_bound():
+    s = rs.ShiftSchedule(15, 2.0, 0.3)
+    t = np.arange(1, 15)  # t = 2..15
+    printed = s.alpha[t] / (2 * s.kappa**2 * s.eta[t] * s.eta[t - 1])  # eq. 8
+    np.testing.assert_allclose(s.loss_weight()[t], printed, rtol=1e-12)
+
+
+def test_input_scale():
+    s = rs.ShiftSchedule(4, 2.0, 0.3, 0.2)
+    assert s.input_scale(4) == pytest.approx(1 / math.sqrt(1 + 4 * 0.9801))
+    assert s.input_scale(4, "pixel") == pytest.approx(1 / (1 + 3 * 2 * 0.99))
+    x0 = torch.randn(100_000, generator=torch.Generator().manual_seed(0))  # a unit-variance latent that equals y0
+    noise = torch.randn(100_000, generator=torch.Generator().manual_seed(1))
+    mean, std = s.prior(x0)
+    assert ((mean + std * noise) * s.input_scale(4)).std().item() == pytest.approx(1, abs=0.01)
+
+
+class TestRetime:
+    trained = rs.ShiftSchedule(15, 2.0, 0.3)
+
+    @pytest.mark.parametrize("words", [{}, {"steps": 15}, {"p": 0.3}, {"steps": 15, "kappa": 2.0, "p": 0.3}])
+    def test_nothing_changed_is_bit_for_bit_the_same(self, words):
+        again = self.trained.retime(**words)
+        for table in ("sqrt_eta", "eta", "alpha", "posterior_variance", "tau"):
+            assert getattr(again, table).tobytes() == getattr(self.trained, table).tobytes()
+        assert again.tau.tolist() == list(range(15))
+
+    @pytest.mark.parametrize("steps, p", [(4, None), (8, None), (30, None), (15, 1.0), (6, 0.7)])
+    def test_end_points_stay_and_tau_is_where_the_trained_curve_has_the_value(self, steps, p):
+        s = self.trained.retime(steps, None, p)
+        assert s.sqrt_eta[0] == pytest.approx(self.trained.sqrt_eta[0], rel=1e-12)
+        assert s.sqrt_eta[-1] == pytest.approx(self.trained.sqrt_eta[-1], rel=1e-12)
+        assert s.tau[0] == 0 and s.tau[-1] == pytest.approx(14)
+        assert (np.diff(s.tau) > 0).all()
+        # going back: the trained curve, read at tau on a logarithmic scale, has the new value
+        back = np.exp(np.interp(s.tau, np.arange(15), np.log(self.trained.sqrt_eta)))
+        np.testing.assert_allclose(back, s.sqrt_eta, rtol=1e-9)
+
+    def test_kappa_moves_neither_the_curve_nor_tau(self):
+        s = self.trained.retime(kappa=8.0)
+        assert s.sqrt_eta.tobytes() == self.trained.sqrt_eta.tobytes() and s.tau.tolist() == list(range(15))
+        np.testing.assert_allclose(s.posterior_variance, 16 * self.trained.posterior_variance, rtol=1e-12)
+
+    def test_a_retimed_schedule_can_be_retimed_again(self):
+        once, twice = self.trained.retime(6), self.trained.retime(6).retime(steps=6, kappa=3.0)
+        assert once.tau.tolist() == twice.tau.tolist() and once.sqrt_eta.tolist() == twice.sqrt_eta.tolist()
+
+    def test_one_step(self):
+        s = self.trained.retime(1)
+        assert s.sqrt_eta.tolist() == [0.99] and s.tau.tolist() == pytest.approx([14.0])
+        assert rs.ShiftSchedule(steps=1).sqrt_eta.tolist() == [0.99]
+
+    def test_a_one_step_model_cannot_get_more_steps(self):
+        with pytest.raises(rs.InputError, match="trained with one step and cannot run 4"):
+            rs.ShiftSchedule(steps=1).retime(4)
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ({"steps": 0}, "steps is 0"), ({"steps": 2.5}, "steps is 2.5"), ({"p": 0}, "p is 0"), ({"p": -1}, "p is -1"),
+        ({"kappa": -0.1}, "kappa is -0.1"), ({"kappa": math.nan}, "kappa is nan"), ({"sqrt_eta_T": 0}, "sqrt_eta_T is 0"),
+        ({"min_noise_level": 0}, "min_noise_level is 0"), ({"sqrt_eta_1": 2.0}, "sqrt_eta_1 is 2.0"),
+    ],
+)  # fmt: skip
+def test_values_out_of_range_are_sentences(words, sentence):
+    with pytest.raises(rs.InputError, match=sentence):
+        rs.ShiftSchedule(**words)
+
+
+def test_tables_cannot_be_changed():
+    with pytest.raises(ValueError):
+        rs.ShiftSchedule().eta[0] = 1

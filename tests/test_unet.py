@@ -1,0 +1,123 @@
+"""The network against the recorded outputs, and the structure facts.md describes."""
+
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from resshift_core import SwinUNet, UNetConfig
+from resshift_core.unet import TimestepEmbedding
+
+from .standin import GOLDEN, UNETS, standin_unet
+
+
+def recording(name: str) -> dict[str, torch.Tensor]:
+    with safe_open(GOLDEN / f"{name}.safetensors", framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}
+
+
+def relative(a, b) -> float:
+    return ((a - b).norm() / b.norm()).item()
+
+
+@pytest.mark.parametrize(
+    "name, variant",
+    [
+        ("unet_realsr_x4_s4_64x64", "realsr_x4_s4"),
+        ("unet_realsr_x4_s4_64x128", "realsr_x4_s4"),
+        ("unet_inpaint_64x64", "inpaint_imagenet_s4"),
+    ],
+)
+def test_outputs_agree_with_the_recorded_ones(published_model, name, variant):
+    unet, data = published_model(variant).unet, recording(name)
+    with torch.inference_mode():
+        for key in (key for key in data if key.startswith("out_t")):
+            t = torch.tensor([int(key.removeprefix("out_t"))])
+            out = unet(data["x"], t, data["lq"], data.get("mask"))
+            assert relative(out, data[key]) < 1e-4
+            split = unet(data["x"], t, condition=unet.condition(data["lq"], data.get("mask")))
+            assert torch.equal(out, split)
+
+
+def test_the_textbook_mask_would_be_far_off(published_model):
+    """The recorded output needs the reference's mask: guards against a 'correction' of it."""
+    unet, data = published_model("realsr_x4_s4").unet, recording("unet_realsr_x4_s4_64x64")
+    blocks = [module for module in unet.modules() if getattr(module, "mask_kind", None)]
+    try:
+        for block in blocks:
+            block.mask_kind = "swin"
+        with torch.inference_mode():
+            off = relative(unet(data["x"], torch.tensor([3]), data["lq"]), data["out_t3"])
+    finally:
+        for block in blocks:
+            block.mask_kind = "resshift"
+    assert off > 0.02
+
+
+def test_published_size():
+    with torch.device("meta"):
+        unet = SwinUNet(UNetConfig())
+    assert sum(p.numel() for p in unet.parameters()) == pytest.approx(118.59e6, abs=0.005e6)
+    assert unet.config.latent_multiple == 64
+
+
+@pytest.mark.parametrize("name", UNETS)
+def test_which_blocks_shift(name):
+    """Nominal 64 / 2^level decides: the lowest level (8) never shifts, the others do in every second block."""
+    with torch.device("meta"):
+        unet = SwinUNet(UNETS[name])
+    shifted = {key for key, module in unet.named_modules() if getattr(module, "shift", 0)}
+    expected = {f"input_blocks.{i}.1.blocks.1" for i in (1, 4, 7)} | {f"output_blocks.{i}.1.blocks.1" for i in (3, 6, 9)}
+    assert shifted == expected
+
+
+def test_time_embedding_is_cosines_then_sines_and_takes_fractions():
+    embedding = TimestepEmbedding(160)
+    sinusoids = []
+    embedding[0].register_forward_hook(lambda module, inputs, output: sinusoids.append(inputs[0]))
+    embedding(torch.tensor([2.75, 14.0]))
+    for row, t in zip(sinusoids[0], (2.75, 14.0)):
+        angles = [t * 10000 ** (-i / 80) for i in range(80)]
+        expected = [math.cos(a) for a in angles] + [math.sin(a) for a in angles]
+        torch.testing.assert_close(row, torch.tensor(expected), atol=2e-6, rtol=0)
+
+
+def test_fractional_time_lies_between_its_neighbours(published_model):
+    unet, data = published_model("realsr_x4_s4").unet, recording("unet_realsr_x4_s4_64x64")
+    with torch.inference_mode():
+        out = {t: unet(data["x"], torch.tensor([t]), data["lq"]) for t in (2.0, 2.001, 3.0)}
+    assert 0 < relative(out[2.001], out[2.0]) < 0.05 * relative(out[3.0], out[2.0])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"channel_mult": (1,), "swin_depth": 0, "norm": "none", "trunk_blocks": 3},
+        {"channel_mult": (1, 2), "swin_channels": 32, "norm": "position", "shift_mask": "swin"},
+        {"channel_mult": (1, 2, 2), "num_res_blocks": 1, "swin_channels": 64, "swin_depth": 2, "image_size": 32},
+        {"lq_stages": 2, "mask": True, "channel_mult": (1,), "swin_depth": 0},
+    ],
+    ids=["trunk", "position-norm", "three-levels", "mask"],
+)
+def test_small_configurations_run(words):
+    unet = standin_unet(UNetConfig(model_channels=32, **words))
+    size = 2 * unet.config.latent_multiple * (2 if unet.config.swin_depth == 0 else 1)
+    lq = torch.rand(2, 3, size * 2**unet.config.lq_stages, size * 2**unet.config.lq_stages)
+    mask = lq[:, :1] if unet.config.mask else None
+    out = unet(torch.rand(2, 3, size, size), torch.tensor([0.0, 1.5]), lq, mask)
+    assert out.shape == (2, 3, size, size) and torch.isfinite(out).all()
+    assert not torch.equal(out[0], out[1])
+
+
+def test_position_norm_and_no_norm_make_tiles_exact():
+    """A pixel's result must not depend on what lies beyond its reach; with GroupNorm it does."""
+    for norm, exact in (("none", True), ("position", True), ("group", False)):
+        config = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, swin_depth=0, norm=norm)
+        unet = standin_unet(config)
+        x, lq = torch.rand(1, 3, 48, 48), torch.rand(1, 3, 48, 48)
+        far = x.clone()
+        far[..., 40:] += 1
+        with torch.inference_mode():
+            a, b = (unet(part, torch.tensor([1.0]), lq)[..., :8] for part in (x, far))
+        assert torch.allclose(a, b, atol=1e-6) == exact
