@@ -7,40 +7,36 @@
 Reading order: pipeline (upscale), sampler, schedule; unet and swin, vqgan; checkpoint, registry, download.
 """
 
-from .checkpoint import convert, load_model, save_model
-from .errors import Cancelled, CheckpointError, DownloadError, InputError, OutOfMemory, ResShiftError
-from .model import ModelConfig, ResShiftModel
-from .pipeline import StepEvent, upscale
-from .registry import add_models_dir, list_models, models_dir
-from .schedule import ShiftSchedule
-from .space_to_depth import SpaceToDepth, SpaceToDepthConfig
-from .unet import SwinUNet, UNetConfig
-from .version import __version__
-from .vqgan import VQGAN, VQGANConfig
+from importlib import import_module
 
-__all__ = [
-    "CheckpointError",
-    "Cancelled",
-    "DownloadError",
-    "InputError",
-    "ModelConfig",
-    "OutOfMemory",
-    "ResShiftError",
-    "ResShiftModel",
-    "ShiftSchedule",
-    "SpaceToDepth",
-    "SpaceToDepthConfig",
-    "StepEvent",
-    "SwinUNet",
-    "UNetConfig",
-    "VQGAN",
-    "VQGANConfig",
-    "__version__",
-    "add_models_dir",
-    "convert",
-    "list_models",
-    "load_model",
-    "models_dir",
-    "save_model",
-    "upscale",
-]
+_CONTENTS = {
+    "checkpoint": ("convert", "load_model", "save_model"),
+    "errors": ("Cancelled", "CheckpointError", "DownloadError", "InputError", "OutOfMemory", "ResShiftError"),
+    "model": ("ModelConfig", "ResShiftModel"),
+    "pipeline": ("StepEvent", "upscale"),
+    "registry": ("add_models_dir", "list_models", "models_dir"),
+    "schedule": ("ShiftSchedule",),
+    "space_to_depth": ("SpaceToDepth", "SpaceToDepthConfig"),
+    "unet": ("SwinUNet", "UNetConfig"),
+    "version": ("__version__",),
+    "vqgan": ("VQGAN", "VQGANConfig"),
+}
+_HOME = {name: module for module, names in _CONTENTS.items() for name in names}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    """Import a name's module when the name is first used (PEP 562), so that `resshift --help` need not wait for torch."""
+    if name in _HOME:
+        value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    elif name in _CONTENTS:
+        return import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
