@@ -143,11 +143,13 @@ def find_file(file: str) -> Path | None:
     """`file`, or the same stem converted to .safetensors, in the search folders; letter case does not matter."""
     wanted = [file.lower(), Path(file).with_suffix(".safetensors").name.lower()]
     for folder in search_dirs():
-        if folder.is_dir():
-            names = {path.name.lower(): path for path in folder.iterdir() if path.is_file()}
-            for name in wanted:
-                if name in names:
-                    return names[name]
+        try:
+            names = {path.name.lower(): path for path in folder.iterdir()}
+        except OSError:  # not there (yet), or not ours to look into
+            continue
+        for name in wanted:
+            if name in names and names[name].is_file():
+                return names[name]
     return None
 
 

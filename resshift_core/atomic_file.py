@@ -1,0 +1,41 @@
+"""Files that appear whole or not at all: written beside their place under another name, then renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+RETRIES_S = (0.1, 0.3, 1.0)  # Windows refuses to replace a file while a virus scanner or an indexer looks at it
+
+
+def replace(part: Path, target: Path) -> None:
+    """`os.replace`, with a little patience on Windows.
+
+    Raises:
+        OSError: the target is in use, or its folder cannot be written.
+    """
+    for wait in RETRIES_S if os.name == "nt" else ():
+        try:
+            return os.replace(part, target)
+        except PermissionError:
+            time.sleep(wait)
+    os.replace(part, target)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Give a free name in the folder of `path`; what is written there becomes `path` when the block ends well.
+
+    When it does not, what was written is deleted, and a file that was at `path` before is untouched.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    try:
+        yield part
+        replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,193 @@
+"""Model files as bytes on disk: opened without running any code in them, told apart by content, written whole.
+
+What the weights are is the business of `detection`, what becomes of them that of `checkpoint`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .atomic_file import atomic_path
+from .errors import CheckpointError, InputError
+from .registry import REGISTRY
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+WRAPPERS = ("params_ema", "ema", "state_dict", "params", "model")  # averaged weights first: they are the better ones
+WRAPPED_MODULES = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")  # left by DataParallel and torch.compile
+BUFFERS = ("relative_position_index", "attn_mask")  # recomputed, never loaded
+HEAD = 512  # bytes that tell what a file is
+TEXT = bytes(range(32, 127)) + b"\t\r\n\f"
+
+
+def sha256_of(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as file:
+        if hasattr(hashlib, "file_digest"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return digest.hexdigest()
+
+
+def describe_text(head: bytes) -> str:
+    """What a file that begins like this is if it is text ("a web page", ...), else ""."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body", b"<!--")):
+        return "a web page"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file it points to"
+    return "text" if head and not head.translate(None, TEXT) else ""
+
+
+def pickles_are_safe() -> bool:
+    """`weights_only=True` of torch before 2.6 can be broken out of (CVE-2025-32434)."""
+    version = re.match(r"(\d+)\.(\d+)", torch.__version__)
+    return version is not None and tuple(map(int, version.groups())) >= (2, 6)
+
+
+def _read_safetensors(path: Path) -> tuple[dict, dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        # Copies: the tensors are a view of the file, which Windows would not let anybody replace while they live.
+        return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})
+
+
+def _read_pickle(path: Path, name: str, zipped: bool) -> dict:
+    if not pickles_are_safe() and sha256_of(path) not in {entry.sha256 for entry in REGISTRY.values()}:
+        raise CheckpointError(
+            f"{name} is a pickle, which torch {torch.__version__} cannot open safely. Update torch to 2.6 or later, or "
+            "convert the file on a machine that has it: resshift convert IN OUT.safetensors."
+        )
+    if zipped:  # torch does not look at the checksums
+        with zipfile.ZipFile(path) as archive:
+            if damaged := archive.testzip():
+                raise CheckpointError(f"{name} is damaged: the checksum of {damaged} in it is wrong. Get it again.")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(error: Exception) -> str:
+    """Why torch would not load a file, in words for a person: torch's own end in advice to switch the protection off."""
+    text = str(error).strip()
+    if found := re.search(r"GLOBAL ([\w.]+)", text):
+        return f"it asks for {found.group(1)}"
+    first = text.splitlines()[0][:200] if text else type(error).__name__
+    return "it is no plain dictionary of tensors" if first.startswith("Weights only load failed") else first
+
+
+def read_weights(path: str | os.PathLike, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """As `read_file` whatever the file's name ends in; errors call it `name`."""
+    path = Path(path)
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    if not head:
+        raise CheckpointError(f"{name} is empty (0 bytes). Download or copy it again.")
+    if text := describe_text(head):
+        raise CheckpointError(f"{name} is {text}, not a model: the download went wrong. Download it again.")
+    try:
+        if head[8:9] == b"{":  # eight bytes of length, then JSON
+            state, metadata = _read_safetensors(path)
+        elif head.startswith((b"PK\3\4", b"\x80")):
+            state, metadata = _read_pickle(path, name, zipped=head.startswith(b"PK")), {}
+        else:
+            raise CheckpointError(f"{name} is damaged, or neither a .safetensors nor a torch file. Get it again.")
+    except (CheckpointError, MemoryError):
+        raise
+    except SafetensorError as error:
+        raise CheckpointError(f"{name} is damaged or no .safetensors file ({error}). Get it again.") from error
+    except Exception as error:  # torch.load raises a dozen kinds for a file that is not what it should be
+        raise CheckpointError(
+            f"{name} cannot be read as weights ({_reason(error)}). It is damaged, or holds more than tensors, which is refused "
+            "because such files can run code. Get the original, or a .safetensors."
+        ) from error
+    return canonical(state, name), metadata
+
+
+def read_file(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """(weights with canonical keys, metadata) of a .safetensors, .pth, .pt or .ckpt file. Tensors on the CPU as stored.
+
+    The ending only has to be one of these; the contents decide how the file is read.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, of another kind or unsafe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"There is no file {path}. Check the path, or see `resshift models` for names.")
+    if path.suffix.lower() not in SUFFIXES:
+        raise CheckpointError(f"{path.name} is not a model file; known endings are {', '.join(SUFFIXES)}.")
+    try:
+        return read_weights(path, path.name)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be opened ({error}). Check its permissions.") from error
+
+
+def _unwrap(state):
+    """The innermost dictionary below the usual wrappers, which may nest."""
+    for _ in range(4):
+        if not isinstance(state, dict):
+            break
+        inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict) and state[key]), None)
+        if inner is None:
+            break
+        state = inner
+    return state
+
+
+def canonical(state, name: str = "the file") -> dict[str, torch.Tensor]:
+    """Unwrap nested dictionaries, strip prefixes of DataParallel and torch.compile, drop buffers.
+
+    Raises:
+        CheckpointError: there is no dictionary of tensors in it, or two of its keys become the same.
+    """
+    state = _unwrap(state)
+    if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{name} holds no weights: there is no dictionary of tensors in it.")
+    weights = {}
+    for key, value in state.items():
+        if not isinstance(value, torch.Tensor) or key == "n_averaged":  # the counter of torch's AveragedModel
+            continue
+        plain = WRAPPED_MODULES.sub(r"\1", str(key))
+        if plain in weights:
+            raise CheckpointError(f"{name} holds the weight {plain} twice, once as {key}. Get the original file.")
+        weights[plain] = value
+    while weights and all(key.startswith("model.") for key in weights):  # an attribute of a training script's wrapper
+        weights = {key[len("model.") :]: value for key, value in weights.items()}
+    return {key: value for key, value in weights.items() if not key.endswith(BUFFERS)}
+
+
+def _storable(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """On the CPU, contiguous, and none sharing memory with another: .safetensors cannot say that two are one."""
+    stored, seen = {}, set()
+    for key, value in state.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        stored[key] = value.clone() if storage in seen else value
+        seen.add(storage)
+    return stored
+
+
+def save_weights(state: dict[str, torch.Tensor], metadata: dict[str, str], path: str | os.PathLike) -> Path:
+    """Write a .safetensors by atomic rename: the file is there whole or not at all.
+
+    Raises:
+        InputError: the name does not end in .safetensors.
+        CheckpointError: the folder cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".safetensors":
+        raise InputError(f"{path.name} must end in .safetensors.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as part:
+            save_file(_storable(state), part, metadata=metadata)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be written ({error}). Choose another folder, or make room.") from error
+    return path

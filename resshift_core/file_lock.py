@@ -1,0 +1,85 @@
+"""A lock between processes (and threads) that share a folder.
+
+The operating system holds it and frees it when its holder dies, however that happens: a lock cannot go stale.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+if os.name == "nt":
+    import msvcrt
+else:
+    import fcntl
+
+log = logging.getLogger("resshift")
+
+POLL_S = 0.2
+
+
+def _lock(handle: int) -> bool:
+    """Whether the open file could be locked. File systems that know no locks (some network shares) say yes."""
+    try:
+        if os.name == "nt":
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+            return False
+        log.debug("This file system has no locks (%s); going on without.", error)
+    return True
+
+
+def _try_acquire(path: Path) -> int | None:
+    """Handle of the locked file, or None while somebody else holds it."""
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        # The holder before us deletes the file: a lock on a deleted file keeps nobody out.
+        if _lock(handle) and path.exists() and os.path.samestat(os.fstat(handle), os.stat(path)):
+            return handle
+    except FileNotFoundError:
+        pass
+    except BaseException:
+        os.close(handle)
+        raise
+    os.close(handle)
+    return None
+
+
+def _release(path: Path, handle: int) -> None:
+    if os.name != "nt":  # deleted while held, so that nobody can lock the name in between
+        path.unlink(missing_ok=True)
+    os.close(handle)
+    if os.name == "nt":  # an open file cannot be deleted; one that somebody else has open stays, and is theirs to delete
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            pass
+
+
+@contextmanager
+def file_lock(path: str | os.PathLike, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold `path` (a file made for this purpose) exclusively during the block; wait for it as long as it takes.
+
+    Args:
+        on_wait: called about five times a second while somebody else holds it; may raise to give up.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    path = Path(path)
+    while (handle := _try_acquire(path)) is None:
+        if on_wait is not None:
+            on_wait()
+        time.sleep(POLL_S)
+    try:
+        yield
+    finally:
+        _release(path, handle)
