@@ -11,7 +11,7 @@ import torch
 class Axis:
     """Tiles along one side of a picture: equal lengths, shifted inward at the end, in low-resolution pixels."""
 
-    length: int  # of the picture, or of its padded extent where one tile holds it all
+    length: int  # of the padded picture
     tile: int
     starts: tuple[int, ...]
     overlap: int
@@ -42,17 +42,17 @@ class Axis:
         return weights
 
 
-def lay_axis(length: int, padded: int, tile: int, overlap: int, unit: int) -> Axis:
-    """Tiles of `tile` pixels over `length` pixels; a side that fits into one tile is one tile of its padded length.
+def lay_axis(padded: int, tile: int, overlap: int, unit: int) -> Axis:
+    """Tiles of `tile` pixels over a side of `padded` pixels; a side that fits into one tile is one tile of its length.
 
+    The padding is tiled too, so that pixels at the picture's border have the context that they have in a whole run.
     `unit` is the number of low-resolution pixels per latent position (at least 1): starts are multiples of it.
     """
     if padded <= tile:
         return Axis(padded, padded, (0,), 0)
-    length = min(padded, max(tile, -(-length // unit) * unit))
     stride = max(unit, (tile - overlap) // unit * unit)
-    starts = list(range(0, length - tile, stride)) + [length - tile]
-    return Axis(length, tile, tuple(starts), min(overlap, tile // 2))
+    starts = list(range(0, padded - tile, stride)) + [padded - tile]
+    return Axis(padded, tile, tuple(starts), min(overlap, tile // 2))
 
 
 def reflect_index(first: int, last: int, padded: int, length: int) -> torch.Tensor:

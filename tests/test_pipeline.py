@@ -1,0 +1,324 @@
+"""Whole runs: recorded pictures, every size and shape, tiles, batches, seeds, progress, faults."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import resshift_core as rs
+from resshift_core import pipeline
+
+from . import standin
+from .test_unet import recording, relative
+
+
+def picture(height, width, count=1, channels=3, seed=0):
+    """A smooth random picture in [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    small = torch.rand(count, channels, max(1, height // 4), max(1, width // 4), generator=generator)
+    return F.interpolate(small, size=(height, width), mode="bilinear")
+
+
+class TestRecorded:
+    """Runs of the reference implementation with stand-in weights (facts.md section 6): bound 5e-3 for pictures."""
+
+    @pytest.mark.parametrize("name, seed", [("seed12345", 12345), ("pad_40x56", 7)])
+    def test_super_resolution(self, published_model, name, seed):
+        data = recording(f"sample_realsr_x4_s4_{name}")
+        lq = data["lq_uint8"].permute(2, 0, 1)[None] / 255
+        out = rs.upscale(published_model("realsr_x4_s4"), lq, seed=seed)
+        assert relative(out * 2 - 1, data["image"].clamp(-1, 1)) < 5e-3
+
+    def test_every_step(self, published_model):
+        """Predicted x0 and x_{t-1} after each step, in the latent."""
+        data, model = recording("sample_realsr_x4_s4_seed12345"), published_model("realsr_x4_s4")
+        seen = []
+        original = pipeline.sample
+
+        def spy(*args, on_step, **words):
+            return original(*args, on_step=lambda step, t, x0, x: seen.append((x0, x)), **words)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pipeline, "sample", spy)
+            rs.upscale(model, data["lq_uint8"].permute(2, 0, 1)[None] / 255, seed=12345)
+        assert len(seen) == 4
+        for (x0, x), x0_recorded, x_recorded in zip(seen, data["pred_x0"], data["sample"]):
+            assert relative(x0, x0_recorded) < 1e-4 and relative(x, x_recorded) < 1e-4
+
+    def test_inpainting(self, published_model):
+        """The recorded picture is the one before the mask composes it with the input."""
+        data = recording("sample_inpaint_256")
+        image, mask = data["lq_uint8"].permute(2, 0, 1)[None] / 255, (data["mask"] + 1) / 2
+        out = rs.upscale(published_model("inpaint_imagenet_s4"), image, seed=5, mask=mask)
+        expected = mask * (data["image"].clamp(-1, 1) + 1) / 2 + (1 - mask) * image
+        assert relative(out, expected) < 5e-3
+        assert torch.equal(out[(mask == 0).expand_as(out)], image[(mask == 0).expand_as(out)])
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights, but small outputs, as a trained residual model has."""
+    made = standin.small_model()
+    with torch.no_grad():
+        made.unet.out[2].weight.mul_(0.02)
+        made.unet.out[2].bias.mul_(0.02)
+    return made
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    height=st.integers(1, 90), width=st.integers(1, 90), count=st.integers(0, 3), channels=st.sampled_from([1, 3, 4]),
+    scale=st.one_of(st.none(), st.floats(0.3, 9)), tile=st.sampled_from(["auto", None, 16, 32, 50]),
+    overlap=st.sampled_from([None, 0, 8, 100]), sampler=st.sampled_from(["stochastic", "deterministic"]),
+    color_fix=st.sampled_from(["none", "wavelet", "adain"]),
+)  # fmt: skip
+def test_any_input_gives_the_exact_size_finite_and_in_range(
+    model, height, width, count, channels, scale, tile, overlap, sampler, color_fix
+):
+    images = torch.rand(count, channels, height, width)
+    out = rs.upscale(
+        model, images, steps=2, scale=scale, tile=tile, overlap=overlap, sampler=sampler, color_fix=color_fix, tile_batch=4
+    )
+    factor = 4 if scale is None else scale
+    assert out.shape == (count, channels, max(1, round(height * factor)), max(1, round(width * factor)))
+    assert out.dtype == torch.float32 and torch.isfinite(out).all()
+    assert count == 0 or (out.min() >= 0 and out.max() <= 1)
+
+
+class TestTiles:
+    def test_whole_picture_and_tiles_agree(self, model):
+        """No norm and a reach far below the overlap: tiles must not be visible at all."""
+        lq = picture(150, 170)
+        whole = rs.upscale(model, lq, tile=None)
+        for tile in (64, 128):
+            for batch in (1, 3):
+                tiled = rs.upscale(model, lq, tile=tile, overlap=32, tile_batch=batch)
+                torch.testing.assert_close(tiled, whole, atol=2e-5, rtol=0)
+
+    def test_memory_of_noise_does_not_change_the_picture(self, model, monkeypatch):
+        lq = picture(100, 60)
+        kept = rs.upscale(model, lq, tile=32)
+        monkeypatch.setattr("resshift_core.noise.KEEP_BYTES", 0)
+        assert torch.equal(rs.upscale(model, lq, tile=32), kept)
+
+    def test_published_networks_run_in_tiles_too(self, published_model):
+        """x4 and inpainting (where the reference crashes); group norms differ by tile, so only roughly equal."""
+        lq = picture(64, 100)
+        out = rs.upscale(published_model("realsr_x4_s4"), lq, steps=1, tile=64, overlap=16)
+        assert out.shape == (1, 3, 256, 400) and torch.isfinite(out).all()
+
+
+class TestSeeds:
+    def test_alone_and_in_a_batch(self, model):
+        batch = picture(40, 50, count=3)
+        together = rs.upscale(model, batch, seed=10, tile_batch=3)
+        for i in range(3):
+            alone = rs.upscale(model, batch[i : i + 1], seed=10 + i)
+            torch.testing.assert_close(together[i : i + 1], alone, atol=1e-6, rtol=0)
+
+    def test_same_settings_same_bytes_and_another_seed_differs(self, model):
+        lq = picture(33, 47)
+        first = rs.upscale(model, lq, seed=3)
+        assert torch.equal(rs.upscale(model, lq, seed=3), first)
+        assert not torch.equal(rs.upscale(model, lq, seed=4), first)
+
+    def test_shared_noise_and_lists(self, model):
+        frames = picture(32, 32).expand(3, -1, -1, -1)
+        shared = rs.upscale(model, frames, seed=5, noise="shared")
+        assert torch.equal(shared[0], shared[1]) and torch.equal(shared[0], shared[2])
+        listed = rs.upscale(model, frames, seed=[5, 9, 5])
+        assert torch.equal(listed[0], shared[0]) and torch.equal(listed[2], shared[0])
+        assert not torch.equal(listed[1], shared[0])
+
+    def test_deterministic_uses_the_same_start(self, model):
+        lq = picture(32, 32)
+        assert not torch.equal(rs.upscale(model, lq, sampler="deterministic"), rs.upscale(model, lq))
+        one = [rs.upscale(model, lq, sampler=sampler, steps=1) for sampler in ("deterministic", "stochastic")]
+        assert torch.equal(*one)  # with a single step there is only the start
+
+
+class TestChannels:
+    def test_grey_stays_grey_and_equals_its_rgb(self, model):
+        grey = picture(20, 30, channels=1)
+        out = rs.upscale(model, grey)
+        torch.testing.assert_close(out, rs.upscale(model, grey.expand(-1, 3, -1, -1)).mean(1, keepdim=True))
+
+    def test_alpha_is_resized_beside_the_chain(self, model):
+        rgba = picture(20, 30, channels=4)
+        out = rs.upscale(model, rgba, scale=3)
+        torch.testing.assert_close(out[:, :3], rs.upscale(model, rgba[:, :3], scale=3))
+        expected = F.interpolate(rgba[:, 3:], size=(60, 90), mode="bicubic").clamp(0, 1)
+        torch.testing.assert_close(out[:, 3:], expected)
+
+    def test_other_dtypes_come_in_and_float32_goes_out(self, model):
+        out = rs.upscale(model, picture(16, 16).double())
+        assert out.dtype == torch.float32
+
+    def test_values_that_are_no_colours(self, model, caplog):
+        lq = picture(16, 16)
+        lq[0, 0, 3, 3], lq[0, 1, 4, 4], lq[0, 2, 5, 5] = math.nan, math.inf, -math.inf
+        assert torch.isfinite(rs.upscale(model, lq)).all()
+        assert "not finite" in caplog.text
+        assert torch.equal(rs.upscale(model, picture(16, 16) * 3 - 1), rs.upscale(model, (picture(16, 16) * 3 - 1).clamp(0, 1)))
+
+
+class TestEvents:
+    def test_progress_is_complete_and_monotonous(self, model):
+        events = []
+        rs.upscale(model, picture(40, 70, count=2), tile=32, on_step=events.append)
+        assert {event.phase for event in events} == {"encode", "step", "decode"}
+        fractions = [event.fraction for event in events]
+        assert fractions == sorted(fractions) and 0 <= fractions[0] and fractions[-1] == 1
+        tiles = events[0].tiles
+        assert sum(event.phase == "step" for event in events) == tiles * 4
+        assert {event.image for event in events} == {0, 1} and {event.step for event in events if event.phase == "step"} == {
+            1,
+            2,
+            3,
+            4,
+        }
+
+    def test_preview_is_a_small_picture_of_x0(self, model):
+        previews = []
+        lq = picture(32, 48)
+        out = rs.upscale(model, lq, on_step=lambda e: previews.append(e.preview()) if e.phase == "step" else None)
+        assert previews[-1].shape == (1, 3, 32, 48)
+        torch.testing.assert_close(previews[-1], F.avg_pool2d(out, 4), atol=0.02, rtol=0)  # clamping apart
+
+    def test_false_cancels_and_exceptions_pass(self, model):
+        with pytest.raises(rs.Cancelled):
+            rs.upscale(model, picture(16, 16), on_step=lambda event: event.step < 2)
+
+        def stop(event):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            rs.upscale(model, picture(16, 16), on_step=stop)
+
+
+class TestFaults:
+    def run_with_failure(self, model, monkeypatch, fails):
+        """Upscale while `fails(tiles in the batch, tile side)` decides when the device is out of memory."""
+        real = pipeline._run_tiles
+
+        def guarded(model, jobs, settings, noise, progress):
+            if fails(len(jobs), jobs[0][0].axes[0].tile):
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+            return real(model, jobs, settings, noise, progress)
+
+        monkeypatch.setattr(pipeline, "_run_tiles", guarded)
+        return rs.upscale(model, picture(150, 150), tile=128, overlap=32, tile_batch=4)
+
+    def test_out_of_memory_means_fewer_tiles_at_a_time(self, model, monkeypatch, caplog):
+        expected = rs.upscale(model, picture(150, 150), tile=128, overlap=32)
+        out = self.run_with_failure(model, monkeypatch, lambda tiles, side: tiles > 1)
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+        assert "going on with 2" in caplog.text and "going on with 1" in caplog.text
+
+    def test_then_smaller_tiles(self, model, monkeypatch, caplog):
+        expected = rs.upscale(model, picture(150, 150), tile=64, overlap=16)
+        out = self.run_with_failure(model, monkeypatch, lambda tiles, side: side > 64)
+        torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+        assert "starting again with 64" in caplog.text
+
+    def test_then_an_error_with_numbers(self, model, monkeypatch):
+        with pytest.raises(rs.OutOfMemory, match=r"a tile of 64 pixels needs about \d+ MiB on cpu"):
+            self.run_with_failure(model, monkeypatch, lambda tiles, side: True)
+
+    def test_other_errors_are_not_taken_for_it(self, model, monkeypatch):
+        def broken(*args):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        monkeypatch.setattr(pipeline, "_run_tiles", broken)
+        with pytest.raises(RuntimeError, match="mat1"):
+            rs.upscale(model, picture(16, 16))
+
+    def test_a_tile_that_overflows_in_half_precision_is_redone(self, caplog):
+        half = standin.small_model()
+        with torch.no_grad():
+            half.unet.input_blocks[0][0].weight.mul_(2e4)  # the weights fit into float16, what they make does not
+            half.unet.out[2].weight.mul_(2e-5)
+        lq = picture(16, 40)
+        expected = rs.upscale(half, lq, tile=16)
+        out = rs.upscale(half.to(dtype=torch.float16), lq, tile=16)
+        assert torch.isfinite(out).all()
+        assert (out - expected).abs().mean() < 0.02
+        assert caplog.text.count("overflowed") == 1
+
+    def test_damaged_weights_are_told_as_such(self):
+        broken = standin.small_model()
+        with torch.no_grad():
+            broken.unet.out[2].bias.fill_(math.nan)
+        with pytest.raises(rs.InputError, match="probably damaged"):
+            rs.upscale(broken, picture(16, 16))
+
+
+class TestOneStepAndRetiming:
+    def test_one_step_is_one_evaluation_at_T(self, model):
+        calls = []
+        handle = model.unet.register_forward_pre_hook(lambda module, args: calls.append(args[1].tolist()))
+        try:
+            rs.upscale(model, picture(16, 16), steps=1)
+            assert calls == [[3.0]]
+            calls.clear()
+            rs.upscale(model, picture(16, 16))
+            assert calls == [[3.0], [2.0], [1.0], [0.0]]
+        finally:
+            handle.remove()
+
+    def test_as_trained_is_the_default(self, model):
+        lq = picture(20, 20)
+        assert torch.equal(rs.upscale(model, lq), rs.upscale(model, lq, steps=4, kappa=0.1, p=0.3))
+        assert not torch.equal(rs.upscale(model, lq), rs.upscale(model, lq, p=0.6))
+
+    def test_a_far_kappa_warns(self, model, caplog):
+        rs.upscale(model, picture(16, 16), kappa=0.11)
+        assert not caplog.text
+        rs.upscale(model, picture(16, 16), kappa=0.2)
+        assert "kappa 0.2 is far from the 0.1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        ({"images": torch.rand(3, 8, 8)}, r"this is \(3, 8, 8\)"),
+        ({"images": torch.rand(1, 2, 8, 8)}, "2 channels"),
+        ({"images": torch.rand(1, 3, 0, 8)}, "is empty"),
+        ({"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, "divide 8-bit values by 255"),
+        ({"images": "photo.png"}, "this is str"),
+        ({"sampler": "euler"}, "known are stochastic, deterministic"),
+        ({"color_fix": "lab"}, "known are none, wavelet, adain"),
+        ({"noise": "same"}, "known are per_image, shared"),
+        ({"scale": 0}, "scale is 0"),
+        ({"scale": math.inf}, "scale is inf"),
+        ({"tile": -1}, "must not be negative"),
+        ({"tile": "big"}, "tile is 'big'"),
+        ({"tile_batch": -2}, "tile_batch is -2"),
+        ({"steps": -1}, "steps is -1"),
+        ({"kappa": -1}, "kappa is -1"),
+        ({"p": 0.0}, "p is 0.0"),
+        ({"seed": [1, 2]}, "list of 2 numbers for 1 pictures"),
+        ({"mask": torch.zeros(1, 1, 8, 8)}, "does not fill holes"),
+    ],
+)
+def test_wrong_arguments_are_sentences(model, words, sentence):
+    images = words.pop("images", torch.rand(1, 3, 8, 8))
+    with pytest.raises(rs.InputError, match=sentence):
+        rs.upscale(model, images, **words)
+
+
+def test_inpainting_needs_a_mask_of_the_right_size(small_model):
+    inpainting = small_model(task="inpaint", scale=1, lq_stages=2, mask=True)
+    images = torch.rand(2, 3, 40, 50)
+    with pytest.raises(rs.InputError, match="give mask="):
+        rs.upscale(inpainting, images)
+    with pytest.raises(rs.InputError, match=r"mask is \(1, 1, 40, 40\)"):
+        rs.upscale(inpainting, images, mask=torch.zeros(1, 1, 40, 40))
+    mask = torch.zeros(1, 1, 40, 50)
+    mask[..., 10:20, 10:20] = 1
+    out = rs.upscale(inpainting, images, mask=mask, tile=16)
+    keep = (mask == 0).expand(2, 3, -1, -1)
+    assert torch.equal(out[keep], images[keep]) and not torch.equal(out[~keep], images[~keep])
