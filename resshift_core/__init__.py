@@ -4,13 +4,14 @@
     model = rs.load_model("builtin")
     out = rs.upscale(model, images)      # (B, 3, H, W) in [0, 1] -> (B, 3, 4 H, 4 W)
 
-Reading order: pipeline (upscale), sampler, schedule; unet and swin, vqgan; checkpoint, registry, download.
+Reading order: pipeline (upscale), sampler, schedule; unet and swin, vqgan; checkpoint, registry, downloads.
 """
 
 from importlib import import_module
 
 _CONTENTS = {
     "checkpoint": ("convert", "load_model", "save_model"),
+    "downloads": ("download", "download_with_autoencoder"),
     "errors": ("Cancelled", "CheckpointError", "DownloadError", "InputError", "OutOfMemory", "ResShiftError"),
     "model": ("ModelConfig", "ResShiftModel"),
     "pipeline": ("StepEvent", "upscale"),

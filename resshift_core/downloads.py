@@ -1,0 +1,228 @@
+"""`download`: a model of the registry onto this machine, when a person asks for it.
+
+Its licence is told first. What arrives is compared with the registry's size and hash, or, where nobody has published them,
+strictly with the architecture it must be; then its own hash is noted, and the file must stay the same from then on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from .atomic_file import replace
+from .checkpoint_file import HEAD, describe_text, pickles_are_safe, read_weights, sha256_of
+from .detection import check_entry
+from .errors import Cancelled, CheckpointError, DownloadError
+from .file_lock import file_lock
+from .pins import PINS, check_pin, pin, pinned_sha256
+from .registry import VARIANTS, Entry, get_entry, models_dir
+from .transfer import Progress, StorageError, Transfer, TransferError, bytes_of, discard, is_allowed
+
+log = logging.getLogger("resshift")
+
+MIRROR = "RESSHIFT_MIRROR"
+
+
+Confirm = Callable[[Entry], bool]
+
+
+def download_url(entry: Entry) -> str:
+    """Where the file is fetched from: the registry's address, its host replaced by `RESSHIFT_MIRROR` if that is set.
+
+    The mirror may have a path: https://mirror.example/github + /owner/project/releases/... of the original address.
+
+    Raises:
+        DownloadError: the mirror is no https address (http is for this machine only).
+    """
+    mirror = os.environ.get(MIRROR, "").strip()
+    if not mirror:
+        return entry.url
+    try:
+        plain = is_allowed(mirror) and not (urlsplit(mirror).query or urlsplit(mirror).fragment or "@" in mirror)
+        plain = plain and urlsplit(mirror).port != 0  # raises for what is no port
+    except ValueError:
+        plain = False
+    if not plain:
+        raise DownloadError(
+            f"{MIRROR} is {mirror!r}. It must be an address like https://mirror.example/path; http is for this machine only."
+        )
+    return mirror.rstrip("/") + urlsplit(entry.url).path
+
+
+# ------------------------------------------------------------------------------------------------------- checking
+
+
+def _check_hash(path: Path, entry: Entry) -> None:
+    if entry.size is not None and bytes_of(path) != entry.size:
+        raise CheckpointError(f"It has {bytes_of(path)} bytes, the published file has {entry.size}.")
+    found = sha256_of(path)
+    if found != entry.sha256:
+        raise CheckpointError(f"Its sha256 is {found}, that of the published file is {entry.sha256}.")
+
+
+def _check(path: Path, entry: Entry, noted: str | None) -> str | None:
+    """Whether a file is what the entry says. Returns the hash to note where nobody has published one.
+
+    Raises:
+        CheckpointError: it is something else; a sentence.
+    """
+    with open(path, "rb") as file:
+        if kind := describe_text(file.read(HEAD)):
+            raise CheckpointError(f"It is {kind}.")
+    if entry.sha256 is not None:
+        _check_hash(path, entry)
+        return None
+    found = sha256_of(path)
+    if noted is not None and found != noted:
+        raise CheckpointError(f"Its sha256 is {found}, but {PINS} says {noted} since the first download.")
+    state, _ = read_weights(path, entry.file)
+    check_entry(state, entry, entry.file)
+    return found
+
+
+def _note(path: Path, found: str | None) -> None:
+    """Pin a hash that nobody has published; a folder that cannot be written is no reason to refuse the model."""
+    if found is None:
+        return
+    log.warning("%s: nobody has published its hash; noted in %s as sha256 %s.", path.name, PINS, found)
+    try:
+        pin(path, found)
+    except OSError as error:
+        log.warning("%s could not be written (%s).", path.parent / PINS, error)
+
+
+def _present(entry: Entry) -> Path | None:
+    """The file if it is on this machine and intact. A converted copy is taken as it is."""
+    path = entry.find()
+    if path is None or entry.bundled or path.suffix.lower() != Path(entry.file).suffix.lower():
+        return path
+    noted = pinned_sha256(path)
+    try:
+        if entry.sha256 is None and noted is not None:
+            check_pin(path)
+        else:
+            _note(path, _check(path, entry, None))
+    except CheckpointError as error:
+        log.warning("%s is not usable and will be replaced. %s", path, error)
+        return None
+    return path
+
+
+# --------------------------------------------------------------------------------------------------------- fetching
+
+
+def _by_hand(entry: Entry, url: str) -> str:
+    """How to do without us."""
+    addresses = entry.url if url == entry.url else f"{entry.url} (or {url})"
+    return f"get it from {addresses} in another way and put it into {models_dir()}"
+
+
+def _transfer(entry: Entry, url: str, part: Path, target: Path, on_progress: Progress | None) -> str | None:
+    """Fetch and check the .part. Returns the hash to note.
+
+    What was put together in several attempts and turns out wrong is fetched once more as a whole.
+    """
+    noted = pinned_sha256(target)
+    for last in (False, True):
+        pieced = Transfer(url, part, entry.size, on_progress).run()
+        try:
+            return _check(part, entry, noted)
+        except CheckpointError as error:
+            wrong = error
+        discard(part)
+        if last or not pieced:
+            break
+        log.warning("%s: the parts do not fit together; starting again.", entry.file)
+    raise DownloadError(f"What came from {url} is not {entry.file}. {wrong} Try later, or {_by_hand(entry, url)}.") from wrong
+
+
+def _fetch(entry: Entry, on_progress: Progress | None) -> Path:
+    """Download under a lock, so that a second process waits for the first and then finds the file there."""
+    url, folder = download_url(entry), models_dir()
+    target = folder / entry.file
+    part = folder / f"{entry.file}.part"
+    waited = False
+
+    def wait() -> None:
+        nonlocal waited
+        if not waited:
+            log.warning("Another process is downloading %s; waiting for it.", entry.file)
+        waited = True
+        if on_progress is not None:
+            on_progress(bytes_of(part), entry.size)
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with file_lock(folder / f"{entry.file}.lock", wait):
+            if waited and (path := _present(entry)) is not None:
+                return path
+            found = _transfer(entry, url, part, target, on_progress)
+            replace(part, target)
+            discard(part)
+            _note(target, found)
+    except TransferError as error:
+        kept = f" ({bytes_of(part)} bytes are kept, and another try goes on from there)" if bytes_of(part) else ""
+        remedy = f"make room, or set RESSHIFT_MODELS_DIR, or {_by_hand(entry, url)}"
+        remedy = remedy if isinstance(error, StorageError) else _by_hand(entry, url)
+        raise DownloadError(f"{entry.file} could not be downloaded{kept}: {error}; {remedy}.") from error
+    except OSError as error:
+        raise DownloadError(
+            f"{entry.file} cannot be stored in {folder} ({error.strerror or error}); choose a folder that can be written with "
+            f"RESSHIFT_MODELS_DIR, or {_by_hand(entry, url)}."
+        ) from error
+    log.info("%s is complete: %s", entry.name, target)
+    return target
+
+
+def _agree(entry: Entry, confirm: Confirm | None) -> None:
+    """Tell the licence, and ask."""
+    if entry.bundled:
+        raise DownloadError(f"{entry.name} is part of this package, but its file is missing. Install the package again.")
+    if entry.sha256 is None and not pickles_are_safe():
+        raise DownloadError(
+            f"{entry.file} is a pickle whose hash nobody has published, and this torch cannot open such a file safely. Update "
+            "torch to 2.6 or later, or convert the file on a machine that has it: resshift convert IN OUT.safetensors."
+        )
+    size = f"{entry.size / 1e6:.0f} MB" if entry.size else "size unknown"
+    # A front end that asks has shown the licence; without one this is where a person sees it.
+    level = logging.WARNING if confirm is None else logging.INFO
+    log.log(level, "%s (%s, %s) is under the %s.", entry.name, entry.file, size, entry.licence)
+    if confirm is not None and not confirm(entry):
+        raise Cancelled(f"{entry.name} was not downloaded: its licence, {entry.licence}, was not accepted.")
+
+
+def _download(entries: list[Entry], on_progress: Progress | None, confirm: Confirm | None) -> list[Path]:
+    """All questions first, then all downloads."""
+    paths = [_present(entry) for entry in entries]
+    for entry, path in zip(entries, paths):
+        if path is None:
+            _agree(entry, confirm)
+    return [path or _fetch(entry, on_progress) for entry, path in zip(entries, paths)]
+
+
+def download(name: str, *, on_progress: Progress | None = None, confirm: Confirm | None = None) -> Path:
+    """Fetch one file of the registry into `models_dir()`, unless it is there already and intact.
+
+    Args:
+        name: a name of `list_models()`.
+        on_progress: called with (bytes so far, bytes in all or None); may raise to stop, what has come is kept.
+        confirm: asked once, before the first byte, with the registry's entry: show its licence, return whether to go on.
+            None = the person has agreed already.
+
+    Raises:
+        DownloadError: it cannot be had or stored, or what came is not the file; a sentence with the address and the folder.
+        CheckpointError: hashes.json in that folder is damaged.
+        Cancelled: `confirm` said no.
+        InputError: the registry knows no such name.
+    """
+    return _download([get_entry(name)], on_progress, confirm)[0]
+
+
+def download_with_autoencoder(name: str, *, on_progress: Progress | None = None, confirm: Confirm | None = None) -> list[Path]:
+    """As `download`, for a model and the autoencoder it needs: [model, autoencoder], or one path where it needs none."""
+    entry = get_entry(name)
+    entries = [entry, get_entry(VARIANTS[entry.variant].autoencoder)] if entry.variant else [entry]
+    return _download(entries, on_progress, confirm)
