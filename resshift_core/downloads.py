@@ -114,10 +114,10 @@ def _present(entry: Entry) -> Path | None:
 # --------------------------------------------------------------------------------------------------------- fetching
 
 
-def _by_hand(entry: Entry, url: str) -> str:
+def _by_hand(entry: Entry, url: str, folder: Path) -> str:
     """How to do without us."""
     addresses = entry.url if url == entry.url else f"{entry.url} (or {url})"
-    return f"get it from {addresses} in another way and put it into {models_dir()}"
+    return f"get it from {addresses} in another way and put it into {folder}"
 
 
 def _transfer(entry: Entry, url: str, part: Path, target: Path, on_progress: Progress | None) -> str | None:
@@ -136,14 +136,16 @@ def _transfer(entry: Entry, url: str, part: Path, target: Path, on_progress: Pro
         if last or not pieced:
             break
         log.warning("%s: the parts do not fit together; starting again.", entry.file)
-    raise DownloadError(f"What came from {url} is not {entry.file}. {wrong} Try later, or {_by_hand(entry, url)}.") from wrong
+    raise DownloadError(
+        f"What came from {url} is not {entry.file}. {wrong} Try later, or {_by_hand(entry, url, target.parent)}."
+    ) from wrong
 
 
-def _fetch(entry: Entry, on_progress: Progress | None) -> Path:
+def _fetch(entry: Entry, folder: Path, on_progress: Progress | None) -> Path:
     """Download under a lock, so that a second process waits for the first and then finds the file there."""
-    url, folder = download_url(entry), models_dir()
-    target = folder / entry.file
-    part = folder / f"{entry.file}.part"
+    url = download_url(entry)
+    target = entry.find() or folder / entry.file  # a damaged file is replaced where it lies
+    folder, part = target.parent, target.with_name(f"{target.name}.part")
     waited = False
 
     def wait() -> None:
@@ -154,9 +156,10 @@ def _fetch(entry: Entry, on_progress: Progress | None) -> Path:
         if on_progress is not None:
             on_progress(bytes_of(part), entry.size)
 
+    by_hand = _by_hand(entry, url, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with file_lock(folder / f"{entry.file}.lock", wait):
+        with file_lock(target.with_name(f"{target.name}.lock"), wait):
             if waited and (path := _present(entry)) is not None:
                 return path
             found = _transfer(entry, url, part, target, on_progress)
@@ -165,13 +168,12 @@ def _fetch(entry: Entry, on_progress: Progress | None) -> Path:
             _note(target, found)
     except TransferError as error:
         kept = f" ({bytes_of(part)} bytes are kept, and another try goes on from there)" if bytes_of(part) else ""
-        remedy = f"make room, or set RESSHIFT_MODELS_DIR, or {_by_hand(entry, url)}"
-        remedy = remedy if isinstance(error, StorageError) else _by_hand(entry, url)
-        raise DownloadError(f"{entry.file} could not be downloaded{kept}: {error}; {remedy}.") from error
+        room = "make room, or set RESSHIFT_MODELS_DIR, or " if isinstance(error, StorageError) else ""
+        raise DownloadError(f"{entry.file} could not be downloaded{kept}: {error}; {room}{by_hand}.") from error
     except OSError as error:
         raise DownloadError(
             f"{entry.file} cannot be stored in {folder} ({error.strerror or error}); choose a folder that can be written with "
-            f"RESSHIFT_MODELS_DIR, or {_by_hand(entry, url)}."
+            f"RESSHIFT_MODELS_DIR, or {by_hand}."
         ) from error
     log.info("%s is complete: %s", entry.name, target)
     return target
@@ -194,23 +196,31 @@ def _agree(entry: Entry, confirm: Confirm | None) -> None:
         raise Cancelled(f"{entry.name} was not downloaded: its licence, {entry.licence}, was not accepted.")
 
 
-def _download(entries: list[Entry], on_progress: Progress | None, confirm: Confirm | None) -> list[Path]:
+def _download(entries: list[Entry], folder, on_progress: Progress | None, confirm: Confirm | None) -> list[Path]:
     """All questions first, then all downloads."""
+    folder = models_dir() if folder is None else Path(folder)
     paths = [_present(entry) for entry in entries]
     for entry, path in zip(entries, paths):
         if path is None:
             _agree(entry, confirm)
-    return [path or _fetch(entry, on_progress) for entry, path in zip(entries, paths)]
+    return [path or _fetch(entry, folder, on_progress) for entry, path in zip(entries, paths)]
 
 
-def download(name: str, *, on_progress: Progress | None = None, confirm: Confirm | None = None) -> Path:
-    """Fetch one file of the registry into `models_dir()`, unless it is there already and intact.
+def download(
+    name: str,
+    *,
+    on_progress: Progress | None = None,
+    confirm: Confirm | None = None,
+    folder: str | os.PathLike | None = None,
+) -> Path:
+    """Fetch one file of the registry, unless it is on this machine already and intact.
 
     Args:
         name: a name of `list_models()`.
         on_progress: called with (bytes so far, bytes in all or None); may raise to stop, what has come is kept.
         confirm: asked once, before the first byte, with the registry's entry: show its licence, return whether to go on.
             None = the person has agreed already.
+        folder: where to put it; None = `models_dir()`. Another one must be known by `add_models_dir` for the file to be found.
 
     Raises:
         DownloadError: it cannot be had or stored, or what came is not the file; a sentence with the address and the folder.
@@ -218,11 +228,20 @@ def download(name: str, *, on_progress: Progress | None = None, confirm: Confirm
         Cancelled: `confirm` said no.
         InputError: the registry knows no such name.
     """
-    return _download([get_entry(name)], on_progress, confirm)[0]
+    return _download([get_entry(name)], folder, on_progress, confirm)[0]
 
 
-def download_with_autoencoder(name: str, *, on_progress: Progress | None = None, confirm: Confirm | None = None) -> list[Path]:
-    """As `download`, for a model and the autoencoder it needs: [model, autoencoder], or one path where it needs none."""
+def download_with_autoencoder(
+    name: str,
+    *,
+    on_progress: Progress | None = None,
+    confirm: Confirm | None = None,
+    folder: str | os.PathLike | None = None,
+) -> list[Path]:
+    """As `download`, for a model and the autoencoder it needs: [model, autoencoder], or one path where it needs none.
+
+    `confirm` is asked for both before the first byte of either.
+    """
     entry = get_entry(name)
     entries = [entry, get_entry(VARIANTS[entry.variant].autoencoder)] if entry.variant else [entry]
-    return _download(entries, on_progress, confirm)
+    return _download(entries, folder, on_progress, confirm)

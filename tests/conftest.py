@@ -7,9 +7,10 @@ import os
 import pytest
 import torch
 
-from resshift_core import registry
+from resshift_core import registry, transfer
 
 from . import standin
+from .file_server import FileServer
 
 
 def pytest_addoption(parser):
@@ -66,3 +67,21 @@ def published_model():
 def small_model():
     """small_model(**overrides) -> a fast space-to-depth model with stand-in weights; see standin.small_model."""
     return standin.small_model
+
+
+@pytest.fixture
+def file_server(monkeypatch):
+    """file_server(content) -> a FileServer on this machine; reached directly, and failures are retried without waiting."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("no_proxy", "127.0.0.1,localhost")  # also keeps urllib from asking the operating system
+    monkeypatch.setattr(transfer, "BACKOFF_S", 0.01)
+    servers = []
+
+    def start(content: bytes) -> FileServer:
+        servers.append(FileServer(content))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.stop()
