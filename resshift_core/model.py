@@ -30,7 +30,8 @@ class ModelConfig:
     default_steps: int = 4  # steps of a normal run: T, or 1 for a one-step student
     scale: int = 4
     task: str = "sr"  # "sr", "inpaint" or "face"
-    predict: str = "x0"  # what the network returns: "x0", or "residual" = x0 - y0
+    predict: str = "x0"  # what the network returns: "x0", or "residual" = x0 minus `ResShiftModel.guess`
+    residual_std: float = 0.0  # of e0 = y0 - x0 in [-1, 1], where the guess of "residual" uses x_t too; 0 = guess y0
     space: str = "latent"  # rule of the input normalisation, "latent" or "pixel"
     tile: int = 128  # default tile in low-resolution pixels; a constant, so that pictures do not depend on free memory
     overlap: int = 16  # of neighbouring tiles, in low-resolution pixels
@@ -93,7 +94,7 @@ class ResShiftModel:
         schedule: the trained ShiftSchedule.
         scale: output pixels per input pixel.
         metadata: strings that came with the file (licence, parent, training).
-        device, dtype: where and in what format the weights are.
+        device, dtype: where and in what format the network's weights are, whoever moved them there.
     """
 
     def __init__(self, config: ModelConfig, metadata: dict[str, str] | None = None):
@@ -104,12 +105,19 @@ class ResShiftModel:
             module(config.autoencoder) for module, kind in AUTOENCODERS.values() if isinstance(config.autoencoder, kind)
         )
         self.metadata = dict(metadata or {})
-        self.device, self.dtype = torch.device("cpu"), torch.float32
         self.eval()
 
     @property
     def scale(self) -> int:
         return self.config.scale
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.unet.parameters()).dtype
 
     def eval(self) -> ResShiftModel:
         """Inference mode of both networks; no gradients."""
@@ -119,10 +127,8 @@ class ResShiftModel:
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> ResShiftModel:
         """Move and convert in place, and return self. Weights are laid out channels last."""
-        self.device = torch.device(device) if device is not None else self.device
-        self.dtype = dtype or self.dtype
         for module in (self.unet, self.autoencoder):
-            module.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+            module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
         return self
 
     def in_float32(self) -> ResShiftModel:
@@ -144,6 +150,22 @@ class ResShiftModel:
         for part in ("unet", "autoencoder"):
             own = {key[len(part) + 1 :]: value for key, value in state_dict.items() if key.startswith(part + ".")}
             getattr(self, part).load_state_dict(own, strict=True)
+
+    def guess(self, x_t, y0, schedule: ShiftSchedule, t: int):
+        """What the network's output is added to: 0, or y0, or a linear guess from x_t and y0 (`residual_gain`)."""
+        if self.config.predict == "x0":
+            return torch.zeros_like(y0)
+        gain = float(schedule.residual_gain(self.config.residual_std)[t - 1])
+        return torch.lerp(y0, x_t, gain)
+
+    def denoise(self, x_t, y0, schedule: ShiftSchedule, t: int, condition):
+        """The predicted x0 at step t = 1..T of `schedule`, float32 (B, C, h, w), from x_t as the chain has it.
+
+        `condition` is what `unet.condition(lq, mask)` returned.
+        """
+        tau = torch.full((len(x_t),), float(schedule.tau[t - 1]), device=x_t.device)
+        out = self.unet(x_t * schedule.input_scale(t, self.config.space), tau, condition=condition)
+        return out.float() + self.guess(x_t, y0, schedule, t)
 
     def bytes_per_tile(self, tile_height: int, tile_width: int) -> int:
         """Working memory that one tile needs beyond the weights, in bytes: an upper estimate from the widest layers."""

@@ -6,6 +6,8 @@ device, alone or in a batch, whatever the tile size.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 KEEP_BYTES = 64 * 2**20  # pictures whose noise is smaller than this keep all of it
@@ -67,3 +69,34 @@ class NoiseField:
                 low, high = max(first, row), min(last, row + rows)
                 out[channel, low - first : high - first] = values[low - row : high - row]
         return out
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """Noise with a period, in latent positions; None = that direction does not repeat. Position `top`, `left` is its first."""
+
+    height: int | None = None
+    width: int | None = None
+    top: int = 0
+    left: int = 0
+
+
+class RepeatedNoise:
+    """A NoiseField of one period, read around and around: the same interface, `height` by `width` positions."""
+
+    def __init__(self, seed: int, draws: int, channels: int, height: int, width: int, repeat: Repeat):
+        self.repeat, self.height = repeat, repeat.height or height
+        period = repeat.width or width
+        self.columns = (torch.arange(width) - repeat.left) % period
+        stored = -(-period // BLOCK) * BLOCK  # large fields must be; the surplus is not read
+        self.field = NoiseField(seed, draws, channels, self.height, stored)
+
+    def rows(self, draw: int, first: int, last: int) -> torch.Tensor:
+        """float32 (channels, last - first, width) of one draw."""
+        parts = []
+        while first < last:
+            row = (first - self.repeat.top) % self.height
+            count = min(last - first, self.height - row)
+            parts.append(self.field.rows(draw, row, row + count)[:, :, self.columns])
+            first += count
+        return torch.cat(parts, dim=1)

@@ -1,0 +1,118 @@
+"""The arguments of `upscale`: checked, filled in from the model, and told off in sentences."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from .color import COLOR_FIXES
+from .errors import InputError
+from .model import ResShiftModel
+from .noise import Repeat
+from .sampler import SAMPLERS
+from .schedule import ShiftSchedule
+from .wrap import WRAPS
+
+log = logging.getLogger("resshift")
+
+NOISES = ("per_image", "shared", "periodic")
+MAX_SCALE = 64
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of `upscale` after checking, the same for all pictures of a call."""
+
+    schedule: ShiftSchedule
+    sampler: str
+    seeds: tuple[int, ...]
+    tile: int  # low-resolution pixels
+    overlap: int
+    tile_batch: int | None
+    repeat: Repeat | None = None  # of the noise; None = it covers the padded picture
+
+
+def check_words(sampler: str, color_fix: str, wrap: str) -> None:
+    for word, value, known in (("sampler", sampler, SAMPLERS), ("color_fix", color_fix, COLOR_FIXES), ("wrap", wrap, WRAPS)):
+        if value not in known:
+            raise InputError(f"{word} is {value!r}; known are {', '.join(known)}.")
+
+
+def check_numbers(scale: float | None, tile_batch: int | None) -> None:
+    if scale is not None and not (math.isfinite(scale) and 0 < scale <= MAX_SCALE):
+        raise InputError(f"scale is {scale!r}; it must be a number above 0, at most {MAX_SCALE}.")
+    if tile_batch is not None and tile_batch < 0:
+        raise InputError(f"tile_batch is {tile_batch}; it must not be negative.")
+
+
+def check_images(images) -> torch.Tensor:
+    if not isinstance(images, torch.Tensor) or images.ndim != 4:
+        shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
+        raise InputError(f"images must be a (B, C, H, W) tensor; this is {shape}.")
+    if images.shape[1] not in (1, 3, 4):
+        raise InputError(f"images has {images.shape[1]} channels; 1 (grey), 3 (RGB) or 4 (RGB and alpha) can be upscaled.")
+    if min(images.shape[2:]) < 1:
+        raise InputError(f"images is empty: its shape is {tuple(images.shape)}.")
+    if not images.is_floating_point():
+        raise InputError(f"images is {images.dtype}; it must be floating point in [0, 1] (divide 8-bit values by 255).")
+    if not bool(torch.isfinite(images).all()):
+        log.warning("The picture holds values that are not finite; they are taken as 0.")
+        images = torch.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)
+    return images.clamp(0, 1)
+
+
+def check_mask(mask, images, model: ResShiftModel):
+    if model.config.task != "inpaint":
+        if mask is not None:
+            raise InputError("mask is given, but this model does not fill holes. Load an inpainting model, or leave mask out.")
+        return None
+    if mask is None:
+        raise InputError(
+            "This is an inpainting model: give mask=, (B, 1, H, W) in [0, 1], 1 where the picture is to be filled in."
+        )
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != images.shape[2:] or mask.shape[0] not in (1, len(images)):
+        raise InputError(f"mask is {tuple(mask.shape)}; it must be (B, 1, H, W) of the picture, {tuple(images.shape)}.")
+    return torch.nan_to_num(mask.float()).clamp(0, 1).expand(len(images), -1, -1, -1)
+
+
+def check_tile(model: ResShiftModel, tile, overlap, size: tuple[int, int]) -> tuple[int, int]:
+    """(tile, overlap) in low-resolution pixels; a tile is rounded up to what the model can take."""
+    multiple = model.config.multiple
+    if isinstance(tile, str) and tile != "auto":
+        raise InputError(f"tile is {tile!r}; give a number of pixels, 0 for the whole picture, or 'auto'.")
+    if not isinstance(tile, str) and tile is not None and tile < 0 or overlap is not None and overlap < 0:
+        raise InputError(f"tile and overlap must not be negative; they are {tile} and {overlap}.")
+    if tile == "auto":
+        tile = model.config.tile
+    if not tile:
+        tile = max(size) + multiple  # the whole picture
+    tile = -(-int(tile) // multiple) * multiple
+    if overlap is None:
+        overlap = min(model.config.overlap, tile // 4)
+    if overlap > tile // 2:
+        log.warning("overlap %d is more than half of the tile of %d; %d is used.", overlap, tile, tile // 2)
+    return tile, min(int(overlap), tile // 2)
+
+
+def check_seeds(seed: int | Sequence[int], count: int, noise: str) -> tuple[int, ...]:
+    if noise not in NOISES:
+        raise InputError(f"noise is {noise!r}; known are {', '.join(NOISES)}.")
+    if isinstance(seed, Sequence):
+        if len(seed) != count:
+            raise InputError(f"seed is a list of {len(seed)} numbers for {count} pictures; give one for each.")
+        return tuple(int(number) for number in seed)
+    return tuple(int(seed) + (i if noise == "per_image" else 0) for i in range(count))
+
+
+def choose_schedule(model: ResShiftModel, steps, kappa, p) -> ShiftSchedule:
+    trained = model.schedule
+    if kappa is not None and trained.kappa > 0 and not 0.5 <= kappa / trained.kappa <= 1.5:
+        log.warning(
+            "kappa %g is far from the %g that this model was trained with: expect left-over noise or lost texture.",
+            kappa, trained.kappa,
+        )  # fmt: skip
+    return trained.retime(steps or model.config.default_steps, kappa, p)

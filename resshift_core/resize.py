@@ -1,0 +1,19 @@
+"""Plain bicubic resizing, and how large a result is."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def target_size(height: int, width: int, scale: float) -> tuple[int, int]:
+    """Output height and width for a low-resolution picture: round(H * s), round(W * s), at least 1."""
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """(B, C, H, W) in [0, 1] to `size`: bicubic, antialiased when shrinking; float32, clamped to [0, 1]."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images.float()
+    shrinks = size[0] < images.shape[-2] or size[1] < images.shape[-1]
+    return F.interpolate(images.float(), size=size, mode="bicubic", antialias=shrinks, align_corners=False).clamp_(0, 1)
