@@ -1,113 +1,218 @@
-"""Training pictures: decoded once, cropped at random, rescaled, flipped and turned; plus rendered text and line art."""
+"""High-resolution crops: crop number n of a run depends on (seed, n) alone, so a resumed run goes on exactly."""
 
 from __future__ import annotations
 
-import csv
+import logging
 import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch.utils.data import DataLoader, Dataset
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
+from .drawings import draw_hole, draw_page
+from .scan import DataError, Picture, find_images, read_rgb
 
+log = logging.getLogger("resshift.training")
 
-def find_images(root: Path, split: str | None = None) -> list[Path]:
-    """All pictures below `root`, sorted; `split` keeps those a MANIFEST.csv in `root` lists under that word."""
-    manifest = Path(root) / "MANIFEST.csv"
-    if split and manifest.exists():
-        with open(manifest, newline="", encoding="utf-8") as file:
-            return sorted(Path(root) / row["file"] for row in csv.DictReader(file) if row["split"] == split)
-    return sorted(path for path in Path(root).rglob("*") if path.suffix.lower() in SUFFIXES)
-
-
-def read_rgb(path: Path) -> torch.Tensor:
-    """uint8 (3, H, W), upright."""
-    with Image.open(path) as image:
-        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+ATTEMPTS = 20  # other pictures tried when one cannot be read any more
 
 
 @dataclass(frozen=True)
-class CropConfig:
-    size: int = 160  # pixels of the high-resolution crop
-    min_rescale: float = 0.4  # a crop is shrunk by a factor drawn from [min_rescale, 1]
-    drawn_share: float = 0.08  # share of crops that are rendered text or line art
+class CropSettings:
+    """What a crop may be."""
+
+    size: int  # pixels of the high-resolution crop
+    rescale_share: float = 1.0  # share of crops that are shrunk,
+    min_rescale: float = 0.4  # by a factor drawn from [min_rescale, 1]
+    drawn_share: float = 0.0  # share of crops that are rendered text or line art
+    fonts: tuple[str, ...] = ()  # font files for them
+    turns: bool = True  # quarter turns beside mirror images
+    holes: bool = False  # for inpainting: a mask with every crop
 
 
-def draw_page(size: int, rng: np.random.Generator, fonts: list[str]) -> torch.Tensor:
-    """Text or line art in random colours and sizes, uint8 (3, size, size). Drawn at four times the size, then shrunk."""
-    over = 2
-    n = size * over
-    paper, ink = rng.integers(0, 256, 3), rng.integers(0, 256, 3)
-    if rng.random() < 0.6:  # most pages people have are dark on light
-        paper, ink = rng.integers(220, 256, 3), rng.integers(0, 60, 3)
-        if rng.random() < 0.25:
-            paper, ink = ink, paper
-    page = Image.new("RGB", (n, n), tuple(int(c) for c in paper))
-    draw = ImageDraw.Draw(page)
-    if rng.random() < 0.7:
-        points = float(rng.uniform(9, 40)) * over
-        font = ImageFont.truetype(str(rng.choice(fonts)), points) if fonts else ImageFont.load_default(points)
-        letters = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?()&%@#/+-=     "))
-        y = float(rng.uniform(-points, points / 2))
-        while y < n:
-            line = "".join(rng.choice(letters, int(3.5 * n / points) + 2))
-            draw.text((float(rng.uniform(-points, 0)), y), line, fill=tuple(int(c) for c in ink), font=font)
-            y += points * float(rng.uniform(1.05, 1.4))
-    else:
-        for _ in range(int(rng.integers(4, 24))):
-            box = rng.uniform(-0.1 * n, 1.1 * n, 4)
-            colour = tuple(int(c) for c in (ink if rng.random() < 0.5 else rng.integers(0, 256, 3)))
-            width = int(rng.integers(1, 8)) * over // 2 + 1
-            kind = rng.integers(0, 4)
-            if kind == 0:
-                draw.line(list(box), fill=colour, width=width)
-            else:
-                x0, x1 = sorted(box[[0, 2]])
-                y0, y1 = sorted(box[[1, 3]])
-                shape = (draw.ellipse, draw.rectangle, draw.arc)[kind - 1]
-                if kind == 3:
-                    shape([x0, y0, x1, y1], float(rng.uniform(0, 360)), float(rng.uniform(0, 360)), fill=colour, width=width)
-                else:
-                    shape([x0, y0, x1, y1], outline=colour, width=width, fill=colour if rng.random() < 0.3 else None)
-    page = page.resize((size, size), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.array(page)).permute(2, 0, 1).contiguous()
+class PictureStore:
+    """Decoded pictures: those that fit into `cache_mib` together are kept, the others are decoded for every use.
+
+    What is kept is decoded at the first use, by the process that uses it; `fill` decodes it beforehand, so that forked
+    loader workers share it.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], cache_mib: int = 0):
+        self.pictures = list(pictures)
+        self._kept: dict[int, torch.Tensor] = {}
+        sizes = np.array([3 * picture.height * picture.width for picture in self.pictures], dtype=np.int64)
+        self.keep = int((np.cumsum(sizes) <= cache_mib * 2**20).sum())  # the first so many
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def fill(self) -> None:
+        for index in range(self.keep):
+            try:
+                self[index]
+            except Exception as error:
+                log.warning("%s cannot be read any more (%s).", self.pictures[index].path, error)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        """uint8 (3, H, W)."""
+        if index in self._kept:
+            return self._kept[index]
+        image = read_rgb(self.pictures[index].path)
+        if index < self.keep:
+            self._kept[index] = image
+        return image
 
 
-class CropSource:
-    """Random high-resolution crops; crop number n of a run depends on (seed, n) alone, so a resumed run goes on exactly."""
+def _shrink(patch: torch.Tensor, size: int) -> torch.Tensor:
+    if patch.shape[-1] == size:
+        return patch
+    return F.interpolate(patch[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 255)
 
-    def __init__(self, paths: list[Path], config: CropConfig, seed: int = 0, fonts: list[str] | None = None):
-        self.images = [read_rgb(path) for path in paths]
-        self.images = [image for image in self.images if min(image.shape[1:]) >= config.size]
-        if not self.images:
-            raise ValueError(f"none of {len(paths)} pictures is at least {config.size} pixels wide and high")
-        areas = np.array([math.sqrt(image.shape[1] * image.shape[2]) for image in self.images])
+
+def _turn(patch: torch.Tensor, quarter: int, mirror: bool) -> torch.Tensor:
+    patch = torch.rot90(patch, quarter, (1, 2))
+    return patch.flip(2) if mirror else patch
+
+
+class Crops(Dataset):
+    """crops[n]: {"hr": (3, size, size) float32 in [0, 1]}, n without end; with `holes` also "hole", (1, size, size).
+
+    Larger pictures are drawn more often, by the square root of their area.
+    """
+
+    def __init__(self, pictures: Sequence[Picture], settings: CropSettings, seed: int = 0, cache_mib: int = 0):
+        self.settings, self.seed = settings, seed
+        self.store = PictureStore(pictures, cache_mib)
+        areas = np.array([math.sqrt(picture.height * picture.width) for picture in pictures])
         self.weights = areas / areas.sum()
-        self.config, self.seed, self.fonts = config, seed, fonts or []
 
-    def crop(self, n: int) -> torch.Tensor:
-        """float32 (3, size, size) in [0, 1]."""
-        rng = np.random.default_rng([self.seed, n])
-        size = self.config.size
-        if rng.random() < self.config.drawn_share:
-            patch = draw_page(size, rng, self.fonts).float()
+    def _image(self, rng: np.random.Generator) -> tuple[int, torch.Tensor]:
+        """A picture at random; one that cannot be read any more is named and another one taken."""
+        for _ in range(ATTEMPTS):
+            index = int(rng.choice(len(self.store), p=self.weights))
+            try:
+                image = self.store[index]
+            except Exception as error:
+                log.warning("%s cannot be read any more (%s); another picture is used.", self.store.pictures[index].path, error)
+                continue
+            if min(image.shape[1:]) >= self.settings.size:
+                return index, image
+        raise DataError(f"{ATTEMPTS} pictures in a row cannot be read. Is the folder of the data still there?")
+
+    def _photo(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        _, image = self._image(rng)
+        size = self.settings.size
+        shrinks = rng.random() < self.settings.rescale_share
+        span = min(round(size / rng.uniform(self.settings.min_rescale, 1.0)) if shrinks else size, *image.shape[1:])
+        y, x = (int(rng.integers(0, extent - span + 1)) for extent in image.shape[1:])
+        return {"hr": _shrink(image[:, y : y + span, x : x + span].float(), size)}
+
+    def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.seed, number])
+        if rng.random() < self.settings.drawn_share:
+            patches = {"hr": draw_page(self.settings.size, rng, self.settings.fonts).float()}
         else:
-            image = self.images[rng.choice(len(self.images), p=self.weights)]
-            span = min(round(size / rng.uniform(self.config.min_rescale, 1.0)), *image.shape[1:])
-            y, x = (int(rng.integers(0, extent - span + 1)) for extent in image.shape[1:])
-            patch = image[:, y : y + span, x : x + span].float()
-            if span != size:
-                patch = F.interpolate(patch[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 255)
-        patch = torch.rot90(patch, int(rng.integers(4)), (1, 2))
-        if rng.random() < 0.5:
-            patch = patch.flip(2)
-        return patch / 255
+            patches = self._photo(rng)
+        quarter = int(rng.integers(4)) if self.settings.turns else 0
+        mirror = bool(rng.random() < 0.5)
+        crop = {name: (_turn(patch, quarter, mirror) / 255).contiguous() for name, patch in patches.items()}
+        if self.settings.holes:
+            crop["hole"] = draw_hole(self.settings.size, rng)
+        return crop
 
-    def batch(self, first: int, count: int) -> torch.Tensor:
-        """Crops first .. first + count - 1, float32 (count, 3, size, size) in [0, 1]."""
-        return torch.stack([self.crop(first + i) for i in range(count)])
+
+class PairedCrops(Crops):
+    """As Crops, from pairs of files: {"hr": (3, size, size), "lq": (3, size / scale, size / scale)}, never rescaled."""
+
+    def __init__(self, pictures, small: Sequence[Path], scale: int, settings: CropSettings, seed: int = 0, cache_mib: int = 0):
+        super().__init__(pictures, settings, seed, cache_mib)
+        self.small, self.scale = [Path(path) for path in small], scale
+
+    def _photo(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        index, image = self._image(rng)
+        lq = read_rgb(self.small[index])
+        size = self.settings.size // self.scale
+        y, x = (int(rng.integers(0, extent - size + 1)) for extent in lq.shape[1:])
+        top, left, side = y * self.scale, x * self.scale, self.settings.size
+        return {
+            "hr": image[:, top : top + side, left : left + side].float(),
+            "lq": lq[:, y : y + size, x : x + size].float(),
+        }
+
+
+def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale: int) -> tuple[list[Picture], list[Path]]:
+    """Pairs by the same name (path below the folder without its ending, else the bare name).
+
+    Raises:
+        DataError: a picture has no partner, or the sizes of a pair do not belong together.
+    """
+    small = {path.relative_to(small_root).with_suffix("").as_posix(): path for path in find_images(small_root)}
+    by_name = {path.stem: path for path in small.values()}
+    large, partners, wrong = [], [], []
+    for picture in pictures:
+        path = Path(picture.path)
+        name = path.relative_to(root).with_suffix("").as_posix() if path.is_relative_to(root) else path.stem
+        partner = small.get(name) or by_name.get(path.stem)
+        if partner is None:
+            wrong.append(f"{path.name} has no partner")
+            continue
+        height, width = read_rgb(partner).shape[1:]
+        if (height * scale, width * scale) != (picture.height, picture.width):
+            wrong.append(f"{path.name} is {picture.width}x{picture.height}, its partner {width}x{height}, not 1/{scale} of it")
+            continue
+        large.append(picture)
+        partners.append(partner)
+    if wrong:
+        raise DataError(f"{len(wrong)} pairs do not fit: {'; '.join(wrong[:5])}. Put them right, or remove them.")
+    return large, partners
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Crop numbers of one process: its share of every batch from iteration `first` on, without end."""
+
+    first: int
+    batch: int  # of all processes together
+    rank: int
+    world: int
+
+    def __iter__(self) -> Iterator[list[int]]:
+        iteration, share = self.first, self.batch // self.world
+        while True:
+            start = iteration * self.batch + self.rank * share
+            yield list(range(start, start + share))
+            iteration += 1
+
+
+def _collate(samples: list[dict]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def load_batches(crops: Dataset, positions: Positions, workers: int, pin: bool = False) -> Iterator[tuple[list[int], dict]]:
+    """(crop numbers, {"hr": (B, 3, size, size), ...}) of every iteration from `positions.first` on.
+
+    workers: loader processes; 0 = in this process.
+    """
+    if workers and not sys.platform.startswith(("win", "darwin")) and hasattr(crops, "store"):
+        crops.store.fill()  # forked workers share what is decoded before the fork
+    context = "fork" if workers and not sys.platform.startswith(("win", "darwin")) else None
+    loader = DataLoader(
+        crops, batch_sampler=positions, num_workers=workers, collate_fn=_collate, pin_memory=pin,
+        prefetch_factor=4 if workers else None, multiprocessing_context=context, worker_init_fn=_one_thread,
+    )  # fmt: skip
+    return zip(positions, loader)
+
+
+def default_workers(device: torch.device, world: int) -> int:
+    """Loader processes that keep an accelerator busy; on the CPU the training itself needs the cores."""
+    return 0 if device.type == "cpu" else max(1, min(12, (os.cpu_count() or 2) // world - 1))

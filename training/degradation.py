@@ -1,68 +1,205 @@
-"""Low-resolution pictures out of high-resolution ones: plain bicubic, and the paper's Appendix B.1."""
+"""Low-resolution pictures out of high-resolution ones, in batches on the device of the batch.
+
+`bicubic`, `paper-b1` (the paper's Appendix B.1) and `realesrgan` (the two-stage pipeline of Real-ESRGAN with the ranges
+that ResShift trains with). What happens to picture number n of a run depends on (seed, n) alone: not on the batch it is
+in, on how many processes share the work, or on where a run was resumed.
+"""
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+
+from .canvas import MODES, Canvas, Noise, add_noise, blur, jpeg, resize
+from .kernels import NO_BLUR, Kernel, KernelRange, draw_kernel, draw_sinc, make_kernels
+
+DEGRADATIONS = ("realesrgan", "paper-b1", "bicubic")
+SMALLEST = 4  # pixels: no side gets shorter on the way
+
+Degrade = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # (B, 3, H, W) in [0, 1], numbers -> (B, 3, H / s, W / s)
 
 
-def bicubic(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
+@dataclass(frozen=True)
+class StageRange:
+    """What one stage of the two-stage pipeline is drawn from."""
+
+    kernel: KernelRange
+    blur_share: float
+    resize_shares: tuple[float, float, float]  # up, down, keep
+    resize: tuple[float, float]  # factor of the stage's base size
+    gaussian: tuple[float, float]  # standard deviation in 8-bit levels
+    poisson: tuple[float, float]
+    gaussian_share: float = 0.5
+    grey_share: float = 0.4
+    quality: tuple[int, int] = (30, 95)
+
+
+FIRST = StageRange(KernelRange((7, 21), (0.2, 3.0)), 1.0, (0.2, 0.7, 0.1), (0.15, 1.5), (1, 30), (0.05, 3.0))
+SECOND = StageRange(KernelRange((3, 15), (0.2, 1.5)), 0.8, (0.3, 0.4, 0.3), (0.3, 1.2), (1, 25), (0.05, 2.5))
+SECOND_SHARE = 0.5
+FINAL_SINC_SHARE, FINAL_SINC_SIZES = 0.8, (7, 21)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage, drawn for one picture."""
+
+    kernel: Kernel
+    factor: float  # of the base size
+    mode: str
+    noise: Noise
+    quality: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything drawn for one picture of the two-stage pipeline."""
+
+    first: StagePlan
+    second: StagePlan | None
+    sinc: Kernel
+    mode: str
+    jpeg_first: bool
+    quality: int
+
+
+def draw_stage(rng: np.random.Generator, ranges: StageRange) -> StagePlan:
+    kernel = draw_kernel(rng, ranges.kernel) if rng.random() < ranges.blur_share else NO_BLUR
+    low, high = ranges.resize
+    direction = rng.choice(3, p=ranges.resize_shares)
+    factor = (rng.uniform(1, high), rng.uniform(low, 1), 1.0)[direction]
+    mode = str(rng.choice(MODES))
+    gaussian = rng.random() < ranges.gaussian_share
+    strength = float(rng.uniform(*(ranges.gaussian if gaussian else ranges.poisson)))
+    noise = Noise("gaussian" if gaussian else "poisson", strength, bool(rng.random() < ranges.grey_share))
+    return StagePlan(kernel, float(factor), mode, noise, int(rng.integers(ranges.quality[0], ranges.quality[1] + 1)))
+
+
+def draw_plan(rng: np.random.Generator) -> Plan:
+    """All random numbers of one picture but its noise fields."""
+    first = draw_stage(rng, FIRST)
+    second = draw_stage(rng, SECOND) if rng.random() < SECOND_SHARE else None
+    sinc = draw_sinc(rng, FINAL_SINC_SIZES) if rng.random() < FINAL_SINC_SHARE else NO_BLUR
+    low, high = SECOND.quality
+    return Plan(first, second, sinc, str(rng.choice(MODES)), bool(rng.random() < 0.5), int(rng.integers(low, high + 1)))
+
+
+def draw_b1(rng: np.random.Generator) -> StagePlan:
+    """Appendix B.1: 13x13 Gaussian (round with probability .6), a filter to shrink with, noise, JPEG 70-95."""
+    sigma_x, sigma_y = (float(value) for value in rng.uniform(0.2, 0.8, 2))
+    kind = "iso" if rng.random() < 0.6 else "aniso"
+    kernel = Kernel(kind, 13, sigma_x, sigma_x if kind == "iso" else sigma_y, float(rng.uniform(-np.pi, np.pi)))
+    mode = str(rng.choice(MODES))
+    gaussian = rng.random() < 0.5
+    noise = Noise("gaussian", float(rng.uniform(1, 15))) if gaussian else Noise("poisson", float(rng.uniform(0.05, 0.3)))
+    return StagePlan(kernel, 1.0, mode, noise, int(rng.integers(70, 96)))
+
+
+def random_for(seed: int, number: int, purpose: int) -> np.random.Generator:
+    """The generator of one picture of a run for one purpose; purposes do not share numbers."""
+    return np.random.default_rng([seed, number, purpose])
+
+
+def torch_seed(seed: int, number: int, purpose: int) -> int:
+    """As `random_for`, for torch.Generator.manual_seed."""
+    return int(np.random.SeedSequence([seed, number, purpose]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _generators(seed: int, numbers: Sequence[int], device) -> list[torch.Generator]:
+    return [torch.Generator(device).manual_seed(torch_seed(seed, number, 2)) for number in numbers]
+
+
+def _small_size(images: torch.Tensor, scale: int) -> tuple[int, int]:
+    return images.shape[-2] // scale, images.shape[-1] // scale
+
+
+def bicubic(images: torch.Tensor, scale: int = 4) -> torch.Tensor:
     """Antialiased bicubic 1 / scale, clamped and rounded to 8 bit. (B, 3, H, W) in [0, 1] -> (B, 3, H / s, W / s)."""
-    small = F.interpolate(image, scale_factor=1 / scale, mode="bicubic", antialias=True)
+    small = images
+    if scale != 1:
+        small = F.interpolate(images, size=_small_size(images, scale), mode="bicubic", antialias=True, align_corners=False)
     return small.clamp(0, 1).mul(255).round().div(255)
 
 
-def gaussian_kernel(size: int, sigma_x: float, sigma_y: float, angle: float) -> torch.Tensor:
-    """A rotated Gaussian of `size` x `size`, summing to 1, float32."""
-    c, s = np.cos(angle), np.sin(angle)
-    rotation = np.array([[c, -s], [s, c]])
-    inverse = rotation @ np.diag([sigma_x**-2, sigma_y**-2]) @ rotation.T
-    axis = np.arange(size) - (size - 1) / 2
-    points = np.stack(np.meshgrid(axis, axis), -1)
-    kernel = np.exp(-0.5 * np.einsum("yxi,ij,yxj->yx", points, inverse, points))
-    return torch.from_numpy(kernel / kernel.sum()).float()
+def _run_stage(canvas: Canvas, plans: Sequence[StagePlan], generators, base: Sequence[tuple[int, int]], antialias, codec):
+    """Blur, resize to factor * base, noise, JPEG."""
+    canvas = blur(canvas, make_kernels([plan.kernel for plan in plans], canvas.pixels.device))
+    heights, widths = zip(*([max(SMALLEST, round(side * plan.factor)) for side in size] for plan, size in zip(plans, base)))
+    canvas = resize(canvas, heights, widths, [plan.mode for plan in plans], antialias)
+    canvas = add_noise(canvas, [plan.noise for plan in plans], generators)
+    return jpeg(canvas, [plan.quality for plan in plans], codec=codec)
 
 
-def jpeg(image: torch.Tensor, quality: int) -> torch.Tensor:
-    """(3, H, W) in [0, 1] through libjpeg and back."""
-    pixels = image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-    return torch.from_numpy(np.array(Image.open(buffer))).permute(2, 0, 1).float() / 255
+@torch.no_grad()
+def paper_b1(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: int = 4, codec: str = "auto") -> torch.Tensor:
+    """The degradation of the paper's test sets. (B, 3, H, W) in [0, 1] -> (B, 3, H / s, W / s), 8-bit levels."""
+    plans = [draw_b1(random_for(seed, number, 1)) for number in numbers]
+    base = [_small_size(images, scale)] * len(plans)
+    generators = _generators(seed, numbers, images.device)
+    return _run_stage(Canvas.of(images), plans, generators, base, True, codec).pixels
 
 
-def paper_b1(image: torch.Tensor, rng: np.random.Generator, scale: int = 4) -> torch.Tensor:
-    """The degradation of the paper's test sets (Appendix B.1), one picture. (3, H, W) in [0, 1] -> (3, H / s, W / s).
+def _finish(canvas: Canvas, plans: Sequence[Plan], size: tuple[int, int], codec) -> torch.Tensor:
+    """To the final size with the sinc filter, and JPEG before or after that. (B, 3, h, w), 8-bit levels."""
+    qualities = [plan.quality for plan in plans]
+    canvas = jpeg(canvas, qualities, [plan.jpeg_first for plan in plans], codec)
+    count = len(plans)
+    canvas = resize(canvas, (size[0],) * count, (size[1],) * count, [plan.mode for plan in plans], False)
+    canvas = blur(canvas, make_kernels([plan.sinc for plan in plans], canvas.pixels.device)).clamp()
+    canvas = jpeg(canvas, qualities, [not plan.jpeg_first for plan in plans], codec)
+    return canvas.pixels.clamp(0, 1).mul(255).round().div(255)
 
-    Blur 13x13 (isotropic with probability .6, widths .2-.8), area, bilinear or bicubic downsampling, Gaussian noise of
-    1-15 levels or Poisson noise of scale .05-.3, JPEG of quality 70-95.
+
+@torch.no_grad()
+def realesrgan(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: int = 4, codec: str = "auto") -> torch.Tensor:
+    """The two-stage pipeline. (B, 3, H, W) in [0, 1] -> (B, 3, H / s, W / s), 8-bit levels.
+
+    The second stage's sizes are relative to the final size, as in Real-ESRGAN. Resizing has no antialiasing: that is how
+    the published networks were trained.
     """
-    sigma_x, sigma_y = rng.uniform(0.2, 0.8, 2)
-    if rng.random() < 0.6:
-        sigma_y = sigma_x
-    kernel = gaussian_kernel(13, sigma_x, sigma_y, rng.uniform(-np.pi, np.pi))
-    blurred = F.conv2d(F.pad(image[:, None], (6, 6, 6, 6), mode="reflect"), kernel[None, None])[:, 0]
-    mode = ("area", "bilinear", "bicubic")[rng.integers(3)]
-    antialias = {} if mode == "area" else {"antialias": True}
-    height, width = image.shape[1] // scale, image.shape[2] // scale
-    small = F.interpolate(blurred[None], size=(height, width), mode=mode, **antialias)[0].clamp(0, 1)
-    if rng.random() < 0.5:
-        noise = torch.from_numpy(rng.standard_normal(small.shape, dtype=np.float32)) * (rng.uniform(1, 15) / 255)
-    else:
-        levels = small.mul(255).round().numpy()
-        noise = torch.from_numpy((rng.poisson(levels) - levels).astype(np.float32)) * (rng.uniform(0.05, 0.3) / 255)
-    return jpeg(small + noise, int(rng.integers(70, 96)))
-
-
-def mixed(images: torch.Tensor, seed: int, first: int, damaged_share: float, scale: int = 4) -> torch.Tensor:
-    """Bicubic for most of a batch, Appendix B.1 for `damaged_share` of it; picture i depends on (seed, first + i)."""
-    small = bicubic(images, scale)
-    for i, image in enumerate(images):
-        rng = np.random.default_rng([seed, first + i, 1])
-        if rng.random() < damaged_share:
-            small[i] = paper_b1(image, rng, scale)
+    plans = [draw_plan(random_for(seed, number, 1)) for number in numbers]
+    generators = _generators(seed, numbers, images.device)
+    size = _small_size(images, scale)
+    full = [tuple(images.shape[-2:])] * len(plans)
+    canvas = _run_stage(Canvas.of(images), [plan.first for plan in plans], generators, full, False, codec)
+    small = images.new_empty(len(plans), images.shape[1], *size)
+    for twice in (True, False):
+        which = [i for i, plan in enumerate(plans) if (plan.second is not None) == twice]
+        if not which:
+            continue
+        part, chosen = canvas.select(which), [plans[i] for i in which]
+        if twice:
+            own = [generators[i] for i in which]
+            part = _run_stage(part, [plan.second for plan in chosen], own, [size] * len(which), False, codec)
+        small[which] = _finish(part, chosen, size, codec)
     return small
+
+
+PIPELINES = {"paper-b1": paper_b1, "realesrgan": realesrgan}
+
+
+def make_degradation(kind: str, scale: int, seed: int, share: float = 1.0) -> Degrade:
+    """degrade(images, numbers). `share` of the pictures get the pipeline, the others are plainly bicubic.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    if kind not in DEGRADATIONS:
+        raise ValueError(f"degradation is {kind!r}; known are {', '.join(DEGRADATIONS)}.")
+
+    def degrade(images: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
+        if kind == "bicubic":
+            return bicubic(images, scale)
+        damaged = [i for i, number in enumerate(numbers) if random_for(seed, number, 3).random() < share]
+        if len(damaged) == len(numbers):
+            return PIPELINES[kind](images, numbers, seed, scale)
+        small = bicubic(images, scale)
+        if damaged:
+            small[damaged] = PIPELINES[kind](images[damaged], [numbers[i] for i in damaged], seed, scale)
+        return small
+
+    return degrade

@@ -1,204 +1,375 @@
-"""Train or fine-tune a ResShift model.
+"""Fine-tune a ResShift model on a folder of pictures, or train a new one.
 
-    python training/finetune.py --data DIR --output DIR                      # fine-tune the built-in model
-    python training/finetune.py --data DIR --output DIR --config training/configs/builtin.json   # train from nothing
+    python training/finetune.py --data PICTURES --output OUT
 
-Writes OUTPUT/last.safetensors (EMA weights, ready for `resshift_core.load_model`) and OUTPUT/state/ (what resuming
-needs: `--resume auto`). Crops depend on (seed, images seen) alone, so a resumed run sees what the unbroken one would have.
+starts from the built-in model, cuts crops out of PICTURES, degrades them on the fly, trains, and writes OUT/last.safetensors
+and OUT/best.safetensors (averaged weights), which the nodes, WebUI and the command line load as they are. More:
+
+    --model FILE_OR_NAME                 start from another model, e.g. a published checkpoint (add --variant if it is asked for)
+    --degradation bicubic                what makes the low-resolution pictures: realesrgan (default), paper-b1, bicubic, or
+    --degradation paired --pairs LOW     your own pairs: files of the same names in PICTURES and LOW
+    --preset 12gb                        settings for a GPU's memory (8gb, 12gb, 16gb, 24gb, 80gb)
+    --resume auto                        go on where OUT stopped, exactly: after Ctrl-C, a crash or a power cut
+    --dry-run True --contact-sheet True  check data, memory and speed; look at what the network would be shown
+    --steps 4 --kappa 2 --p 0.3          retrain the schedule
+    --config training/configs/builtin.json   train a new network of that configuration from nothing
+    torchrun --nproc_per_node=8 training/finetune.py ...   several GPUs; --batch-size counts the crops of all of them
+
+Before the start every picture is decoded once; unreadable, tiny, grey and duplicate ones are named. If memory does not
+suffice, fewer crops go together and gradients are added up. OUT holds config.json (all settings), scan.json (the data
+check), log.csv, validation.csv, validation/*.png, tensorboard/, state/ (what resuming needs) and summary.png.
+A step whose loss is not finite is skipped; three in a row stop the run. docs/training.md has recipes and numbers.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import os
 import sys
-import time
-from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `python training/finetune.py` from anywhere
+if not __package__:  # run as a file: let it be the module that `python -m training.finetune` runs
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-import numpy as np
+import json
+import logging
+import time
+from dataclasses import dataclass, replace
+
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 import resshift_core as rs
-from resshift_core.unet import ResBlock
-from training.data import CropConfig, CropSource, find_images
-from training.degradation import mixed
+from training import distributed
+from training.chain import Chain
+from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
+from training.degradation import make_degradation
+from training.distributed import Processes
+from training.losses import LossSettings, Objective, OfflineError, make_lpips
+from training.memory import fit_micro_batch
+from training.report import Report, save_picture, write_summary
+from training.scan import DataError, Picture, Scan, find_images, scan
+from training.settings import SettingsError, TrainSettings, describe, parse, read_config, resolve, to_dict
+from training.start import START_ERRORS, Start, load_start
+from training.state import load_state, save_state
+from training.trainer import NotFinite, Trainer
+from training.validation import Pair, Validator, given_pairs, hold_out, make_pairs
+
+log = logging.getLogger("resshift.training")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Everything that fixes a run but the data and the model."""
+class Data:
+    """The crops to train on and the pairs to validate on."""
 
-    iterations: int = 4000
-    batch_size: int = 16
-    crop: int = 160  # pixels of the high-resolution crop
-    learning_rate: float = 1e-3
-    final_rate: float = 0.01  # of learning_rate, at the end of the cosine
-    warmup: int = 50
-    ema: float = 0.999  # reached as (1 + n) / (10 + n) grows
-    clip: float = 1.0  # gradient norm
-    damaged_share: float = 0.3  # of crops degraded by Appendix B.1; the rest is plain bicubic
-    last_step_share: float = 0.5  # of samples trained at t = T, where the picture is made; the rest is uniform in t
-    drawn_share: float = 0.08  # of crops that are rendered text or line art
-    seed: int = 0
-    save_every: int = 200
+    crops: Crops
+    pairs: list[Pair]
+    fingerprint: str  # of the pictures
+    count: int
 
 
-def new_model(path: Path) -> rs.ResShiftModel:
-    """A model of the configuration in a JSON file, with every residual branch and the output starting at zero."""
-    model = rs.ResShiftModel(rs.ModelConfig.from_dict(json.loads(path.read_text(encoding="utf-8"))["model"]))
-    for module in model.unet.modules():
-        if isinstance(module, ResBlock):
-            nn.init.zeros_(module.out_layers[3].weight)
-    nn.init.zeros_(model.unet.out[2].weight)
-    nn.init.zeros_(model.unet.out[2].bias)
-    return model
+def _make_degradation(settings: TrainSettings, scale: int):
+    if settings.degradation == "paired":
+        return None
+    return make_degradation(settings.degradation, scale, settings.seed, settings.damaged_share)
 
 
-class Trainer:
-    """One run: model, optimiser, EMA and position in the data."""
+def _held_out(settings: TrainSettings, pictures: list[Picture]) -> tuple[list[Picture], list[Picture]]:
+    """(to train on, to validate on)."""
+    if settings.validation is not None:
+        return pictures, list(scan(find_images(settings.validation), 16).used)
+    listed = find_images(settings.data, "val") if (settings.data / "MANIFEST.csv").is_file() else []
+    if listed:
+        return pictures, list(scan(listed, 16).used)
+    train, held = hold_out(pictures)
+    if not held:
+        log.warning("With %d pictures none is held out: validation shows pictures that the model was trained on.", len(train))
+    return train, held or train
 
-    def __init__(self, model: rs.ResShiftModel, config: TrainConfig, source: CropSource, output: Path, device: str):
-        self.model, self.config, self.source, self.output = model, config, source, output
-        self.device = torch.device(device)
-        model.to(self.device, torch.float32)
-        self.net = model.unet.train().requires_grad_(True)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=0)
-        self.ema = {key: value.clone() for key, value in self.net.state_dict().items()}
-        schedule = model.schedule
-        self.eta = torch.tensor(schedule.eta, dtype=torch.float32)
-        space = model.config.space
-        self.input_scale = torch.tensor([schedule.input_scale(t, space) for t in range(1, schedule.steps + 1)])
-        self.iteration = 0
 
-    def learning_rate(self) -> float:
-        config = self.config
-        warm = min(1.0, (self.iteration + 1) / config.warmup)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.iteration / config.iterations)))
-        return config.learning_rate * warm * (config.final_rate + (1 - config.final_rate) * cosine)
+def scan_data(settings: TrainSettings, processes: Processes) -> Scan:
+    """The check of the data, by the first process."""
+    found = None
+    if processes.first:
+        try:
+            found = scan(find_images(settings.data, "train"), settings.crop, settings.output / "scan.json", quiet=False)
+            print(found.report())
+        except DataError as error:
+            found = error
+    found = processes.share(found)
+    if isinstance(found, DataError):
+        raise found
+    return found
 
-    def batch(self):
-        """(lq in [-1, 1], x0, y0, t counted from 0, noise) for this iteration, from (seed, images seen)."""
-        config = self.config
-        first = self.iteration * config.batch_size
-        hr = self.source.batch(first, config.batch_size)
-        lq = mixed(hr, config.seed, first, config.damaged_share, self.model.scale) * 2 - 1
-        up = F.interpolate(lq, scale_factor=self.model.scale, mode="bicubic", align_corners=False)
-        encode = self.model.autoencoder.encode
-        x0, y0 = encode(hr * 2 - 1), encode(up)
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + first)
-        last = self.model.schedule.steps - 1
-        t = torch.randint(0, last + 1, (config.batch_size,), generator=generator)
-        t[torch.rand(config.batch_size, generator=generator) < config.last_step_share] = last
-        noise = torch.randn(x0.shape, generator=generator)
-        return lq, x0, y0, t, noise
 
-    def loss(self, lq, x0, y0, t, noise):
-        """Mean absolute error of the predicted x0, (eq. 8 with w_t = 1 and L1 in place of L2)."""
-        eta = self.eta[t].view(-1, 1, 1, 1)
-        x_t = x0 + eta * (y0 - x0) + self.model.schedule.kappa * eta.sqrt() * noise  # eq. 2
-        x = (x_t * self.input_scale[t].view(-1, 1, 1, 1)).to(self.device, memory_format=torch.channels_last)
-        lq = lq.to(self.device, memory_format=torch.channels_last)
-        target = (x0 - y0 if self.model.config.predict == "residual" else x0).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            out = self.net(x, t.to(self.device), lq)
-        return F.l1_loss(out.float(), target)
+def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Data:
+    """Scan, hold out, pair up.
 
-    def step(self) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate()
-        loss = self.loss(*self.batch())
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.net.parameters(), self.config.clip)
-        self.optimizer.step()
-        self.iteration += 1
-        decay = min(self.config.ema, (1 + self.iteration) / (10 + self.iteration))
-        with torch.no_grad():
-            for key, value in self.net.state_dict().items():
-                self.ema[key].lerp_(value, 1 - decay)
-        return loss.item()
+    Raises:
+        DataError: there is nothing to train on, or pairs do not fit.
+    """
+    found, scale = scan_data(settings, processes), model.scale
+    fonts = sorted(str(path) for path in settings.fonts.rglob("*.[to]tf")) if settings.fonts else []
+    crop = CropSettings(
+        settings.crop, settings.rescale_share, settings.min_rescale, settings.drawn_share, tuple(fonts), settings.turns,
+        holes=model.config.task == "inpaint",
+    )  # fmt: skip
+    train, held = _held_out(settings, list(found.used))
+    held = held[: settings.validation_count]
+    if settings.degradation == "paired":
+        train, small = match_pairs(train, settings.data, settings.pairs, scale)
+        held, held_small = match_pairs(held, settings.validation or settings.data, settings.pairs, scale)
+        crops = PairedCrops(train, small, scale, replace(crop, drawn_share=0.0), settings.seed, settings.cache_mib)
+        pairs = given_pairs(held, held_small, scale, settings.validation_crop)
+    else:
+        crops = Crops(train, crop, settings.seed, settings.cache_mib)
+        degrade = _make_degradation(settings, scale)
+        pairs = make_pairs(held, degrade, scale, settings.validation_crop, crop.holes)
+    return Data(crops, pairs, found.fingerprint, len(train))
 
-    def export(self) -> rs.ResShiftModel:
-        """The model with its EMA weights, on the CPU."""
-        model = rs.ResShiftModel(self.model.config, self.model.metadata)
-        model.unet.load_state_dict(self.ema)
-        model.autoencoder.load_state_dict(self.model.autoencoder.state_dict())
-        return model
 
-    def save(self) -> None:
-        state = self.output / "state"
-        state.mkdir(parents=True, exist_ok=True)
-        part = state / "state.pt.part"
-        torch.save(
-            {"net": self.net.state_dict(), "ema": self.ema, "optimizer": self.optimizer.state_dict(),
-             "iteration": self.iteration, "config": asdict(self.config)}, part,
-        )  # fmt: skip
-        os.replace(part, state / "state.pt")
-        notes = {"steps_trained": str(self.iteration), "training": json.dumps(asdict(self.config))}
-        rs.save_model(self.export(), self.output / "last.safetensors", notes)
+def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Trainer:
+    """Network, losses and optimiser.
+
+    Raises:
+        OfflineError: LPIPS is asked for and its weights are not to be had.
+    """
+    degrade = _make_degradation(settings, model.scale)
+    chain = Chain(model, degrade, settings.seed, settings.last_step_share, processes.device)
+    lpips = make_lpips(settings.lpips_net, processes.device) if settings.lpips else None
+    kind = LossSettings(settings.loss, settings.eq8_weight, settings.lpips, settings.adversarial)
+    return Trainer(model, settings, Objective(chain, kind, lpips), processes)
+
+
+class Run:
+    """The loop around a Trainer: data in, reports and files out."""
+
+    def __init__(self, settings: TrainSettings, start: Start, trainer: Trainer, data: Data):
+        self.settings, self.start, self.trainer, self.data = settings, start, trainer, data
+        self.processes = trainer.processes
+        self.output, self.states = settings.output, settings.output / "state"
+        self.best: float | None = None
+        self.report: Report | None = None
+        self.validator = Validator(data.pairs, settings.best_by == "lpips") if self.processes.first else None
+
+    # ------------------------------------------------------------------------------------------------ state
 
     def resume(self) -> bool:
-        path = self.output / "state" / "state.pt"
-        if not path.is_file():
+        """Take over the newest state; False where there is none.
+
+        Raises:
+            SettingsError: there is one, and --resume auto was not given.
+        """
+        if self.settings.resume != "auto":
+            if self.processes.first and any(self.states.glob("*.pt")) and not self.settings.dry_run:
+                raise SettingsError(
+                    f"{self.output} holds a run already. Add --resume auto to go on with it, or choose another --output."
+                )
             return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.net.load_state_dict(state["net"])
-        self.ema = state["ema"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration = state["iteration"]
+        state = load_state(self.states)
+        if state is None:
+            return False
+        self._compare(state)
+        self.trainer.load_state_dict(state["trainer"])
+        self.best = state["best"]
         return True
 
-    def run(self, report=print) -> None:
-        started, losses = time.time(), []
-        while self.iteration < self.config.iterations:
-            losses.append(self.step())
-            if self.iteration % 50 == 0:
-                pace = (time.time() - started) / len(losses)
-                report(
-                    f"{self.iteration} loss {np.mean(losses[-50:]):.5f} lr {self.learning_rate():.2e} {pace:.3f} s/iteration"
-                )
-            if self.iteration % self.config.save_every == 0:
+    def _compare(self, state: dict) -> None:
+        before, now = json.loads(state["settings"]), to_dict(self.settings)
+        changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+        if changed:
+            log.warning("The settings differ from those of the run so far: %s.", "; ".join(changed))
+        if state["data"] != self.data.fingerprint:
+            log.warning("The pictures are not those of the run so far: it goes on, but not as it would have.")
+
+    def save(self) -> None:
+        """State and OUTPUT/last.safetensors. First process only."""
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "best": self.best,
+            "settings": json.dumps(to_dict(self.settings)),
+            "data": self.data.fingerprint,
+        }
+        save_state(self.states, self.trainer.position.iteration, state)
+        self.export("last.safetensors")
+
+    def export(self, name: str) -> None:
+        """The averaged weights with what there is to know about them."""
+        recipe = to_dict(self.settings)
+        notes = {
+            "parent": self.start.parent,
+            "parent_sha256": self.start.parent_sha256,
+            "steps_trained": self.trainer.position.iteration,
+            "data": self.settings.description or f"{self.data.count} pictures, fingerprint {self.data.fingerprint}",
+            "degradation": self.settings.degradation,
+            "training": json.dumps(recipe),
+        }
+        model = self.trainer.averaged_model()
+        rs.save_model(model, self.output / name, {key: str(value) for key, value in notes.items()})
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def validate(self) -> None:
+        """Scores, grid, and OUTPUT/best.safetensors where they are the best so far. First process only."""
+        settings, iteration = self.settings, self.trainer.position.iteration
+        result = self.validator(self.trainer.averaged_model())
+        self.report.validated(iteration, result.scores, result.grid)
+        value = result.scores[settings.best_by] * (-1 if settings.best_by == "lpips" else 1)
+        if self.best is None or value > self.best:
+            self.best = value
+            self.export("best.safetensors")
+
+    def write_config(self) -> None:
+        self.output.mkdir(parents=True, exist_ok=True)
+        values = {"model": self.trainer.model.config.to_dict(), "training": to_dict(self.settings)}
+        (self.output / "config.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+    def batches(self):
+        settings, processes = self.settings, self.processes
+        positions = Positions(self.trainer.position.iteration, settings.batch_size, processes.rank, processes.world)
+        workers = settings.workers
+        if workers is None:
+            workers = default_workers(processes.device, processes.world)
+        return load_batches(self.data.crops, positions, workers, pin=processes.device.type == "cuda")
+
+    def loop(self) -> None:
+        """Until the last iteration; Ctrl-C saves and stops."""
+        settings, trainer = self.settings, self.trainer
+        if self.processes.first:
+            self.write_config()
+            names = (
+                [settings.loss]
+                + ["lpips"] * (settings.lpips > 0)
+                + ["adversarial", "discriminator"] * (settings.adversarial > 0)
+            )
+            self.report = Report(self.output, settings.iterations, trainer.position.iteration, names)
+            if trainer.position.iteration == 0:
+                self.validate()
+        try:
+            self._iterate()
+        except KeyboardInterrupt:
+            if self.processes.first:
                 self.save()
-        self.save()
+                self.report.say(f"Stopped at iteration {trainer.position.iteration}; --resume auto goes on from there.")
+            raise
+        finally:
+            if self.report is not None:
+                self.report.close()
+        if self.processes.first:
+            write_summary(self.output)
+
+    def _iterate(self) -> None:
+        settings, trainer = self.settings, self.trainer
+        started = time.perf_counter()
+        if trainer.position.iteration >= settings.iterations:
+            return
+        for numbers, crops in self.batches():
+            values = trainer.step(numbers, crops)
+            if self.processes.first:
+                now = time.perf_counter()
+                self._after_step(values, settings.batch_size / (now - started))
+                started = time.perf_counter()
+            if trainer.position.iteration >= settings.iterations:
+                return
+
+    def _after_step(self, values: dict[str, float], images_per_second: float) -> None:
+        settings, iteration = self.settings, self.trainer.position.iteration
+        self.report.step(self.trainer.device, values, images_per_second)
+        last = iteration == settings.iterations
+        if iteration % settings.log_every == 0 or last:
+            self.report.write(iteration, {**values, "images_per_second": images_per_second})
+        if iteration % settings.validate_every == 0 or last:
+            self.validate()
+        if iteration % settings.save_every == 0 or last:
+            self.save()
 
 
-def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of pictures; a MANIFEST.csv's split 'train' is used")
-    parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--model", default="builtin", help="what to start from")
-    parser.add_argument("--config", type=Path, help="JSON with 'model' and 'training': train from nothing")
-    parser.add_argument("--fonts", type=Path, help="folder of .ttf files for rendered text")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--resume", choices=["auto", "never"], default="auto")
-    for setting in fields(TrainConfig):
-        kind = int if setting.type == "int" else float
-        parser.add_argument("--" + setting.name.replace("_", "-"), type=kind, default=None)
-    return parser.parse_args(argv)
+def draw_contact_sheet(trainer: Trainer, crops: Crops, output: Path, count: int = 16) -> Path:
+    """OUTPUT/contact_sheet.png: crops above what the network is given of them, four pairs in a row."""
+    numbers = list(range(count))
+    batch = {name: torch.stack([crops[n][name] for n in numbers]) for name in crops[0]}
+    points = trainer.chain.draw(numbers, batch)
+    small = torch.nn.functional.interpolate(points.lq, size=tuple(points.hr.shape[-2:]), mode="nearest")
+    pairs = torch.cat([points.hr, small], 2).add(1).div(2)  # (B, 3, 2 H, W)
+    rows = [torch.cat(list(pairs[i : i + 4]), 2) for i in range(0, count, 4)]
+    path = output / "contact_sheet.png"
+    save_picture(torch.cat(rows, 1), path)
+    return path
 
 
-def main(argv=None) -> None:
-    args = parse(argv)
-    config = TrainConfig(**json.loads(args.config.read_text(encoding="utf-8"))["training"]) if args.config else TrainConfig()
-    given = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if getattr(args, f.name) is not None}
-    config = replace(config, **given)
-    torch.manual_seed(config.seed)
-    model = new_model(args.config) if args.config else rs.load_model(args.model, device="cpu", dtype="fp32")
-    fonts = sorted(str(path) for path in args.fonts.rglob("*.ttf")) if args.fonts else None
-    crops = CropConfig(size=config.crop, drawn_share=config.drawn_share)
-    source = CropSource(find_images(args.data, "train"), crops, config.seed, fonts)
-    trainer = Trainer(model, config, source, args.output, args.device)
-    if args.resume == "auto" and trainer.resume():
-        print(f"resumed at iteration {trainer.iteration}", flush=True)
-    trainer.run(lambda line: print(line, flush=True))
+def dry_run(run: Run, steps: int = 3) -> None:
+    """A few steps that nothing remembers: speed and memory."""
+    trainer, started = run.trainer, None
+    for done, (numbers, crops) in enumerate(run.batches()):
+        if done == 1:
+            started = time.perf_counter()  # the first step warms up
+        trainer.step(numbers, crops)
+        if done == steps:
+            break
+    if run.processes.first:
+        seconds = (time.perf_counter() - started) / steps
+        hours = seconds * run.settings.iterations / 3600
+        rate = run.settings.batch_size / seconds
+        print(
+            f"{seconds:.2f} s per update, {rate:.1f} images/s, about {hours:.1f} hours for {run.settings.iterations} updates."
+        )
+
+
+def run(settings: TrainSettings, processes: Processes) -> None:
+    """Everything from the loaded model to the last file.
+
+    Raises:
+        SettingsError, DataError, OfflineError, NotFinite, MemoryError, rs.ResShiftError: told as sentences.
+    """
+    if settings.batch_size % processes.world:
+        raise SettingsError(f"--batch-size is {settings.batch_size}; it must be a multiple of the {processes.world} processes.")
+    torch.manual_seed(settings.seed)
+    torch.backends.cudnn.benchmark = True
+    start = load_start(settings, processes.device)
+    settings = resolve(settings, start.model.config)
+    start.retrain_schedule(settings)
+    if processes.first:
+        print(f"{start.model}\n{describe(settings)}")
+    data = prepare_data(settings, start.model, processes)
+    trainer = make_trainer(settings, start.model, processes)
+    current = Run(settings, start, trainer, data)
+    resumed = current.resume()
+    numbers = list(range(trainer.micro_batch))
+    said = fit_micro_batch(
+        trainer, numbers, {name: torch.stack([data.crops[n][name] for n in numbers]) for name in data.crops[0]}
+    )
+    if processes.first:
+        print(said)
+        if resumed:
+            print(f"Going on from iteration {trainer.position.iteration}.")
+        if settings.contact_sheet:
+            print(f"Contact sheet: {draw_contact_sheet(trainer, data.crops, settings.output)}")
+    if settings.dry_run:
+        dry_run(current)
+    else:
+        current.loop()
+
+
+def main(argv=None) -> int:
+    """The program. Exit status 0 done, 1 the run failed, 2 wrong settings, 130 interrupted."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    processes = None
+    try:
+        settings = parse(argv, __doc__)
+        if settings.config is not None:
+            read_config(settings.config)
+        processes = distributed.start(settings.device)
+        run(settings, processes)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (DataError, OfflineError, NotFinite, MemoryError, *START_ERRORS) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        if processes is not None:
+            distributed.stop(processes)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""What the network is trained on: a random point of the chain for every crop of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import resshift_core as rs
+
+from .degradation import Degrade, torch_seed
+
+
+@dataclass(frozen=True)
+class Points:
+    """x_t of eq. 2 for a batch, and what the network is given with it. All on the training device, float32."""
+
+    hr: torch.Tensor  # (B, 3, H, W) in [-1, 1]
+    lq: torch.Tensor  # (B, 3, H / s, W / s) in [-1, 1]
+    mask: torch.Tensor | None  # (B, 1, H / s, W / s), -1 = keep, +1 = hole
+    x0: torch.Tensor  # (B, C, h, w), the latent to be predicted
+    y0: torch.Tensor  # (B, C, h, w), the latent of the upsampled low-resolution crop
+    t: torch.Tensor  # (B,) int64, from 0
+    x_t: torch.Tensor  # (B, C, h, w), scaled for the network
+
+
+class Chain:
+    """Draws Points. What sample n gets depends on (seed, n) alone."""
+
+    def __init__(self, model: rs.ResShiftModel, degrade: Degrade | None, seed: int, last_step_share: float, device):
+        self.model, self.degrade, self.seed, self.last_step_share = model, degrade, seed, last_step_share
+        self.device = torch.device(device)
+        schedule, space = model.schedule, model.config.space
+        self.eta = torch.tensor(schedule.eta, dtype=torch.float32, device=self.device)
+        scales = [schedule.input_scale(t, space) for t in range(1, schedule.steps + 1)]
+        self.input_scale = torch.tensor(scales, dtype=torch.float32, device=self.device)
+
+    def draw(self, numbers: Sequence[int], crops: dict[str, torch.Tensor]) -> Points:
+        """crops: {"hr": (B, 3, H, W) in [0, 1]}, with "lq" where pairs are given and "hole" for inpainting."""
+        with torch.no_grad():
+            hr, lq, mask = self._pictures(numbers, crops)
+            x0, y0 = self.encode(hr), self.encode(self.upsample(lq))
+            t, noise = self._random(numbers, x0.shape[1:])
+            return Points(hr, lq, mask, x0, y0, t, self.scaled(self.shifted(x0, y0, t, noise), t))
+
+    def _pictures(self, numbers, crops):
+        hr = crops["hr"].to(self.device, non_blocking=True)
+        if "lq" in crops:
+            lq = crops["lq"].to(self.device, non_blocking=True)
+        else:
+            lq = self.degrade(hr, numbers)
+        hr, lq, mask = hr * 2 - 1, lq * 2 - 1, None
+        if "hole" in crops:
+            hole = crops["hole"].to(self.device, non_blocking=True) > 0
+            lq, mask = torch.where(hole, -1.0, lq), hole.float() * 2 - 1
+        layout = torch.channels_last
+        return hr.contiguous(memory_format=layout), lq.contiguous(memory_format=layout), mask
+
+    def upsample(self, lq):
+        """Bicubic to the output's size, as before encoding in every run."""
+        scale = self.model.scale
+        return F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False) if scale != 1 else lq
+
+    def encode(self, image):
+        return self.model.autoencoder.encode(image).float()
+
+    def _random(self, numbers, shape):
+        """(t counted from 0, noise): every sample from its own generator on the CPU, the same on every device."""
+        last, steps, noises = self.model.schedule.steps - 1, [], []
+        for number in numbers:
+            generator = torch.Generator().manual_seed(torch_seed(self.seed, number, 4))
+            at_end = float(torch.rand((), generator=generator)) < self.last_step_share
+            uniform = int(torch.randint(0, last + 1, (), generator=generator))
+            steps.append(last if at_end else uniform)
+            noises.append(torch.randn(tuple(shape), generator=generator))
+        return torch.tensor(steps, device=self.device), torch.stack(noises).to(self.device, non_blocking=True)
+
+    def shifted(self, x0, y0, t, noise):
+        """x_t ~ q(x_t | x0, y0), eq. 2."""
+        eta = self.eta[t].view(-1, 1, 1, 1)
+        return x0 + eta * (y0 - x0) + self.model.schedule.kappa * eta.sqrt() * noise
+
+    def scaled(self, x_t, t):
+        """As the network takes it."""
+        return (x_t * self.input_scale[t].view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+
+    def predict_x0(self, net, points: Points) -> torch.Tensor:
+        """The network's x0, (B, C, h, w) float32."""
+        out = net(points.x_t, points.t, points.lq, points.mask).float()
+        return out + points.y0 if self.model.config.predict == "residual" else out

@@ -1,0 +1,63 @@
+"""The processes of a run, as torchrun starts them. Without torchrun there is one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """The one that writes files and talks."""
+        return self.rank == 0
+
+    def agree(self, value: float, how: str = "max") -> float:
+        """The largest ("max"), smallest ("min") or average ("mean") of every process's number."""
+        if self.world == 1:
+            return value
+        numbers = torch.tensor([value], dtype=torch.float64, device=self.device)
+        dist.all_reduce(numbers, {"max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN, "mean": dist.ReduceOp.SUM}[how])
+        return float(numbers) / (self.world if how == "mean" else 1)
+
+    def share(self, value):
+        """What the first process has, in every process."""
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+
+def start(device: str = "auto") -> Processes:
+    """Join the other processes, if torchrun's variables are set. device: "auto", "cuda", "cpu", "cuda:1", ..."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    where = torch.device(device)
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1:
+        return Processes(0, 1, where)
+    if where.type == "cuda":
+        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(where)
+    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    return Processes(dist.get_rank(), dist.get_world_size(), where)
+
+
+def stop(processes: Processes) -> None:
+    if processes.world > 1 and dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,121 @@
+"""What is minimised: the distance of the predicted x0, and optionally LPIPS and a discriminator on the decoded picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+import resshift_core as rs
+
+from .chain import Chain, Points
+from .metrics import LPIPS_FILES
+
+CHARBONNIER_EPS = 1e-3
+
+
+class OfflineError(RuntimeError):
+    """Weights of a loss or metric are not on this machine and cannot be fetched."""
+
+
+def make_lpips(net: str = "vgg", device: torch.device | str = "cpu") -> nn.Module:
+    """LPIPS as torchmetrics has it: (B, 3, H, W) x 2 in [-1, 1] -> (B, 1, 1, 1). Frozen; gradients pass to the pictures.
+
+    Raises:
+        OfflineError: the backbone's weights are neither in torch's cache nor to be had.
+    """
+    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
+
+    try:
+        metric = LearnedPerceptualImagePatchSimilarity(net_type=net)
+    except (URLError, OSError, RuntimeError) as error:
+        raise OfflineError(
+            f"LPIPS needs the weights of {net}, which torchvision fetches from the internet at first use, and that failed "
+            f"({error}). Connect this machine once, or copy {LPIPS_FILES[net]} into {torch.hub.get_dir()}/checkpoints, or "
+            "leave LPIPS out."
+        ) from error
+    return metric.net.eval().requires_grad_(False).to(device)
+
+
+def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean over each sample, (B,). kind: "mse", "l1" or "charbonnier"."""
+    if kind == "mse":
+        values = F.mse_loss(prediction, target, reduction="none")
+    elif kind == "l1":
+        values = F.l1_loss(prediction, target, reduction="none")
+    else:
+        values = ((prediction - target).square() + CHARBONNIER_EPS**2).sqrt()
+    return values.flatten(1).mean(1)
+
+
+def step_weights(schedule: rs.ShiftSchedule, device) -> torch.Tensor:
+    """Eq. 8's w_t for t = 1..T, scaled to a mean of 1, (T,) float32."""
+    weights = torch.tensor(schedule.loss_weight(), dtype=torch.float32, device=device)
+    return weights / weights.mean()
+
+
+class Discriminator(nn.Sequential):
+    """Judges patches: four strided convolutions with spectral norm. (B, 3, H, W) in [-1, 1] -> (B, 1, H / 8, W / 8)."""
+
+    def __init__(self, width: int = 32):
+        layers, channels = [], 3
+        for out, stride in ((width, 2), (2 * width, 2), (4 * width, 2), (4 * width, 1)):
+            layers += [spectral_norm(nn.Conv2d(channels, out, 3, stride, 1)), nn.LeakyReLU(0.2)]
+            channels = out
+        super().__init__(*layers, spectral_norm(nn.Conv2d(channels, 1, 3, padding=1)))
+
+
+def hinge(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
+    """The discriminator's loss."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """See TrainSettings."""
+
+    kind: str = "mse"
+    eq8_weight: bool = False
+    lpips: float = 0.0
+    adversarial: float = 0.0
+
+
+class Objective:
+    """loss(net, points) -> (loss, its parts, the decoded picture or None)."""
+
+    def __init__(self, chain: Chain, settings: LossSettings, lpips: nn.Module | None = None):
+        self.chain, self.settings, self.lpips = chain, settings, lpips
+        self.discriminator: nn.Module | None = None
+        self.weights = step_weights(chain.model.schedule, chain.device) if settings.eq8_weight else None
+
+    def __call__(self, net, points: Points):
+        settings = self.settings
+        x0 = self.chain.predict_x0(net, points)
+        per_sample = distance(settings.kind, x0, points.x0)
+        if self.weights is not None:
+            per_sample = per_sample * self.weights[points.t]
+        loss = per_sample.mean()
+        parts, image = {settings.kind: loss.detach()}, None
+        if settings.lpips or settings.adversarial:
+            image = self._decode(x0)
+        if settings.lpips:
+            perceptual = self.lpips(image, points.hr).mean()
+            parts["lpips"] = perceptual.detach()
+            loss = loss + settings.lpips * perceptual
+        if settings.adversarial:
+            fooled = -self.discriminator(image).mean()
+            parts["adversarial"] = fooled.detach()
+            loss = loss + settings.adversarial * fooled
+        return loss, parts, image
+
+    def _decode(self, x0: torch.Tensor) -> torch.Tensor:
+        """The picture of a latent; gradients pass straight through the quantiser, which must compare in float32."""
+        autoencoder = self.chain.model.autoencoder
+        if hasattr(autoencoder, "quantize"):
+            with torch.autocast(x0.device.type, enabled=False):
+                x0 = autoencoder.quantize(x0)
+        return autoencoder.decode(x0, quantize=False).float()

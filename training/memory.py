@@ -1,0 +1,64 @@
+"""The largest micro-batch that fits: tried before the start, halved until it does."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from resshift_core.device import is_out_of_memory, release_memory
+
+from .trainer import Trainer
+
+log = logging.getLogger("resshift.training")
+
+
+def _try(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -> bool:
+    """Whether one micro-batch forward and backward fits beside the optimiser's memory. Leaves no trace."""
+    reserve = []
+    fits = True
+    try:
+        if not trainer.optimizer.state:  # Adam's two moments do not exist yet
+            reserve = [torch.empty_like(parameter) for parameter in trainer.raw.parameters() for _ in range(2)]
+        net, trainer.net = trainer.net, trainer.raw  # without the other processes: each finds out for itself
+        try:
+            chosen = slice(0, trainer.micro_batch)
+            points = trainer.chain.draw(numbers[chosen], {name: value[chosen] for name, value in crops.items()})
+            with trainer.autocast():
+                loss, _, _ = trainer.objective(trainer.net, points)
+            loss.backward()
+        finally:
+            trainer.net = net
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        fits = False
+    del reserve
+    trainer.optimizer.zero_grad(set_to_none=True)
+    if trainer.judge is not None:
+        trainer.judge_optimizer.zero_grad(set_to_none=True)
+    release_memory(trainer.device)
+    return fits
+
+
+def fit_micro_batch(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -> str:
+    """Halve the trainer's micro-batch until a step fits, in every process alike; says what was chosen.
+
+    Raises:
+        MemoryError: not even one crop fits.
+    """
+    asked = trainer.micro_batch
+    while not trainer.processes.agree(float(_try(trainer, numbers, crops)), "min"):
+        if trainer.micro_batch == 1:
+            raise MemoryError(
+                f"Not even one crop of {trainer.settings.crop} pixels fits into the memory of {trainer.device}. Use a smaller "
+                "--crop, --checkpointing True, --optimizer bnbadamw8bit, or another device."
+            )
+        log.warning("Out of memory with %d crops at a time.", trainer.micro_batch)
+        trainer.micro_batch //= 2
+    times = -(-trainer.share // trainer.micro_batch)
+    because = f" ({asked} did not fit)" if trainer.micro_batch != asked else ""
+    return (
+        f"{trainer.micro_batch} crops at a time{because}, gradients of {times} micro-batches added up, {trainer.processes.world} "
+        f"process(es): {trainer.settings.batch_size} crops per update."
+    )

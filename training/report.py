@@ -1,0 +1,151 @@
+"""What a person sees of a run: progress bar, tables, TensorBoard, pictures."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+log = logging.getLogger("resshift.training")
+
+
+def memory_text(device: torch.device) -> str:
+    """Peak memory: of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return "?"
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.1f} GiB"
+
+
+def save_picture(image: torch.Tensor, path: Path) -> None:
+    """(3, H, W) in [0, 1] to a PNG file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()).save(path)
+
+
+class Table:
+    """A CSV file of one row per iteration that grows; what is beyond the iteration resumed from is dropped at the start."""
+
+    def __init__(self, path: Path, columns: list[str], iteration: int):
+        self.path, self.columns = path, ["iteration", *columns]
+        kept = [row for row in self.read(path) if row["iteration"] <= iteration] if iteration else []
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows({**row, "iteration": int(row["iteration"])} for row in kept)
+
+    def add(self, iteration: int, values: dict[str, float]) -> None:
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            row = {"iteration": iteration, **{name: repr(float(value)) for name, value in values.items()}}
+            csv.DictWriter(file, self.columns, restval="", extrasaction="ignore").writerow(row)
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, float]]:
+        """Rows as numbers; a row torn by a crash is left out."""
+        if not path.is_file():
+            return []
+        rows = []
+        with open(path, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                try:
+                    rows.append({name: float(value) for name, value in row.items() if name and value})
+                except (TypeError, ValueError):
+                    continue
+        return [row for row in rows if "iteration" in row]
+
+
+def _tensorboard(folder: Path, iteration: int):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.warning("TensorBoard is not installed (pip install tensorboard); its logs are left out.")
+        return None
+    return SummaryWriter(str(folder), purge_step=iteration + 1)
+
+
+class Report:
+    """Progress bar, OUTPUT/log.csv, OUTPUT/validation.csv, OUTPUT/validation/*.png, OUTPUT/tensorboard. First process only."""
+
+    def __init__(self, output: Path, iterations: int, iteration: int, loss_names: list[str]):
+        self.output, self.iterations = output, iterations
+        columns = ["loss", *loss_names, "rate", "gradient", "images_per_second", "skipped"]
+        self.losses = Table(output / "log.csv", columns, iteration)
+        self.scores = Table(output / "validation.csv", ["psnr", "ssim", "lpips"], iteration)
+        self.board = _tensorboard(output / "tensorboard", iteration)
+        self.bar = tqdm(total=iterations, initial=iteration, desc="training", dynamic_ncols=True, unit="it")
+
+    def step(self, device: torch.device, values: dict[str, float], images_per_second: float) -> None:
+        self.bar.update()
+        self.bar.set_postfix_str(
+            f"loss {values['loss']:.5f}, {images_per_second:.1f} images/s, {memory_text(device)}", refresh=False
+        )
+
+    def write(self, iteration: int, values: dict[str, float]) -> None:
+        self.losses.add(iteration, values)
+        if self.board is not None:
+            for name, value in values.items():
+                self.board.add_scalar(f"training/{name}", value, iteration)
+
+    def validated(self, iteration: int, scores: dict[str, float], grid: torch.Tensor) -> None:
+        self.scores.add(iteration, scores)
+        save_picture(grid, self.output / "validation" / f"{iteration:09d}.png")
+        if self.board is not None:
+            for name, value in scores.items():
+                self.board.add_scalar(f"validation/{name}", value, iteration)
+            self.board.add_image("validation: input, result, truth", grid, iteration)
+        self.say(f"validation at {iteration}: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+
+    def say(self, text: str) -> None:
+        tqdm.write(text)
+
+    def close(self) -> None:
+        self.bar.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _curve(axis, rows, name: str, title: str) -> None:
+    points = [(row["iteration"], row[name]) for row in rows if name in row]
+    if points:
+        axis.plot(*zip(*points), marker="o" if len(points) < 30 else None, markersize=3)
+    axis.set_title(title)
+    axis.set_xlabel("iteration")
+    axis.grid(alpha=0.3)
+
+
+def write_summary(output: Path) -> Path | None:
+    """OUTPUT/summary.png: loss and validation curves, and the validation grid before and after. None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        log.warning("matplotlib is not installed (pip install matplotlib); summary.png is left out.")
+        return None
+    losses, scores = Table.read(output / "log.csv"), Table.read(output / "validation.csv")
+    figure = Figure(figsize=(14, 11), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplot_mosaic([["loss", "psnr", "ssim"], ["grids", "grids", "grids"]], height_ratios=[1, 2.4])
+    _curve(axes["loss"], losses, "loss", "loss")
+    _curve(axes["psnr"], scores, "psnr", "PSNR of held-out pictures, dB")
+    _curve(axes["ssim"], scores, "ssim", "SSIM of held-out pictures")
+    grids = sorted((output / "validation").glob("*.png"))
+    axes["grids"].axis("off")
+    if grids:
+        before, after = (np.asarray(Image.open(path).convert("RGB")) for path in (grids[0], grids[-1]))
+        gap = np.full((before.shape[0], 24, 3), 255, np.uint8)
+        axes["grids"].imshow(np.concatenate([before, gap, after], 1))
+        axes["grids"].set_title(f"input, result, truth: before (iteration {int(grids[0].stem)}), after ({int(grids[-1].stem)})")
+    path = output / "summary.png"
+    figure.savefig(path, dpi=100)
+    return path

@@ -1,0 +1,174 @@
+"""The check of the data before a run: every picture is decoded once, and what cannot be used is named."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
+NAMED = 10  # files named in a report on the terminal; the file scan.json names all
+
+
+class DataError(ValueError):
+    """The folder cannot be trained on; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What the check learned about one file."""
+
+    path: str
+    stamp: str  # size and time of change: the check is not repeated for a file that did not change
+    height: int = 0
+    width: int = 0
+    grey: bool = False
+    digest: str = ""  # of the pixels
+    problem: str = ""  # why it cannot be decoded
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The pictures to train on, and those that were left out or look odd, as lines of text with file names."""
+
+    used: tuple[Picture, ...]
+    unreadable: tuple[str, ...]
+    tiny: tuple[str, ...]
+    duplicate: tuple[str, ...]
+    grey: tuple[str, ...]  # used all the same
+
+    @property
+    def paths(self) -> list[Path]:
+        return [Path(picture.path) for picture in self.used]
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when pictures are added, removed or altered."""
+        return hashlib.sha256("".join(picture.digest for picture in self.used).encode()).hexdigest()[:16]
+
+    def report(self) -> str:
+        """One paragraph per finding."""
+        lines = [f"{len(self.used)} pictures can be used."]
+        findings = (
+            ("cannot be read and are left out", self.unreadable),
+            ("are smaller than a crop and are left out", self.tiny),
+            ("hold the same pixels as another file and are left out", self.duplicate),
+            ("are grey (used all the same)", self.grey),
+        )
+        for what, names in findings:
+            if names:
+                more = f" and {len(names) - NAMED} more (all in scan.json)" if len(names) > NAMED else ""
+                lines.append(f"{len(names)} {what}: {', '.join(names[:NAMED])}{more}.")
+        return "\n".join(lines)
+
+
+def find_images(root: str | os.PathLike, split: str | None = None) -> list[Path]:
+    """All pictures below `root`, sorted; `split` keeps those that a MANIFEST.csv in `root` lists under that word."""
+    root = Path(root)
+    manifest = root / "MANIFEST.csv"
+    if split and manifest.is_file():
+        with open(manifest, newline="", encoding="utf-8") as file:
+            return sorted(root / row["file"] for row in csv.DictReader(file) if row.get("split") == split)
+    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def read_rgb(path: str | os.PathLike) -> torch.Tensor:
+    """uint8 (3, H, W), upright; transparency is laid on white.
+
+    Raises:
+        OSError, ValueError, SyntaxError and others of Pillow's: the file cannot be decoded.
+    """
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        pixels = np.array(image.convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def _stamp(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def inspect(path: Path) -> Picture:
+    """Decode one file; never raises."""
+    try:
+        stamp = _stamp(path)
+        pixels = read_rgb(path)
+    except Exception as error:  # Pillow raises a dozen kinds; the run must not end by any
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return Picture(str(path), "", problem=reason[:200])
+    grey = bool((pixels[0] == pixels[1]).all() and (pixels[1] == pixels[2]).all())
+    digest = hashlib.sha256(f"{tuple(pixels.shape)}".encode() + pixels.numpy().tobytes()).hexdigest()
+    return Picture(str(path), stamp, pixels.shape[1], pixels.shape[2], grey, digest)
+
+
+def _known(memory: Path | None) -> dict[tuple[str, str], Picture]:
+    if memory is None or not memory.is_file():
+        return {}
+    try:
+        rows = json.loads(memory.read_text(encoding="utf-8"))["pictures"]
+        return {(row["path"], row["stamp"]): Picture(**row) for row in rows if row["stamp"]}
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def _inspect_all(paths: list[Path], memory: Path | None, quiet: bool) -> list[Picture]:
+    known = _known(memory)
+
+    def one(path: Path) -> Picture:
+        try:
+            return known.get((str(path), _stamp(path))) or inspect(path)
+        except OSError:
+            return inspect(path)
+
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        return list(tqdm(pool.map(one, paths), total=len(paths), desc="checking pictures", disable=quiet, leave=False))
+
+
+def scan(paths: Iterable[Path], smallest: int, memory: Path | None = None, quiet: bool = True) -> Scan:
+    """Check every picture. `smallest`: shorter sides than this are tiny. `memory`: JSON file that spares a second check.
+
+    Raises:
+        DataError: nothing is left to train on.
+    """
+    paths = list(paths)
+    pictures = _inspect_all(paths, memory, quiet)
+    used, seen = [], {}
+    unreadable, tiny, duplicate, grey = [], [], [], []
+    for picture in pictures:
+        if picture.problem:
+            unreadable.append(f"{picture.path} ({picture.problem})")
+        elif min(picture.height, picture.width) < smallest:
+            tiny.append(f"{picture.path} ({picture.width}x{picture.height})")
+        elif picture.digest in seen:
+            duplicate.append(f"{picture.path} (as {seen[picture.digest]})")
+        else:
+            seen[picture.digest] = picture.path
+            used.append(picture)
+            if picture.grey:
+                grey.append(picture.path)
+    result = Scan(tuple(used), tuple(unreadable), tuple(tiny), tuple(duplicate), tuple(grey))
+    if memory is not None:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        findings = {name: getattr(result, name) for name in ("unreadable", "tiny", "duplicate", "grey")}
+        rows = [asdict(picture) for picture in pictures]
+        memory.write_text(json.dumps({**findings, "pictures": rows}, indent=1), encoding="utf-8")
+    if not used:
+        raise DataError(
+            f"None of {len(paths)} files can be used for crops of {smallest} pixels. {result.report()} "
+            "Give a folder with larger pictures, or a smaller --crop."
+        )
+    return result

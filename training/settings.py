@@ -1,0 +1,251 @@
+"""The settings of a training run: one typed table for the command line, for files, and for what a run writes down."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import types
+import typing
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+import yaml
+
+import resshift_core as rs
+
+
+class SettingsError(ValueError):
+    """A setting is unknown or out of range; the text names it and says what is allowed."""
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """None means: chosen for the model (see `resolve`); the choice is printed and written to OUTPUT/config.json."""
+
+    # What and where
+    data: Path  # folder of pictures, searched through; where it has a MANIFEST.csv, its split "train"
+    output: Path  # folder for models, state, logs and pictures of this run
+    model: str = "builtin"  # what to start from: a registry name or a file
+    autoencoder: str | None = None  # its autoencoder, where the file does not hold one
+    variant: str | None = None  # which published kind it is, where the file leaves that open
+    config: Path | None = None  # JSON or YAML with `model` and `training`: train a new network from nothing
+    preset: Literal["8gb", "12gb", "16gb", "24gb", "80gb"] | None = None  # settings that fit a GPU's memory
+    device: str = "auto"  # cuda, cpu, or auto
+    resume: Literal["never", "auto"] = "never"  # auto: go on from OUTPUT/state where there is one
+    dry_run: bool = False  # check data, memory and speed, draw the contact sheet, and stop
+    contact_sheet: bool = False  # write OUTPUT/contact_sheet.png: crops and what the degradation makes of them
+
+    # The chain (given: the schedule is retrained)
+    steps: int | None = None  # T
+    kappa: float | None = None  # noise scale
+    p: float | None = None  # exponent of the schedule
+    predict: Literal["x0", "residual"] | None = None  # what the network returns
+    last_step_share: float | None = None  # of samples trained at t = T, where the picture is made; the rest is uniform in t
+
+    # Optimisation
+    iterations: int = 5000  # updates of the weights
+    batch_size: int = 16  # crops per update, over all processes
+    micro_batch: int | None = None  # crops at a time on a device; halved when memory does not suffice
+    learning_rate: float | None = None
+    schedule: Literal["cosine", "constant"] = "cosine"  # of the learning rate
+    final_rate: float = 0.01  # of the learning rate, at the end of the cosine
+    warmup_share: float = 0.02  # of the iterations
+    optimizer: str = "adamw"  # any of timm's, e.g. bnbadamw8bit (8-bit Adam, needs bitsandbytes)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    clip: float = 1.0  # largest gradient norm; 0 = none
+    ema: float = 0.999  # reached as (1 + n) / (10 + n) grows
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # of the network's arithmetic; weights stay float32
+    checkpointing: bool = False  # recompute activations on the way back: less memory, a third more time
+    compile: bool = False  # torch.compile
+    seed: int = 0
+
+    # Loss
+    loss: Literal["mse", "l1", "charbonnier"] | None = None  # of the predicted x0
+    eq8_weight: bool = False  # weight steps as the paper's eq. 8 (normalised to a mean of 1); published networks do not
+    lpips: float = 0.0  # weight of LPIPS on the decoded picture (through the quantiser, straight-through)
+    lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    adversarial: float = 0.0  # weight of a patch discriminator, for pixel-space models
+
+    # Data
+    degradation: Literal["realesrgan", "paper-b1", "bicubic", "paired"] = "realesrgan"
+    damaged_share: float = 1.0  # of crops that get it; the rest is plainly bicubic
+    pairs: Path | None = None  # paired: folder of the low-resolution pictures, by the same names
+    crop: int | None = None  # pixels of the high-resolution crop
+    rescale_share: float = 0.5  # of crops that are shrunk (not paired ones)
+    min_rescale: float = 0.5  # by a factor drawn from [min_rescale, 1]
+    turns: bool = True  # quarter turns beside mirror images
+    drawn_share: float = 0.0  # of crops that are rendered text or line art
+    fonts: Path | None = None  # folder of font files for it
+    workers: int | None = None  # loader processes
+    cache_mib: int = 4096  # decoded pictures kept in memory
+
+    # Validation, logs, export
+    validation: Path | None = None  # folder of held-out pictures; none: a twentieth of the data (2 to 16) is held out
+    validation_count: int = 8  # pictures used
+    validation_crop: int = 512  # pixels of their middle
+    validate_every: int | None = None  # iterations
+    save_every: int | None = None  # iterations
+    log_every: int = 10  # iterations
+    best_by: Literal["psnr", "ssim", "lpips"] = "psnr"
+    licence: str | None = None  # written into the model; none: the parent's
+    description: str = ""  # of the data, written into the model
+
+
+# Presets fit the published x4 network (119 M parameters, crops of 256); the small built-in model needs none.
+PRESETS = {
+    "8gb": {"micro_batch": 1, "checkpointing": True},
+    "12gb": {"micro_batch": 2, "checkpointing": True},
+    "16gb": {"micro_batch": 4, "checkpointing": True},
+    "24gb": {"micro_batch": 8, "checkpointing": True},
+    "80gb": {"micro_batch": 32, "batch_size": 64},
+}
+
+PLACES = ("data", "output", "config", "preset", "resume", "dry_run", "contact_sheet")  # not part of a recipe
+PUBLISHED = {"crop": 256, "learning_rate": 5e-5, "loss": "mse", "last_step_share": 0.0}
+PIXEL = {"crop": 160, "learning_rate": 5e-4, "loss": "l1", "last_step_share": 0.5}
+
+
+def read_config(path: Path) -> dict:
+    """`model` and `training` of a JSON or YAML file.
+
+    Raises:
+        SettingsError: it cannot be read, or holds other words.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if Path(path).suffix.lower() == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as a configuration ({error}).") from error
+    if not isinstance(values, dict) or set(values) - {"model", "training"}:
+        words = sorted(values) if isinstance(values, dict) else type(values).__name__
+        raise SettingsError(f"{path} holds {words}; a configuration has 'model' and 'training' and nothing else.")
+    return values
+
+
+def typed(cls, values: dict, where: str) -> dict:
+    """Values of a file as the dataclass wants them: paths, tuples, numbers.
+
+    Raises:
+        SettingsError: an unknown word, or a value of another kind.
+    """
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise SettingsError(f"{where} holds unknown settings: {', '.join(unknown)}. Known are: {', '.join(hints)}.")
+    return {name: _convert(value, hints[name], f"{where}: {name}") for name, value in values.items()}
+
+
+def _convert(value, hint, name: str):
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None and type(None) in options:
+        return None
+    kind = next(option for option in options if option is not type(None))
+    if typing.get_origin(kind) is Literal:
+        fits = value in typing.get_args(kind)
+    elif typing.get_origin(kind) is tuple:
+        value = tuple(value) if isinstance(value, list) else value
+        fits = isinstance(value, tuple)
+    elif kind is float:
+        fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        value = float(value) if fits else value
+    elif kind is Path:
+        fits = isinstance(value, (str, Path))
+        value = Path(value) if fits else value
+    else:
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+    if not fits:
+        words = getattr(kind, "__name__", str(kind).replace("typing.", ""))
+        raise SettingsError(f"{name} is {value!r}; it must be {words}.")
+    return value
+
+
+def parse(argv=None, doc: str = "") -> TrainSettings:
+    """Settings of the command line: defaults, then the preset, then the file's `training`, then what is given.
+
+    Raises:
+        SettingsError: a file's words or a value are wrong. SystemExit: the command line's are.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", type=Path)
+    first.add_argument("--preset", choices=list(PRESETS))
+    known, _ = first.parse_known_args(argv)
+    base = TrainSettings(data=tyro.MISSING, output=tyro.MISSING, config=known.config, preset=known.preset)
+    if known.preset:
+        base = replace(base, **PRESETS[known.preset])
+    if known.config:
+        training = read_config(known.config).get("training") or {}
+        base = replace(base, **typed(TrainSettings, training, str(known.config)))
+    settings = tyro.cli(TrainSettings, default=base, args=argv, description=doc, config=(tyro.conf.FlagConversionOff,))
+    check(settings)
+    return settings
+
+
+def check(settings: TrainSettings) -> None:
+    """Ranges.
+
+    Raises:
+        SettingsError: the first value out of range.
+    """
+    shares = ("last_step_share", "final_rate", "warmup_share", "damaged_share", "drawn_share", "rescale_share", "ema")
+    for name in shares:
+        value = getattr(settings, name)
+        if value is not None and not 0 <= value <= 1:
+            raise SettingsError(f"--{name.replace('_', '-')} is {value}; it must lie between 0 and 1.")
+    positive = ("iterations", "batch_size", "micro_batch", "learning_rate", "crop", "validate_every", "save_every", "log_every")
+    for name in positive:
+        value = getattr(settings, name)
+        if value is not None and value <= 0:
+            raise SettingsError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
+    if not 0 < settings.min_rescale <= 1:
+        raise SettingsError(f"--min-rescale is {settings.min_rescale}; it must be above 0 and at most 1.")
+    if settings.degradation == "paired" and settings.pairs is None:
+        raise SettingsError("--degradation paired needs --pairs, the folder of the low-resolution pictures.")
+    if settings.degradation != "paired" and settings.pairs is not None:
+        raise SettingsError(f"--pairs is given, but --degradation is {settings.degradation}. Add --degradation paired.")
+    if settings.lpips < 0 or settings.adversarial < 0 or settings.clip < 0:
+        raise SettingsError("--lpips, --adversarial and --clip must not be negative.")
+
+
+def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
+    """Fill in what was left open, for this model.
+
+    Raises:
+        SettingsError: the crop does not fit the network.
+    """
+    chosen = dict(PIXEL if model.space == "pixel" else PUBLISHED)
+    chosen["predict"] = model.predict
+    if model.default_steps == 1:  # a one-step student runs at t = T alone
+        chosen["last_step_share"] = 1.0
+    chosen["validate_every"] = max(50, -(-settings.iterations // 10))
+    chosen["save_every"] = max(50, min(1000, -(-settings.iterations // 10)))
+    chosen["licence"] = model.licence
+    open_ = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
+    settings = replace(settings, **open_)
+    multiple = crop_multiple(model)
+    if settings.crop % multiple:
+        raise SettingsError(f"--crop is {settings.crop}; this network needs a multiple of {multiple} pixels.")
+    if settings.adversarial and model.space != "pixel":
+        raise SettingsError("--adversarial is for pixel-space models such as the built-in one; use --lpips with this one.")
+    return settings
+
+
+def crop_multiple(model: rs.ModelConfig) -> int:
+    """High-resolution pixels that a crop's side must be a multiple of: the network's and the scale's."""
+    return max(model.unet.latent_multiple * model.autoencoder.factor, model.scale)
+
+
+def to_dict(settings: TrainSettings) -> dict:
+    """The recipe in plain JSON types: everything but where files lie and how a run was started."""
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(settings).items()
+        if name not in PLACES
+    }
+
+
+def describe(settings: TrainSettings) -> str:
+    """One line per setting, for the terminal."""
+    return "\n".join(f"  {field.name:18} {getattr(settings, field.name)}" for field in fields(settings))

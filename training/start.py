@@ -1,0 +1,67 @@
+"""What a run starts from: a model that the core loads, or a new one of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+import resshift_core as rs
+from resshift_core.checkpoint import resolve_path
+
+from .settings import SettingsError, TrainSettings, read_config
+from .state import sha256_of
+from .trainer import zero_init
+
+START_ERRORS = (rs.ResShiftError,)
+
+
+@dataclass
+class Start:
+    """The model in float32 on the training device, and where it came from."""
+
+    model: rs.ResShiftModel
+    parent: str  # name of the model it came from, "" = none
+    parent_sha256: str
+
+    def retrain_schedule(self, settings: TrainSettings) -> None:
+        """Give the model the chain that the settings ask for, its new name and licence."""
+        config = self.model.config
+        given = {name: getattr(settings, name) for name in ("steps", "kappa", "p") if getattr(settings, name) is not None}
+        if "steps" in given:
+            given["default_steps"] = given["steps"]
+        name = settings.output.name if self.parent else config.name or settings.output.name
+        config = replace(config, **given, predict=settings.predict, name=name, licence=settings.licence)
+        self.model.config = config
+        self.model.schedule = rs.ShiftSchedule(config.steps, config.kappa, config.p, config.min_noise_level, config.sqrt_eta_T)
+
+
+def new_model(values: dict) -> rs.ResShiftModel:
+    """A model of the configuration `values`, initialised so that it predicts nothing at first.
+
+    Raises:
+        SettingsError: the configuration describes no model.
+    """
+    try:
+        model = rs.ResShiftModel(rs.ModelConfig.from_dict(values))
+    except (ValueError, TypeError, KeyError) as error:
+        raise SettingsError(f"The configuration's model cannot be built ({error!r}).") from error
+    zero_init(model.unet)
+    return model
+
+
+def load_start(settings: TrainSettings, device: torch.device) -> Start:
+    """--config's new model, or --model.
+
+    Raises:
+        SettingsError: --config has no model. rs.CheckpointError, rs.InputError: --model cannot be loaded.
+    """
+    if settings.config is not None:
+        values = read_config(settings.config)
+        if "model" not in values:
+            raise SettingsError(f"{settings.config} has no 'model'; without one there is nothing to train from nothing.")
+        return Start(new_model(values["model"]).to(device, torch.float32), "", "")
+    model = rs.load_model(
+        settings.model, autoencoder=settings.autoencoder, variant=settings.variant, device=str(device), dtype="fp32"
+    )
+    return Start(model, model.config.name or settings.model, sha256_of(resolve_path(settings.model)))

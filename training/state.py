@@ -1,0 +1,76 @@
+"""What resuming needs, on disk: written whole or not at all, checked when read, the two newest kept."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger("resshift.training")
+
+KEPT = 2
+NAME = re.compile(r"(\d{9})-([0-9a-f]{16})\.pt")  # iteration, first digits of the file's sha256
+
+
+class _Hashing:
+    """A binary file that hashes what is written to it."""
+
+    def __init__(self, file):
+        self.file, self.digest = file, hashlib.sha256()
+
+    def write(self, data) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def saved(folder: Path) -> list[Path]:
+    """State files, newest first."""
+    if not folder.is_dir():
+        return []
+    return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), reverse=True)
+
+
+def save_state(folder: Path, iteration: int, state: dict) -> Path:
+    """Write one state file by atomic rename, then drop all but the newest two."""
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / "state.part"
+    with open(part, "wb") as file:
+        hashing = _Hashing(file)
+        torch.save(state, hashing)
+        file.flush()
+        os.fsync(file.fileno())
+    path = folder / f"{iteration:09d}-{hashing.digest.hexdigest()[:16]}.pt"
+    os.replace(part, path)
+    same = [old for old in saved(folder) if old.name[:9] == path.name[:9] and old != path]
+    for old in same + saved(folder)[KEPT:]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def load_state(folder: Path) -> dict | None:
+    """The newest state file that is whole; None where there is none. Damaged ones are named and passed over."""
+    for path in saved(folder):
+        wanted = NAME.fullmatch(path.name)[2]
+        try:
+            if sha256_of(path)[:16] != wanted:
+                raise ValueError("its contents changed after it was written")
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a torn file fails in many ways
+            log.warning("%s cannot be used (%s); falling back to the one before.", path, error)
+    return None

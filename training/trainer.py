@@ -1,0 +1,269 @@
+"""The loop's machinery: one update of the weights, with accumulation, mixed precision, EMA and skipped steps."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from timm.optim import create_optimizer_v2, get_optimizer_info
+from timm.scheduler import create_scheduler_v2
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
+
+import resshift_core as rs
+from resshift_core.unet import ResBlock, Stage
+
+from .chain import Chain
+from .distributed import Processes
+from .losses import Discriminator, Objective, hinge
+from .settings import TrainSettings
+
+log = logging.getLogger("resshift.training")
+
+BAD_STEPS = 3  # in a row, then the run stops
+
+
+class NotFinite(RuntimeError):
+    """The loss was NaN or infinite three times in a row; the text says where the batch lies and what to try."""
+
+
+@dataclass
+class Position:
+    """How far a run is. The next batch holds crops number iteration * batch_size and following."""
+
+    iteration: int = 0
+    skipped: int = 0
+    skipped_in_row: int = 0
+
+
+def zero_init(unet: rs.SwinUNet) -> None:
+    """Let every residual branch and the output start at zero: a new network predicts nothing, then learns what to add."""
+    for module in unet.modules():
+        if isinstance(module, ResBlock):
+            nn.init.zeros_(module.out_layers[3].weight)
+    nn.init.zeros_(unet.out[2].weight)
+    nn.init.zeros_(unet.out[2].bias)
+
+
+def ema_decay(limit: float, updates: int) -> float:
+    """min(limit, (1 + n) / (10 + n)): a short run shows in the average, too."""
+    return min(limit, (1 + updates) / (10 + updates))
+
+
+def make_average(net: nn.Module, limit: float) -> AveragedModel:
+    """torch's moving average of the weights with `ema_decay`."""
+
+    @torch.no_grad()
+    def lerp(averages, values, updates):
+        torch._foreach_lerp_(averages, values, 1 - ema_decay(limit, int(updates)))
+
+    return AveragedModel(net, multi_avg_fn=lerp)
+
+
+def recompute_activations(net: rs.SwinUNet) -> None:
+    """Checkpoint every stage and every residual block of the trunk, without touching their keys."""
+    blocks = [module for module in net.modules() if isinstance(module, Stage)]
+    blocks += list(net.trunk) if net.config.trunk_blocks else []
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def choose_precision(word: str, device: torch.device) -> torch.dtype:
+    """The type of autocast; float32 = none. "auto": bf16 where the hardware multiplies it, else fp16 on CUDA, else fp32."""
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if word != "auto":
+        return named[word]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device.type == "cpu":
+        fast = (
+            getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+            or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+        )
+        return torch.bfloat16 if fast else torch.float32
+    return torch.float32
+
+
+def make_optimizer(parameters, settings: TrainSettings):
+    """timm's, by name."""
+    betas = {"betas": settings.betas} if get_optimizer_info(settings.optimizer).has_betas else {}
+    return create_optimizer_v2(
+        parameters, settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay, **betas
+    )
+
+
+def make_scheduler(optimizer, settings: TrainSettings):
+    """timm's cosine over the iterations; it keeps no state of its own. A constant rate is a cosine that ends where it starts."""
+    final = settings.final_rate if settings.schedule == "cosine" else 1.0
+    scheduler, _ = create_scheduler_v2(
+        optimizer, "cosine", num_epochs=settings.iterations, min_lr=settings.learning_rate * final,
+        warmup_epochs=round(settings.warmup_share * settings.iterations), warmup_lr=settings.learning_rate * 1e-3,
+        step_on_epochs=False, updates_per_epoch=1,
+    )  # fmt: skip
+    return scheduler
+
+
+class Trainer:
+    """One run's weights, optimiser and average. `model` is trained in place (its raw weights, not the average)."""
+
+    def __init__(self, model: rs.ResShiftModel, settings: TrainSettings, objective: Objective, processes: Processes):
+        self.model, self.settings, self.objective, self.processes = model, settings, objective, processes
+        self.device = processes.device
+        self.chain: Chain = objective.chain
+        self.raw = model.unet.train().requires_grad_(True)
+        self.average = make_average(self.raw, settings.ema)
+        if settings.checkpointing:
+            recompute_activations(self.raw)
+        self.precision = choose_precision(settings.precision, self.device)
+        self.optimizer = make_optimizer(self.raw, settings)
+        self.scheduler = make_scheduler(self.optimizer, settings)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
+        self.position = Position()
+        self.micro_batch = min(settings.micro_batch or settings.batch_size, self.share)
+        self.net = self._wrap(torch.compile(self.raw) if settings.compile else self.raw)
+        self.judge = None
+        if settings.adversarial:
+            self._add_discriminator()
+
+    @property
+    def share(self) -> int:
+        """Crops of this process per update."""
+        return self.settings.batch_size // self.processes.world
+
+    def _wrap(self, module: nn.Module) -> nn.Module:
+        if self.processes.world == 1:
+            return module
+        ids = [self.device.index] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(module, device_ids=ids)
+
+    def _add_discriminator(self) -> None:
+        torch.manual_seed(self.settings.seed)
+        self.objective.discriminator = Discriminator().to(self.device)
+        self.judge = self._wrap(self.objective.discriminator)
+        self.judge_optimizer = make_optimizer(self.objective.discriminator, self.settings)
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32)
+
+    def accumulate(self, numbers: list[int], crops: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict]:
+        """Gradients of the mean loss over this process's crops, micro-batch by micro-batch. -> (loss, parts), detached."""
+        total, parts, starts = torch.zeros((), device=self.device), {}, range(0, len(numbers), self.micro_batch)
+        for start in starts:
+            chosen = slice(start, start + self.micro_batch)
+            weight = len(numbers[chosen]) / len(numbers)
+            last = start == starts[-1]
+            hold = contextlib.nullcontext() if last or self.processes.world == 1 else self.net.no_sync()
+            with hold:
+                loss, new = self._backward(
+                    numbers[chosen], {name: value[chosen] for name, value in crops.items()}, weight, last
+                )
+            total += loss * weight
+            for name, value in new.items():
+                parts[name] = parts.get(name, 0) + value * weight
+        return total, parts
+
+    def _backward(self, numbers, crops, weight: float, last: bool):
+        points = self.chain.draw(numbers, crops)
+        if self.judge is not None:
+            self.objective.discriminator.requires_grad_(False)
+        with self.autocast():
+            loss, parts, image = self.objective(self.net, points)
+        self.scaler.scale(loss * weight).backward()
+        if self.judge is not None:
+            self.objective.discriminator.requires_grad_(True)
+            hold = contextlib.nullcontext() if last or self.processes.world == 1 else self.judge.no_sync()
+            with hold:
+                judged = hinge(self.judge(points.hr), self.judge(image.detach()))
+                (judged * weight).backward()
+            parts["discriminator"] = judged.detach()
+        return loss.detach(), parts
+
+    def step(self, numbers: list[int], crops: dict[str, torch.Tensor]) -> dict[str, float]:
+        """One update from this process's crops. -> loss, its parts, learning rate, gradient norm, skipped (0 or 1).
+
+        Raises:
+            NotFinite: the third step in a row whose loss or gradient is not finite.
+        """
+        self.scheduler.step_update(self.position.iteration)
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.judge is not None:
+            self.judge_optimizer.zero_grad(set_to_none=True)
+        loss, parts = self.accumulate(numbers, crops)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.raw.parameters(), self.settings.clip or math.inf)
+        finite = bool(torch.isfinite(loss)) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
+        finite = self.processes.agree(float(finite), "min") == 1.0
+        rate = self.optimizer.param_groups[0]["lr"]
+        if finite:
+            self._update()
+        else:
+            self._skip(numbers, crops)
+        values = {name: self.processes.agree(float(value), "mean") for name, value in {"loss": loss, **parts}.items()}
+        self.position.iteration += 1
+        return {**values, "rate": rate, "gradient": float(norm), "skipped": float(not finite)}
+
+    def _update(self) -> None:
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.judge is not None:
+            self.judge_optimizer.step()
+        self.average.update_parameters(self.raw)
+        self.position.skipped_in_row = 0
+
+    def _skip(self, numbers, crops) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.update(self.scaler.get_scale() / 2)
+        position = self.position
+        position.skipped += 1
+        position.skipped_in_row += 1
+        log.warning("The loss of iteration %d is not finite; the step is skipped.", position.iteration)
+        if position.skipped_in_row < BAD_STEPS:
+            return
+        path = Path(self.settings.output) / f"bad_batch_{self.processes.rank}.pt"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"iteration": position.iteration, "numbers": numbers, "crops": crops}, path)
+        raise NotFinite(
+            f"The loss was not finite in {BAD_STEPS} steps in a row, the last at iteration {position.iteration}. The batch is in "
+            f"{path}. Lower --learning-rate (now {self.settings.learning_rate:g}), use --precision bf16 or fp32, and check "
+            "that the starting model gives sound pictures; then start again with --resume auto."
+        )
+
+    # ------------------------------------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict:
+        """Everything that the next step depends on."""
+        state = {
+            "position": asdict(self.position),
+            "net": self.raw.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        if self.judge is not None:
+            state["discriminator"] = self.objective.discriminator.state_dict()
+            state["discriminator_optimizer"] = self.judge_optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.position = Position(**state["position"])
+        self.raw.load_state_dict(state["net"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        if self.judge is not None:
+            self.objective.discriminator.load_state_dict(state["discriminator"])
+            self.judge_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+    def averaged_model(self) -> rs.ResShiftModel:
+        """A model of its own with the averaged weights, for validation and export, on the training device."""
+        model = rs.ResShiftModel(self.model.config, self.model.metadata)
+        model.unet.load_state_dict(self.average.module.state_dict())
+        model.autoencoder = self.model.autoencoder
+        return model.eval().to(self.device)

@@ -1,0 +1,111 @@
+"""Held-out pictures through `resshift_core.upscale`, which is what users run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+import resshift_core as rs
+
+from .degradation import Degrade, random_for
+from .drawings import draw_hole
+from .metrics import lpips_is_here, psnr, ssim
+from .scan import Picture, read_rgb
+
+log = logging.getLogger("resshift.training")
+
+NUMBERS_FROM = 10**9  # of held-out pictures, so that no crop of a run shares their random numbers
+SHOWN = 4  # pictures in a grid
+SHOWN_PX = 256
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One held-out picture: (1, 3, H, W) and (1, 3, H / s, W / s) in [0, 1]; for inpainting with a hole, (1, 1, H, W)."""
+
+    truth: torch.Tensor
+    lq: torch.Tensor
+    hole: torch.Tensor | None = None
+
+
+def hold_out(pictures: Sequence[Picture]) -> tuple[list[Picture], list[Picture]]:
+    """(to train on, held out): a twentieth, 2 to 16, chosen by content; of fewer than 4 pictures none."""
+    if len(pictures) < 4:
+        return list(pictures), []
+    count = min(16, max(2, len(pictures) // 20))
+    held = {picture.digest for picture in sorted(pictures, key=lambda picture: picture.digest)[:count]}
+    return [p for p in pictures if p.digest not in held], [p for p in pictures if p.digest in held]
+
+
+def middle(image: torch.Tensor, side: int, multiple: int) -> torch.Tensor:
+    """The middle of (3, H, W), at most `side` pixels, both lengths multiples of `multiple`."""
+    height, width = (min(side, extent) // multiple * multiple for extent in image.shape[1:])
+    top, left = (image.shape[1] - height) // 2, (image.shape[2] - width) // 2
+    top, left = top // multiple * multiple, left // multiple * multiple  # so that a given pair is cut at whole pixels
+    return image[:, top : top + height, left : left + width]
+
+
+def make_pairs(pictures: Sequence[Picture], degrade: Degrade, scale: int, side: int, holes: bool = False) -> list[Pair]:
+    """Truths and their degraded versions, the same in every run of the same seed."""
+    pairs = []
+    for i, picture in enumerate(pictures):
+        truth = middle(read_rgb(picture.path), side, scale)[None].float() / 255
+        hole = None
+        if holes:
+            square = draw_hole(max(truth.shape[-2:]), random_for(0, NUMBERS_FROM + i, 5))
+            hole = square[None, :, : truth.shape[2], : truth.shape[3]]
+        pairs.append(Pair(truth, degrade(truth, [NUMBERS_FROM + i]), hole))
+    return pairs
+
+
+def given_pairs(pictures: Sequence[Picture], small: Sequence, scale: int, side: int) -> list[Pair]:
+    """As `make_pairs`, from files that belong together."""
+    pairs = []
+    for picture, path in zip(pictures, small):
+        truth = middle(read_rgb(picture.path), side, scale)[None].float() / 255
+        pairs.append(Pair(truth, middle(read_rgb(path), side // scale, 1)[None].float() / 255))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Means over the held-out pictures, and a grid of the first ones: input, result, truth side by side."""
+
+    scores: dict[str, float]
+    grid: torch.Tensor  # (3, H, W) in [0, 1]
+
+
+def _tile(image: torch.Tensor) -> torch.Tensor:
+    """(1, 3, H, W) -> (3, SHOWN_PX, SHOWN_PX), cut or filled with white."""
+    image = middle(image[0], SHOWN_PX, 1)
+    return F.pad(image, (0, SHOWN_PX - image.shape[2], 0, SHOWN_PX - image.shape[1]), value=1.0)
+
+
+class Validator:
+    """Runs a model on the same pairs again and again."""
+
+    def __init__(self, pairs: Sequence[Pair], want_lpips: bool = False):
+        self.pairs, self.lpips = list(pairs), None
+        if want_lpips or lpips_is_here():
+            from .losses import make_lpips
+
+            self.lpips = make_lpips("alex")
+
+    def __call__(self, model: rs.ResShiftModel) -> Validation:
+        scores, rows = [], []
+        for pair in self.pairs:
+            result = rs.upscale(model, pair.lq, seed=0, mask=pair.hole)
+            score = {"psnr": psnr(result, pair.truth), "ssim": ssim(result, pair.truth)}
+            if self.lpips is not None:
+                with torch.no_grad():
+                    score["lpips"] = float(self.lpips(result * 2 - 1, pair.truth * 2 - 1))
+            scores.append(score)
+            if len(rows) < SHOWN:
+                seen = F.interpolate(pair.lq, size=tuple(pair.truth.shape[-2:]), mode="nearest")
+                rows.append(torch.cat([_tile(seen), _tile(result), _tile(pair.truth)], 2))
+        means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
+        return Validation(means, torch.cat(rows, 1))
