@@ -10,20 +10,19 @@ SAMPLERS = ("stochastic", "deterministic")
 
 
 def sample(
-    denoise: Callable,  # (x_t scaled, tau) -> x0, the network with its condition bound
+    denoise: Callable,  # (x_t, t) -> x0: ResShiftModel.denoise with its condition bound
     y0,  # (B, C, h, w) float32, latent of the upsampled low-resolution picture
     schedule: ShiftSchedule,
     noise: Callable,  # draw number -> N(0, 1) of y0's shape; 0 = x_T, then one draw per step
     *,
     sampler: str = "stochastic",  # "deterministic" draws noise for x_T only
-    space: str = "latent",  # rule of the input normalisation, see ShiftSchedule.input_scale
     on_step: Callable | None = None,  # (step counted from 1, t, x0, x_{t-1}) -> None; may raise to stop
 ):
     """Run all T steps and return x0, (B, C, h, w). The step at t = 1 has no noise, so the result is its x0."""
     mean, std = schedule.prior(y0)
     x = mean + std * noise(0)  # x_T
     for step, t in enumerate(range(schedule.steps, 0, -1), start=1):
-        x0 = denoise(x * schedule.input_scale(t, space), float(schedule.tau[t - 1])).to(y0.dtype)
+        x0 = denoise(x, t).to(y0.dtype)
         if t == 1:
             x = x0
         elif sampler == "deterministic":

@@ -166,6 +166,18 @@ class ShiftSchedule:
         """(mean, standard deviation) of x_T: N(y0, kappa^2 eta_T I)."""
         return y0, self.kappa * float(self.sqrt_eta[-1])
 
+    def residual_gain(self, residual_std: float) -> np.ndarray:
+        """g_t of the best linear guess of x0 from what is known before the network: y0 + g_t (x_t - y0). Shape (T,).
+
+        With e0 ~ N(0, residual_std^2), eq. 2 makes g_t = (1 - eta_t) s^2 / ((1 - eta_t)^2 s^2 + kappa^2 eta_t): nearly 1 at
+        t = 1, where x_t is nearly x0, and nearly 0 at t = T, where x_t knows nothing that y0 does not. A network that
+        predicts the rest need not copy x_t. `residual_std=0` gives 0: the guess is y0.
+        """
+        if residual_std == 0:
+            return np.zeros_like(self.eta)
+        kept = (1 - self.eta) * residual_std**2
+        return kept / ((1 - self.eta) * kept + self.kappa**2 * self.eta)
+
     def loss_weight(self) -> np.ndarray:
         """w_t = alpha_t / (2 kappa^2 eta_t eta_{t-1}) of eq. 8, shape (T,). Infinite at t = 1, so t = 2 stands in.
 

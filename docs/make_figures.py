@@ -1,0 +1,160 @@
+"""Draws the pictures of the README and the model card with the shipped model.
+
+    python docs/make_figures.py --photos DIR      # DIR holds the training photos' `val` pictures
+
+Needs the extra `train` (matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+import resshift_core as rs
+
+IMAGES = Path(__file__).parent / "images"
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """(1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """uint8 (H, W, 3)."""
+    return tensor[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
+
+
+def shrink(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
+    """Antialiased bicubic 1 / scale, rounded to 8 bit; the sides are cropped to multiples first."""
+    height, width = (side // scale * scale for side in image.shape[-2:])
+    image = image[..., :height, :width]
+    small = F.interpolate(image, size=(height // scale, width // scale), mode="bicubic", antialias=True)
+    return small.clamp(0, 1).mul(255).round() / 255
+
+
+def bicubic(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
+    return F.interpolate(image, scale_factor=scale, mode="bicubic").clamp(0, 1)
+
+
+def before_after(model: rs.ResShiftModel, rows: list[tuple[Image.Image, tuple[int, int]]], path: Path) -> None:
+    """One row per (picture, corner of a 240 px window): low resolution, bicubic, ResShift, original."""
+    side, titles = 240, ("low resolution", "bicubic ×4", "ResShift, built-in model", "original")
+    figure, axes = plt.subplots(len(rows), 4, figsize=(12.4, 3.2 * len(rows)), squeeze=False)
+    for line, (image, (x, y)) in zip(axes, rows):
+        truth = to_tensor(image)
+        small = shrink(truth)
+        pictures = (F.interpolate(small, scale_factor=4), bicubic(small), rs.upscale(model, small), truth)
+        for axis, picture, title in zip(line, pictures, titles):
+            axis.imshow(to_array(picture)[y : y + side, x : x + side], interpolation="nearest")
+            axis.set_axis_off()
+            if line is axes[0]:
+                axis.set_title(title, fontsize=12)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.94 if len(rows) > 1 else 0.9, wspace=0.02, hspace=0.02)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _box(axis, x, y, width, height, text, colour):
+    axis.add_patch(
+        FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.02,rounding_size=0.12", fc=colour, ec="#333", lw=1.2)
+    )
+    axis.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=11)
+
+
+def _arrow(axis, start, end, text="", bend=0.0):
+    axis.add_patch(
+        FancyArrowPatch(
+            start, end, arrowstyle="-|>", mutation_scale=14, color="#333", lw=1.3, connectionstyle=f"arc3,rad={bend}"
+        )
+    )
+    if text:
+        axis.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12, text, ha="center", fontsize=10)
+
+
+def method(image: Image.Image, corner: tuple[int, int], path: Path) -> None:
+    """The chain in one drawing: real states of eq. 2 for T = 4 on top, what computes a step below, the curve at the right."""
+    schedule = rs.ShiftSchedule(4, 0.1, 0.3, 0.2)
+    truth = to_tensor(image)
+    small = shrink(truth)
+    x, y = corner
+    x0, y0 = (picture[..., y : y + 160, x : x + 160] * 2 - 1 for picture in (truth, bicubic(small)))
+    noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
+    figure = plt.figure(figsize=(13.2, 4.5))
+    axis = figure.add_axes((0, 0, 0.74, 1))
+    axis.set_xlim(0, 13)
+    axis.set_ylim(0.5, 6.6)
+    axis.set_axis_off()
+    names = ["$x_4 = y_0 + \\kappa\\sqrt{\\eta_4}\\,\\epsilon$", "$x_3$", "$x_2$", "$x_1$", "$x_0$"]
+    for place, t in enumerate((4, 3, 2, 1, 0)):
+        mean, std = schedule.marginal(x0, y0, t) if t else (x0, 0.0)
+        left = 0.25 + 2.6 * place
+        axis.imshow(to_array((mean + std * noise + 1) / 2), extent=(left, left + 2.0, 3.6, 5.6), aspect="auto", zorder=2)
+        axis.text(left + 1.0, 5.75, names[place], ha="center", fontsize=12)
+        if t:
+            _arrow(axis, (left + 2.03, 4.6), (left + 2.57, 4.6))
+    axis.set_aspect("auto")
+    axis.text(5.2 + 1.25, 6.32, "the residual $e_0 = y_0 - x_0$ is shifted away, step by step", ha="center", fontsize=12)
+    colours = ("#dbe9f6", "#fde2c4", "#d9f0d3")
+    _box(axis, 0.25, 1.0, 2.4, 1.1, "low-resolution\npicture $y$", colours[0])
+    _box(axis, 3.6, 1.0, 3.2, 1.1, "network $f(x_t,\\,t,\\,y)$\npredicts $\\hat x_0$", colours[1])
+    _box(axis, 7.9, 0.85, 4.9, 1.4,
+         "$x_{t-1} = \\frac{\\eta_{t-1}}{\\eta_t}x_t + \\frac{\\alpha_t}{\\eta_t}\\hat x_0"
+         " + \\kappa\\sqrt{\\frac{\\eta_{t-1}}{\\eta_t}\\alpha_t}\\;\\epsilon$", colours[2])  # fmt: skip
+    _arrow(axis, (2.67, 1.55), (3.58, 1.55))
+    _arrow(axis, (6.82, 1.55), (7.88, 1.55))
+    _arrow(axis, (1.25, 2.12), (1.25, 3.56), "")
+    axis.text(1.4, 2.8, "upsampled,\nencoded: $y_0$", fontsize=10, va="center")
+    _arrow(axis, (3.9, 3.56), (4.9, 2.14))
+    axis.text(4.75, 2.85, "$x_t$", fontsize=11)
+    _arrow(axis, (10.4, 2.28), (6.6, 3.56), bend=0.12)
+    axis.text(9.35, 3.2, "$x_{t-1}$", fontsize=11)
+    axis.text(11.6, 3.3, "decoded: the result", ha="center", fontsize=10)
+    curve = figure.add_axes((0.785, 0.2, 0.2, 0.62))
+    for steps, p in ((15, 0.3), (15, 1.0), (4, 0.3)):
+        s = rs.ShiftSchedule(steps, 2.0, p)
+        curve.plot(np.linspace(0, 1, steps), s.sqrt_eta, marker="o", ms=3, label=f"T={steps}, p={p}")
+    curve.set_title("how fast: $\\sqrt{\\eta_t}$ over $t$", fontsize=11)
+    curve.set_xticks([0, 1], ["1", "T"])
+    curve.grid(alpha=0.3)
+    curve.legend(fontsize=9, frameon=False)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--model", default="builtin")
+    args = parser.parse_args()
+
+    def photo(name, width=None):
+        image = Image.open(args.photos / name).convert("RGB")
+        return image if width is None else image.resize((width, round(image.height * width / image.width)), Image.LANCZOS)
+
+    cat = photo("scikit-image/chelsea.webp")
+    method(cat, (110, 50), IMAGES / "method.png")
+    model = rs.load_model(args.model)
+    penguin, flower, field = (
+        photo("ibm-max-pexels-cc0/penguin.webp", 700), photo("pd-art-photos/botanic.webp", 800), photo("met-nasa/met-435809.webp", 1200)
+    )  # fmt: skip
+    before_after(
+        model, [(cat, (60, 20)), (flower, (250, 300)), (field, (820, 560)), (penguin, (240, 120))], IMAGES / "before_after.png"
+    )
+
+
+if __name__ == "__main__":
+    main()
