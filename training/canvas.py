@@ -2,7 +2,7 @@
 
 Every operator works on the whole batch on the device of the pixels: resizing is two batched matrix products whose
 matrices come from torch's own interpolation, blurring is kornia's filter2d with one kernel per picture, JPEG is libjpeg
-(torchvision) on a CPU and kornia's codec elsewhere. Results do not depend on which pictures share a batch.
+(torchvision) on a CPU and batched blocks elsewhere. Results do not depend on which pictures share a batch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import kornia
 import torch
 import torch.nn.functional as F
 from torchvision.io import decode_jpeg, encode_jpeg
+
+from .jpeg import jpeg_blocks
 
 BLOCK = 16  # pixels: JPEG's unit with halved colour; canvases are multiples of it
 MODES = ("area", "bilinear", "bicubic")
@@ -143,27 +145,23 @@ def _libjpeg(canvas: Canvas, qualities: Sequence[int]) -> torch.Tensor:
     return pixels
 
 
-def _kornia_jpeg(canvas: Canvas, qualities: Sequence[int]) -> torch.Tensor:
-    """Its rounding of coefficients is soft (it is made to be differentiable): about one level away from libjpeg."""
+def _batched_jpeg(canvas: Canvas, qualities: Sequence[int]) -> torch.Tensor:
     height, width = (-(-side // BLOCK) * BLOCK for side in canvas.pixels.shape[2:])
     whole = extend(canvas, 0, height, width, reflect=False).clamp(0, 1)  # libjpeg too repeats the border into its blocks
-    quality = torch.tensor(qualities, dtype=torch.float32, device=whole.device)
-    coded = kornia.enhance.jpeg_codec_differentiable(whole.mul(255).round().div(255), quality)
-    coded = coded.clamp(0, 1).mul(255).round().div(255)
-    return coded[:, :, : canvas.pixels.shape[2], : canvas.pixels.shape[3]]
+    return jpeg_blocks(whole, qualities)[:, :, : canvas.pixels.shape[2], : canvas.pixels.shape[3]]
 
 
 def jpeg(canvas: Canvas, qualities: Sequence[int], which: Sequence[bool] | None = None, codec: str = "auto") -> Canvas:
     """Through JPEG with halved colour and back, 8 bit. qualities: 1-100 per picture; `which` picks some pictures.
 
-    codec: "libjpeg" (exact, on the CPU), "kornia" (on any device), "auto" = libjpeg for a batch on the CPU.
+    codec: "libjpeg" (on the CPU), "blocks" (on any device), "auto" = libjpeg for a batch on the CPU.
     """
     chosen = [i for i in range(len(qualities)) if which is None or which[i]]
     if not chosen:
         return canvas
     part = canvas.select(chosen)
     on_cpu = canvas.pixels.device.type == "cpu"
-    code = _libjpeg if codec == "libjpeg" or codec == "auto" and on_cpu else _kornia_jpeg
+    code = _libjpeg if codec == "libjpeg" or codec == "auto" and on_cpu else _batched_jpeg
     pixels = canvas.pixels.clone()
     pixels[chosen] = code(part, [qualities[i] for i in chosen])
     return canvas.replace(pixels)
