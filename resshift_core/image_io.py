@@ -1,0 +1,363 @@
+"""Picture files in and out: what cameras, editors and the web put into them, and files that are there whole or not at all.
+
+Reading applies the EXIF rotation and keeps the colour profile, the other EXIF data, alpha and grey; writing puts them back
+beside the upscaled pixels. Everything that could not be kept is said in `notes`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+
+from .atomic_file import atomic_path
+from .errors import InputError
+
+WRITABLE = {
+    ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".tif": "TIFF",
+    ".tiff": "TIFF", ".avif": "AVIF", ".bmp": "BMP",
+}  # fmt: skip
+READABLE = {*WRITABLE, ".gif", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico", ".dds", ".mpo", ".apng"}
+MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
+
+OPTIONS = {
+    "PNG": {},
+    "JPEG": {"quality": 95, "subsampling": 0},
+    "WEBP": {"quality": 95},
+    "AVIF": {"quality": 90, "subsampling": "4:4:4"},
+    "TIFF": {},
+    "BMP": {},
+}
+LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}  # pixels that the format can hold
+LONGEST_EXIF = {"JPEG": 65533 - 2}  # bytes
+WITHOUT_ALPHA = ("JPEG", "BMP")
+WITHOUT_METADATA = ("BMP",)
+
+ORIENTATION, EXIF_IFD, PIXEL_WIDTH, PIXEL_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+# EXIF is a small TIFF: in a TIFF file these tags describe how *its* pixels lie, and must not travel with the picture.
+LAYOUT_TAGS = {
+    254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 301, 317, 318, 319, 320, 322, 323, 324, 325, 330,
+    332, 333, 334, 336, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as read: upright, with what has to be written beside its pixels."""
+
+    pixels: np.ndarray  # (H, W, C); uint8, or float32 in [0, 1] if the file is deeper; C = 1, 3 or 4 (alpha last)
+    mode: str  # "L", "LA", "RGB" or "RGBA", what it is written as; LA has its grey three times in `pixels`
+    format: str  # Pillow's word for what the file contains, whatever its name says
+    icc: bytes | None = None
+    exif: bytes = b""
+    text: Mapping[str, str] = field(default_factory=dict)  # of a PNG
+    notes: tuple[str, ...] = ()  # sentences: what is not as the file had it
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) in pixels."""
+        return self.pixels.shape[1], self.pixels.shape[0]
+
+    def tensor(self) -> torch.Tensor:
+        """(1, C, H, W) float32 in [0, 1]."""
+        pixels = torch.from_numpy(self.pixels).permute(2, 0, 1)[None]
+        return pixels.float().div_(255) if self.pixels.dtype == np.uint8 else pixels
+
+    def hole(self) -> torch.Tensor:
+        """The picture as a mask, (1, 1, H, W): 1 where it is at least half bright, else 0 (lossy files have no clean black)."""
+        return (self.tensor()[:, :3].mean(1, keepdim=True) >= 0.5).float()
+
+
+# ---------------------------------------------------------------------------------------------------- reading
+
+
+def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read a file, or the bytes of one. The content decides what it is, not the name.
+
+    Args:
+        name: what errors call it; None = the path.
+        max_pixels: larger pictures are refused before they are decoded; 0 = any size.
+
+    Raises:
+        InputError: there is no such file, it is no picture, damaged or too large.
+    """
+    name = name or ("The picture" if isinstance(source, bytes) else str(source))
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, name)) as image:
+            _check_size(image.size, name, max_pixels)
+            return _picture(image)
+    except InputError:
+        raise
+    except UnidentifiedImageError:
+        raise InputError(_not_a_picture(source, name)) from None
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: {first_line(error)} Raise the limit if you trust the file.") from error
+    except Exception as error:  # decoders raise a dozen kinds for a damaged file
+        raise InputError(f"{name} cannot be read ({first_line(error)}). It may be damaged: save or copy it again.") from error
+
+
+def picture_size(path: str | os.PathLike) -> tuple[int, int] | None:
+    """(width, height) from the header alone, before rotation; None where it cannot be told."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Exception:  # whoever reads the picture will say why
+        return None
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without a full stop, or the error's kind if it has no text."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
+
+
+def _existing(source: str | os.PathLike, name: str) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        raise InputError(f"{name} is a folder, not a picture.")
+    if not path.exists():
+        raise InputError(f"There is no file {name}. Check the path.")
+    return path
+
+
+def _not_a_picture(source, name: str) -> str:
+    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
+    if size == 0:
+        return f"{name} is empty (0 bytes)."
+    if name.lower().endswith((".heic", ".heif")):
+        return f"{name} is a HEIC picture, which Pillow cannot read. Export it as JPEG or PNG first."
+    return f"{name} is not a picture that can be read. Known are PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF and a few more."
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if max_pixels and width * height > max_pixels:
+        raise InputError(
+            f"{name} has {width} x {height} = {width * height / 1e6:.0f} million pixels, more than the limit of "
+            f"{max_pixels / 1e6:.0f} million, which protects against damaged and hostile files. If you trust it, raise the "
+            "limit: --max-pixels 0 on the command line takes any size."
+        )
+
+
+def _picture(image: Image.Image) -> Picture:
+    """Decode the first frame of an opened file."""
+    notes = []
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # phones put a second, small picture into an MPO
+        notes.append(f"It has {image.n_frames} frames or pages; only the first is used.")
+        image.seek(0)
+    layout = str(image.tile[0][3]) if image.tile else ""  # how samples lie in the file, known until it is decoded
+    image.load()
+    exif, upright = _exif_and_upright(image, notes)
+    pixels, mode, icc = _decode(upright, layout, notes)
+    text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    return Picture(pixels, mode, image.format or "", _matching_profile(icc, mode, notes), exif, text, tuple(notes))
+
+
+def _exif_and_upright(image: Image.Image, notes: list[str]) -> tuple[bytes, Image.Image]:
+    """The EXIF block without what belongs to this file's layout, orientation reset; and the picture turned upright."""
+    try:
+        exif = image.getexif()
+        # Pillow turns TIFF while it decodes; before Pillow 10 it forgot to say so
+        upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+        if ORIENTATION in exif:
+            exif[ORIENTATION] = 1
+        for tag in LAYOUT_TAGS & set(exif):
+            del exif[tag]
+        return (exif.tobytes() if len(exif) else b""), upright
+    except Exception as error:  # EXIF is written by anything, and read by anything
+        notes.append(f"Its EXIF data is damaged ({first_line(error)}) and is left out.")
+        return b"", image
+
+
+def _decode(image: Image.Image, layout: str, notes: list[str]) -> tuple[np.ndarray, str, bytes | None]:
+    """(pixels (H, W, C), mode to write, colour profile of those pixels) for any mode that Pillow has."""
+    icc = image.info.get("icc_profile")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _deep_grey(image, notes), "L", icc
+    if "16" in layout:
+        notes.append("It has 16 bits a channel; 8 are read and written.")
+    if image.mode in ("CMYK", "LAB", "YCbCr", "HSV", "RGBX"):
+        image, icc = _to_rgb(image, icc, notes)
+    alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    grey = image.mode in ("1", "L", "LA", "La") or layout.startswith("LA") or _has_grey_palette(image)
+    if image.mode == "La":
+        image = image.convert("LA")
+    mode = ("LA" if grey else "RGBA") if alpha else ("L" if grey else "RGB")
+    pixels = np.array(image.convert("RGBA" if alpha else mode))
+    return pixels.reshape(*pixels.shape[:2], -1), mode, icc
+
+
+def _deep_grey(image: Image.Image, notes: list[str]) -> np.ndarray:
+    """Grey of 16 or 32 bits as (H, W, 1) float32 in [0, 1]."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+    white = _white_of(image.mode, float(values.max()))
+    kind = "numbers with a decimal point" if image.mode == "F" else "16 bits" if white == 65535 else "32 bits"
+    notes.append(f"It has {kind} a pixel, read as 0 to {white:g}; the result is written with 8 bits.")
+    return (values / white).clip(0, 1).astype(np.float32)[..., None]
+
+
+def _white_of(mode: str, largest: float) -> float:
+    """The value that means white. Nothing in a file says so for 32 bits, so there it is guessed from the largest value."""
+    if mode.startswith("I;16"):
+        return 65535
+    usual = (65535, 2**31 - 1) if mode == "I" else (1, 255, 65535)
+    return next((white for white in usual if largest <= white), largest)
+
+
+def _to_rgb(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple[Image.Image, bytes | None]:
+    """Another colour model as RGB: through the profile to sRGB if there is one that fits, else by Pillow's formula."""
+    if image.mode in ("YCbCr", "RGBX"):
+        return image.convert("RGB"), icc
+    notes.append(f"Its colours are {image.mode}; they are converted to sRGB.")
+    try:
+        if image.mode == "LAB":
+            profile = ImageCms.createProfile("LAB")
+        elif icc and image.mode == "CMYK" and icc[16:20] == b"CMYK":
+            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
+        else:
+            return image.convert("RGB"), None
+        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"), None
+    except (ImageCms.PyCMSError, OSError) as error:
+        notes.append(f"Its colour profile cannot be used ({first_line(error)}).")
+        return image.convert("RGB"), None
+
+
+def _has_grey_palette(image: Image.Image) -> bool:
+    """Whether all colours that a palette picture uses are grey."""
+    if image.mode not in ("P", "PA"):
+        return False
+    palette = np.array(image.convert("P").getpalette("RGB") if image.mode == "PA" else image.getpalette("RGB"))
+    used = np.flatnonzero(image.getchannel(0).histogram()[: len(palette) // 3])
+    colours = palette.reshape(-1, 3)[used]
+    return bool((colours == colours[:, :1]).all())
+
+
+def _matching_profile(icc: bytes | None, mode: str, notes: list[str]) -> bytes | None:
+    """A profile describes one colour model: a CMYK or RGB profile in a grey file makes other programs show wrong colours."""
+    wanted = b"GRAY" if mode in ("L", "LA") else b"RGB "
+    if icc and icc[16:20] != wanted:
+        notes.append("Its colour profile belongs to another colour model and is left out.")
+        return None
+    return icc or None
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+def writable_format(path: str | os.PathLike) -> str:
+    """Pillow's word for the format that a file name's ending asks for.
+
+    Raises:
+        InputError: the ending is unknown, or this Pillow cannot write it.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix in WRITABLE and can_write(suffix):
+        return WRITABLE[suffix]
+    known = ", ".join(ending for ending in WRITABLE if can_write(ending))
+    raise InputError(f"{path} ends in {suffix or 'nothing'}, which cannot be written; known endings are {known}.")
+
+
+def can_write(suffix: str) -> bool:
+    """Whether this Pillow writes files of that ending; AVIF, for one, needs Pillow 11.3."""
+    Image.init()
+    return WRITABLE.get(suffix.lower(), "") in Image.SAVE
+
+
+def to_image(result: torch.Tensor, mode: str) -> Image.Image:
+    """(C, H, W) in [0, 1] -> 8-bit Pillow picture of `mode`: L (C = 1), LA or RGBA (C = 4), RGB (C = 3)."""
+    if mode == "LA":
+        result = torch.cat([result[:3].mean(0, keepdim=True), result[3:]])
+    pixels = (result.clamp(0, 1) * 255).round_().to(torch.uint8).permute(1, 2, 0).cpu().contiguous().numpy()
+    return Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
+
+
+def write_picture(
+    image: Image.Image,
+    target: Path | BinaryIO,
+    format: str,
+    like: Picture | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Write `image` with the profile, EXIF data and text of `like`; `settings` become text of a PNG.
+
+    A path appears by atomic rename. The same arguments give the same bytes.
+
+    Returns:
+        Notes: sentences about what the format could not hold.
+
+    Raises:
+        InputError: the picture is too large for the format, or the file cannot be written.
+    """
+    name = str(target) if isinstance(target, Path) else "The output"
+    if max(image.size) > LONGEST_SIDE.get(format, max(image.size)):
+        raise InputError(
+            f"{name}: a {format} picture can be {LONGEST_SIDE[format]} pixels long, this one is {max(image.size)}. Write PNG."
+        )
+    notes: list[str] = []
+    image = _without_alpha(image, notes) if format in WITHOUT_ALPHA else image
+    options = OPTIONS[format] | _metadata(image, format, like, notes)
+    if format == "PNG":
+        options["pnginfo"] = _png_text({**(like.text if like else {}), **(settings or {})})
+    elif format == "TIFF" and "exif" not in options:
+        options["compression"] = "tiff_adobe_deflate"  # libtiff cannot write the EXIF folder
+    try:
+        if isinstance(target, Path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_path(target) as part:
+                image.save(part, format=format, **options)
+        else:
+            image.save(target, format=format, **options)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name} cannot be written ({first_line(error)}).") from error
+    return tuple(notes)
+
+
+def _without_alpha(image: Image.Image, notes: list[str]) -> Image.Image:
+    if image.mode not in ("LA", "RGBA"):
+        return image
+    notes.append("The format has no transparency: the picture is laid on white. Write PNG, WebP, TIFF or AVIF to keep it.")
+    white = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("L" if image.mode == "LA" else "RGB")
+
+
+def _metadata(image: Image.Image, format: str, like: Picture | None, notes: list[str]) -> dict[str, bytes]:
+    """Pillow's options for the profile and EXIF data that the format can hold."""
+    options: dict[str, bytes] = {}
+    if like is None or format in WITHOUT_METADATA:
+        return options
+    becomes_rgb = format == "WEBP" or (format == "AVIF" and image.mode == "LA")
+    if like.icc and not (becomes_rgb and like.icc[16:20] == b"GRAY"):
+        options["icc_profile"] = like.icc
+    exif = _exif_for(like.exif, image.size)
+    if len(exif) > LONGEST_EXIF.get(format, len(exif)):
+        notes.append(f"Its EXIF data, {len(exif)} bytes, is too long for {format} and is left out.")
+    elif exif:
+        options["exif"] = exif
+    return options
+
+
+def _exif_for(block: bytes, size: tuple[int, int]) -> bytes:
+    """The EXIF block with the new size in pixels, where it tells one."""
+    if not block:
+        return block
+    exif = Image.Exif()
+    exif.load(block)
+    details = exif.get_ifd(EXIF_IFD)
+    for tag, pixels in zip((PIXEL_WIDTH, PIXEL_HEIGHT), size):
+        if tag in details:
+            details[tag] = pixels
+    return exif.tobytes()
+
+
+def _png_text(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in texts.items():
+        chunks.add_text(key, value)
+    return chunks

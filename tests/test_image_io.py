@@ -1,0 +1,450 @@
+"""Picture files: every mode, rotation, profile and depth; damage; and what is written. Files are made by Pillow or by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageCms, PngImagePlugin
+
+import resshift_core as rs
+from resshift_core import image_io
+from resshift_core.image_io import Picture, read_picture, to_image, write_picture
+
+MAKE, ORIENTATION, EXIF_IFD, TAKEN, WIDTH, HEIGHT, GPS_IFD = 0x010F, 0x0112, 0x8769, 0x9003, 0xA002, 0xA003, 0x8825
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def colours(height=6, width=5, channels=3, seed=0) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(image: Image.Image, format="PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def png(width: int, height: int, bits: int, colour_type: int, rows: bytes) -> bytes:
+    """A PNG by hand: Pillow does not write all that it reads."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def png_texts(data: bytes) -> dict[str, str]:
+    """The tEXt chunks of a PNG, read by hand."""
+    texts, at = {}, 8
+    while at < len(data):
+        length, kind = struct.unpack(">I4s", data[at : at + 8])
+        if kind == b"tEXt":
+            key, value = data[at + 8 : at + 8 + length].split(b"\0", 1)
+            texts[key.decode()] = value.decode("latin-1")
+        at += 12 + length
+    return texts
+
+
+def exif_block(orientation: int = 6, **more) -> bytes:
+    exif = Image.Exif()
+    exif[MAKE], exif[ORIENTATION] = "A camera", orientation
+    exif[EXIF_IFD] = {TAKEN: "2024:05:06 07:08:09", WIDTH: 5, HEIGHT: 6}
+    exif[GPS_IFD] = {1: "N"}
+    for tag, value in more.items():
+        exif[int(tag[1:])] = value
+    return exif.tobytes()
+
+
+# ---------------------------------------------------------------------------------------------------- modes
+
+
+class TestModes:
+    def test_rgb_and_grey(self):
+        pixels = colours()
+        picture = read_picture(saved(Image.fromarray(pixels)))
+        assert (picture.mode, picture.size, picture.format) == ("RGB", (5, 6), "PNG")
+        assert np.array_equal(picture.pixels, pixels) and not picture.notes
+        assert torch.equal(picture.tensor()[0, 1], torch.from_numpy(pixels[..., 1]).float() / 255)
+        grey = colours(channels=1)
+        picture = read_picture(saved(Image.fromarray(grey)))
+        assert picture.mode == "L" and picture.tensor().shape == (1, 1, 6, 5)
+        assert np.array_equal(picture.pixels[..., 0], grey)
+
+    def test_one_bit(self):
+        bits = colours(channels=1) > 127
+        picture = read_picture(saved(Image.fromarray(bits)))
+        assert picture.mode == "L" and np.array_equal(picture.pixels[..., 0], bits * np.uint8(255))
+
+    def test_alpha(self):
+        pixels = colours(channels=4)
+        picture = read_picture(saved(Image.fromarray(pixels)))
+        assert picture.mode == "RGBA" and np.array_equal(picture.pixels, pixels)
+
+    def test_grey_with_alpha_stays_grey(self):
+        pixels = colours(channels=2)
+        picture = read_picture(saved(Image.fromarray(pixels)))
+        assert picture.mode == "LA" and picture.tensor().shape == (1, 4, 6, 5)
+        again = np.asarray(to_image(picture.tensor()[0], "LA"))
+        assert np.array_equal(again, pixels)
+
+    def test_palette(self):
+        image = Image.fromarray(colours(channels=1) % 3).convert("P")
+        image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+        picture = read_picture(saved(image))
+        table = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
+        assert picture.mode == "RGB" and np.array_equal(picture.pixels, table[np.asarray(image)])
+
+    def test_palette_of_greys_is_grey(self):
+        image = Image.fromarray(colours(channels=1) % 3).convert("P")
+        image.putpalette([10, 10, 10, 100, 100, 100, 200, 200, 200, 1, 2, 3])  # the last colour is not used
+        picture = read_picture(saved(image))
+        assert picture.mode == "L" and set(np.unique(picture.pixels)) == {10, 100, 200}
+
+    @pytest.mark.parametrize("transparency, alpha", [(1, [255, 0, 255]), (bytes([9, 8, 7]), [9, 8, 7])])
+    def test_palette_with_transparency(self, transparency, alpha):
+        indices = colours(channels=1) % 3
+        image = Image.fromarray(indices).convert("P")
+        image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+        picture = read_picture(saved(image, transparency=transparency))
+        assert picture.mode == "RGBA" and np.array_equal(picture.pixels[..., 3], np.array(alpha, np.uint8)[indices])
+
+    def test_a_transparent_colour(self):
+        pixels = colours()
+        pixels[2, 3] = pixels[0, 0] = (1, 2, 3)
+        picture = read_picture(saved(Image.fromarray(pixels), transparency=(1, 2, 3)))
+        assert picture.mode == "RGBA"
+        assert set(zip(*np.nonzero(picture.pixels[..., 3] == 0))) == {(0, 0), (2, 3)}
+        grey = colours(channels=1)
+        picture = read_picture(saved(Image.fromarray(grey), transparency=int(grey[1, 1])))
+        assert picture.mode == "LA" and np.array_equal(picture.pixels[..., 3] == 0, grey == grey[1, 1])
+
+
+class TestDepth:
+    def test_sixteen_bits_of_grey_are_read_as_deep_as_they_are(self):
+        values = np.arange(0, 60000, 2000, dtype=np.uint16).reshape(6, 5)
+        picture = read_picture(saved(Image.fromarray(values)))
+        assert picture.mode == "L" and "16 bits" in picture.notes[0] and "8 bits" in picture.notes[0]
+        assert np.allclose(picture.tensor().numpy()[0, 0], values / 65535, atol=1e-7)
+        big_endian = read_picture(png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 258, 65535)))
+        assert np.allclose(big_endian.pixels[0, :, 0], [258 / 65535, 1])
+
+    def test_sixteen_bits_of_colour_get_a_note(self):
+        picture = read_picture(png(2, 1, 16, 2, b"\0" + struct.pack(">6H", *(i * 10000 for i in range(6)))))
+        assert picture.mode == "RGB" and "16 bits a channel" in picture.notes[0]
+        assert np.array_equal(picture.pixels[0, 1], [30000 >> 8, 40000 >> 8, 50000 >> 8])
+        grey = read_picture(png(1, 1, 16, 4, b"\0" + struct.pack(">HH", 30000, 50000)))
+        assert grey.mode == "LA" and "16 bits a channel" in grey.notes[0]
+
+    @pytest.mark.parametrize("largest, white", [(1.0, 1), (200.0, 255), (60000.0, 65535)])
+    def test_numbers_with_a_decimal_point(self, largest, white):
+        values = np.linspace(0, largest, 30, dtype=np.float32).reshape(6, 5)
+        values[0, 0] = np.nan
+        picture = read_picture(saved(Image.fromarray(values), "TIFF"))
+        assert np.allclose(picture.pixels[..., 0], np.nan_to_num(values) / white, atol=1e-6)
+        assert f"0 to {white}" in picture.notes[0]
+
+    @pytest.mark.parametrize("largest, white", [(65535, 65535), (2**31 - 1, 2**31 - 1)])
+    def test_thirty_two_bits(self, largest, white):
+        values = np.linspace(0, largest, 30).astype(np.int32).reshape(6, 5)
+        picture = read_picture(saved(Image.fromarray(values), "TIFF"))
+        assert np.allclose(picture.pixels[..., 0], values / white, atol=1e-6)
+
+
+def cmyk_profile() -> bytes:
+    """A small profile by hand, in which white paper is white and every full ink alone is the red of L*a*b* (54, 81, 70)."""
+    white, red, black = (255, 128, 128), (138, 209, 198), (0, 128, 128)
+    corners = [white if not any(inks) else red if sum(inks) == 1 else black for inks in np.ndindex(2, 2, 2, 2)]
+    ramp = bytes(range(256))
+    table = b"mft1" + bytes(4) + bytes([4, 3, 2, 0])
+    table += struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 65536)
+    table += ramp * 4 + b"".join(map(bytes, corners)) + ramp * 3
+    text = b"desc" + bytes(4) + struct.pack(">I", 5) + b"inks\0" + bytes(8 + 2 + 1 + 67)
+    white_point = b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    parts, offset, index = [(b"A2B0", table), (b"desc", text), (b"wtpt", white_point)], 128 + 4 + 12 * 3, b""
+    body = b""
+    for name, data in parts:
+        index += name + struct.pack(">II", offset + len(body), len(data))
+        body += data + bytes(-len(data) % 4)
+    size = offset + len(body)
+    header = struct.pack(">I4sI4s4s4s", size, b"lcms", 0x02100000, b"prtr", b"CMYK", b"Lab ") + bytes(12) + b"acsp"
+    header = header.ljust(68, b"\0") + struct.pack(">3i", 63190, 65536, 54061)
+    return header.ljust(128, b"\0") + struct.pack(">I", 3) + index + body
+
+
+class TestColour:
+    def test_cmyk_goes_through_its_profile(self):
+        inks = Image.fromarray(np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [255, 255, 255, 255]]], np.uint8), "CMYK")
+        picture = read_picture(saved(inks, "TIFF", icc_profile=cmyk_profile()))
+        assert picture.mode == "RGB" and picture.icc is None and "CMYK" in picture.notes[0]
+        white, cyan, black = picture.pixels[0].astype(int)
+        assert white.min() > 250 and black.max() < 5
+        assert abs(cyan - (255, 0, 0)).max() < 12  # the profile says that this ink is red; Pillow's formula would say cyan
+
+    def test_cmyk_without_a_profile_or_with_a_broken_one(self):
+        inks = Image.new("CMYK", (2, 2), (255, 0, 0, 0))
+        assert tuple(read_picture(saved(inks, "TIFF")).pixels[0, 0]) == (0, 255, 255)
+        broken = bytes(16) + b"CMYK" + bytes(200)
+        picture = read_picture(saved(inks, "TIFF", icc_profile=broken))
+        assert tuple(picture.pixels[0, 0]) == (0, 255, 255) and "cannot be used" in picture.notes[1]
+
+    def test_lab(self):
+        lab = Image.new("LAB", (2, 2), (138, 209, 198))  # 54 % of 255, and 128 more than 81 and 70: red
+        picture = read_picture(saved(lab, "TIFF"))
+        assert abs(picture.pixels[0, 0].astype(int) - (255, 0, 0)).max() < 12
+
+    def test_a_profile_of_another_colour_model_is_left_out(self):
+        picture = read_picture(saved(Image.fromarray(colours(channels=1)), icc_profile=SRGB))
+        assert picture.icc is None and "another colour model" in picture.notes[0]
+
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+    def test_a_profile_survives(self, format):
+        if f".{format.lower()}" in image_io.WRITABLE and not image_io.can_write(f".{format.lower()}"):
+            pytest.skip(f"this Pillow cannot write {format}")
+        picture = read_picture(saved(Image.fromarray(colours(16, 16)), icc_profile=SRGB))
+        buffer = io.BytesIO()
+        assert write_picture(Image.fromarray(colours(64, 64)), buffer, format, picture) == ()
+        assert Image.open(buffer).info["icc_profile"] == SRGB
+
+
+# ---------------------------------------------------------------------------------------------------- EXIF
+
+
+class TestExif:
+    # What the EXIF standard says of where row 0 and column 0 of the stored picture lie on the upright one.
+    UPRIGHT = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: a[::-1].transpose(1, 0, 2),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: a[:, ::-1].transpose(1, 0, 2),
+    }
+
+    @pytest.mark.parametrize("orientation", UPRIGHT)
+    @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+    def test_rotation_is_applied_and_forgotten(self, orientation, format):
+        pixels = colours()
+        lossless = {"lossless": True} if format == "WEBP" else {}
+        picture = read_picture(saved(Image.fromarray(pixels), format, exif=exif_block(orientation), **lossless))
+        assert np.array_equal(picture.pixels, self.UPRIGHT[orientation](pixels))
+        exif = Image.Exif()
+        exif.load(picture.exif)
+        assert exif.get(ORIENTATION, 1) == 1  # a new Pillow turns TIFF itself, and drops the tag
+        assert exif[MAKE] == "A camera" and exif.get_ifd(EXIF_IFD)[TAKEN] == "2024:05:06 07:08:09"
+
+    @pytest.mark.parametrize("source", ["PNG", "JPEG", "TIFF"])
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+    def test_the_rest_is_kept(self, source, format):
+        if format == "AVIF" and not image_io.can_write(".avif"):
+            pytest.skip("this Pillow cannot write AVIF")
+        picture = read_picture(saved(Image.fromarray(colours(16, 24)), source, exif=exif_block(3)))
+        buffer = io.BytesIO()
+        assert write_picture(Image.fromarray(colours(64, 96)), buffer, format, picture) == ()
+        with Image.open(buffer) as image:
+            image.load()
+            exif = image.getexif()
+            assert image.size == (96, 64)
+            assert exif[MAKE] == "A camera" and exif.get(ORIENTATION, 1) == 1 and exif.get_ifd(GPS_IFD)[1] == "N"
+            details = exif.get_ifd(EXIF_IFD)
+            assert details[TAKEN] == "2024:05:06 07:08:09" and (details[WIDTH], details[HEIGHT]) == (96, 64)
+
+    def test_the_layout_of_a_tiff_does_not_travel(self):
+        picture = read_picture(saved(Image.fromarray(colours(16, 16)), "TIFF", description="words", compression="tiff_lzw"))
+        exif = Image.Exif()
+        exif.load(picture.exif)
+        assert set(exif) <= {270, 271, 282, 283, 296} and exif[270] == "words"
+
+    def test_damaged_exif_does_not_cost_the_picture(self):
+        data = saved(Image.fromarray(colours(16, 16)), "JPEG", exif=b"Exif\0\0" + b"MM\0*" + b"\xff" * 40)
+        picture = read_picture(data)
+        assert picture.size == (16, 16)
+
+    def test_too_long_for_jpeg(self):
+        picture = read_picture(saved(Image.fromarray(colours(16, 16)), exif=exif_block(1, t37500=b"x" * 70000)))
+        assert len(picture.exif) > 70000
+        buffer = io.BytesIO()
+        notes = write_picture(Image.fromarray(colours(16, 16)), buffer, "JPEG", picture)
+        assert "too long for JPEG" in notes[0] and not Image.open(buffer).getexif()
+
+
+# ---------------------------------------------------------------------------------------------------- odd and bad files
+
+
+class TestOddFiles:
+    @pytest.mark.parametrize("format", ["GIF", "TIFF", "WEBP"])
+    def test_the_first_of_several_frames(self, format):
+        frames = [Image.fromarray(colours(seed=i)) for i in range(3)]
+        lossless = {"lossless": True} if format == "WEBP" else {}
+        picture = read_picture(saved(frames[0], format, save_all=True, append_images=frames[1:], **lossless))
+        assert "3 frames" in picture.notes[0]
+        if format != "GIF":  # which has a palette only
+            assert np.array_equal(picture.pixels, colours(seed=0))
+
+    def test_a_phones_second_picture_is_not_an_animation(self):
+        frames = [Image.fromarray(colours(seed=i)) for i in range(2)]
+        picture = read_picture(saved(frames[0], "MPO", save_all=True, append_images=frames[1:]))
+        assert picture.format == "MPO" and not picture.notes
+
+    def test_a_name_that_lies(self, tmp_path):
+        path = tmp_path / "picture.png"
+        path.write_bytes(saved(Image.fromarray(colours(16, 16)), "JPEG"))
+        assert read_picture(path).format == "JPEG"
+
+    @pytest.mark.parametrize(
+        "name, content, words",
+        [
+            ("empty.png", b"", "is empty"),
+            ("text.jpg", b"a letter to a friend " * 9, "is not a picture"),
+            ("phone.heic", b"\0\0\0\x20ftypheic" + bytes(40), "HEIC"),
+            ("cut.png", saved(Image.fromarray(colours(64, 64)))[:4000], "cannot be read .*damaged"),
+            ("cut.jpg", saved(Image.fromarray(colours(64, 64)), "JPEG")[:1500], "cannot be read .*damaged"),
+        ],
+    )
+    def test_no_picture(self, tmp_path, name, content, words):
+        path = tmp_path / name
+        path.write_bytes(content)
+        with pytest.raises(rs.InputError, match=words) as caught:
+            read_picture(path)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+
+    def test_no_file(self, tmp_path):
+        with pytest.raises(rs.InputError, match="There is no file .*gone.png"):
+            read_picture(tmp_path / "gone.png")
+        with pytest.raises(rs.InputError, match="is a folder"):
+            read_picture(tmp_path)
+
+    def test_a_bomb_is_refused_before_it_goes_off(self):
+        bomb = png(50000, 50000, 8, 2, b"")
+        with pytest.raises(rs.InputError, match="2500 million|exceeds limit"):
+            read_picture(bomb)
+        small = png(2, 2, 8, 0, b"\0ab\0cd")
+        with pytest.raises(rs.InputError, match="2 x 2 .*--max-pixels 0"):
+            read_picture(small, max_pixels=3)
+        assert read_picture(small, max_pixels=4).size == read_picture(small, max_pixels=0).size == (2, 2)
+
+    FILES = [
+        saved(Image.fromarray(colours(16, 16)), "PNG", icc_profile=SRGB, exif=exif_block()),
+        saved(Image.fromarray(colours(16, 16)), "JPEG", exif=exif_block()),
+        saved(Image.fromarray(colours(16, 16)), "TIFF", exif=exif_block()),
+        saved(Image.fromarray(colours(16, 16)), "WEBP", lossless=True),
+        saved(Image.fromarray(colours(16, 16)), "GIF"),
+        saved(Image.fromarray(colours(16, 16)), "BMP"),
+    ]
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        st.sampled_from(FILES),
+        st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=4),
+        st.data(),
+    )
+    def test_damage_gives_a_picture_or_a_sentence(self, file, changes, data):
+        damaged = bytearray(file[: data.draw(st.integers(len(file) // 2, len(file)))])
+        for at, value in changes:
+            damaged[at % len(damaged)] = value
+        try:
+            picture = read_picture(bytes(damaged), max_pixels=10**6)
+        except rs.InputError as error:
+            assert str(error).endswith(".") and "\n" not in str(error)
+        else:
+            assert picture.tensor().shape[1] in (1, 3, 4)
+
+
+# ---------------------------------------------------------------------------------------------------- writing
+
+
+class TestWriting:
+    def test_rounding(self):
+        values = torch.tensor([0.0, 0.49, 0.51, 127.4, 254.6, 255.0, 300.0, -7.0]) / 255
+        image = to_image(values.reshape(1, 1, 8), "L")
+        assert list(np.asarray(image)[0]) == [0, 0, 1, 127, 255, 255, 255, 0]
+
+    def test_settings_are_text_of_a_png(self, tmp_path):
+        source = PngImagePlugin.PngInfo()
+        source.add_text("parameters", "a cat")
+        picture = read_picture(saved(Image.fromarray(colours()), pnginfo=source))
+        write_picture(Image.fromarray(colours()), tmp_path / "a.png", "PNG", picture, {"resshift": json.dumps({"steps": 4})})
+        texts = png_texts((tmp_path / "a.png").read_bytes())
+        assert texts["parameters"] == "a cat" and json.loads(texts["resshift"]) == {"steps": 4}
+
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "BMP"])
+    def test_same_bytes_and_near_pixels(self, format):
+        if format == "AVIF" and not image_io.can_write(".avif"):
+            pytest.skip("this Pillow cannot write AVIF")
+        ramp = np.linspace(0, 255, 64).astype(np.uint8)
+        pixels = np.stack(np.broadcast_arrays(ramp, ramp[:, None], np.uint8(90)), axis=-1)
+        picture = read_picture(saved(Image.fromarray(pixels), icc_profile=SRGB, exif=exif_block()))
+        files = []
+        for _ in range(2):
+            buffer = io.BytesIO()
+            write_picture(Image.fromarray(pixels), buffer, format, picture, {"a": "b"})
+            files.append(buffer.getvalue())
+        assert files[0] == files[1]
+        error = np.abs(np.asarray(Image.open(io.BytesIO(files[0]))).astype(int) - pixels)
+        assert error.max() <= (8 if format in ("JPEG", "WEBP", "AVIF") else 0)
+
+    @pytest.mark.parametrize("mode", ["LA", "RGBA"])
+    @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF", "AVIF"])
+    def test_alpha_is_kept(self, mode, format):
+        if format == "AVIF" and not image_io.can_write(".avif"):
+            pytest.skip("this Pillow cannot write AVIF")
+        image = Image.new(mode, (16, 16), (*(200,) * (len(mode) - 1), 255))
+        image.putalpha(Image.linear_gradient("L").resize((16, 16)))
+        buffer = io.BytesIO()
+        assert write_picture(image, buffer, format) == ()
+        alpha = np.asarray(Image.open(buffer).convert("RGBA"))[..., 3].astype(int)
+        assert np.abs(alpha - np.asarray(image)[..., -1]).max() <= (4 if format == "AVIF" else 0)
+
+    @pytest.mark.parametrize("format", ["JPEG", "BMP"])
+    def test_transparency_becomes_white_where_there_is_none(self, format):
+        image = Image.fromarray(np.full((16, 16, 4), (200, 0, 100, 51), np.uint8))  # a fifth of the colour, four of white
+        buffer = io.BytesIO()
+        notes = write_picture(image, buffer, format)
+        assert "laid on white" in notes[0]
+        shown = np.asarray(Image.open(buffer)).astype(int)
+        assert np.abs(shown - (244, 204, 224)).max() <= 3
+
+    def test_too_long_for_the_format(self, tmp_path):
+        with pytest.raises(rs.InputError, match="16383 pixels long, this one is 16384. Write PNG"):
+            write_picture(Image.new("L", (16384, 1)), tmp_path / "a.webp", "WEBP")
+        assert not list(tmp_path.iterdir())
+
+    def test_whole_or_not_at_all(self, tmp_path, monkeypatch):
+        path = tmp_path / "a.png"
+        path.write_bytes(b"before")
+
+        def fails(self, target, **options):
+            with open(target, "wb") as file:
+                file.write(b"half of")
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(Image.Image, "save", fails)
+        with pytest.raises(rs.InputError, match="a.png cannot be written .No space left on device"):
+            write_picture(Image.new("L", (2, 2)), path, "PNG")
+        assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
+
+    def test_a_folder_that_is_a_file(self, tmp_path):
+        (tmp_path / "out").write_bytes(b"")
+        with pytest.raises(rs.InputError, match="cannot be written"):
+            write_picture(Image.new("L", (2, 2)), tmp_path / "out" / "a.png", "PNG")
+
+    def test_endings(self):
+        assert image_io.writable_format("a/b.JPG") == "JPEG"
+        for name in ("a.gif", "a.xyz", "a"):
+            with pytest.raises(rs.InputError, match=f"^{name} ends in .*\\.png"):
+                image_io.writable_format(name)
+
+    def test_masks_are_cut_at_half_brightness(self):
+        picture = Picture(np.array([[[0], [127], [128], [255]]], np.uint8), "L", "PNG")
+        assert picture.hole().flatten().tolist() == [0, 0, 1, 1]
