@@ -35,7 +35,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         yield part
+        part.chmod(mode)  # some writers make files that only their owner can read
         replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -70,7 +70,8 @@ def _read_pickle(path: Path, name: str, zipped: bool) -> dict:
         with zipfile.ZipFile(path) as archive:
             if damaged := archive.testzip():
                 raise CheckpointError(f"{name} is damaged: the checksum of {damaged} in it is wrong. Get it again.")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with open(path, "rb") as file:  # by the open file, because new versions of torch go by the ending of a path
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _reason(error: Exception) -> str:
