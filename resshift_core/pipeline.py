@@ -265,11 +265,9 @@ def _multiple_below(value: int, multiple: int) -> int:
     return max(multiple, value // multiple * multiple)
 
 
-def _run(model, rgb, mask, settings: Settings, wrap: str, on_step) -> torch.Tensor:
+def _run(model, rgb, mask, settings: Settings, torus: Torus | None, on_step) -> torch.Tensor:
     """All pictures at the model's own scale: (B, 3, H, W) -> (B, 3, H * s, W * s) float32 on the device of `rgb`."""
-    torus = None
-    if wrap != "none":
-        torus = Torus.of(wrap, *rgb.shape[-2:], model.config.multiple)
+    if torus is not None:
         rgb, mask = torus.extend(rgb), None if mask is None else torus.extend(mask)
         settings = replace(settings, repeat=torus.repeat(model.scale, model.config.autoencoder.factor))
     count, _, height, width = rgb.shape
@@ -329,7 +327,8 @@ def upscale(
     check_words(sampler, color_fix, wrap)
     check_numbers(scale, tile_batch)
     count, channels, height, width = images.shape
-    tile, overlap = check_tile(model, tile, overlap, (height, width))
+    torus = Torus.of(wrap, height, width, model.config.multiple) if wrap != "none" else None
+    tile, overlap = check_tile(model, tile, overlap, torus.size if torus else (height, width))
     schedule = choose_schedule(model, steps, kappa, p)
     period = PERIOD * model.scale // model.config.autoencoder.factor
     settings = Settings(
@@ -339,7 +338,7 @@ def upscale(
     size = target_size(height, width, scale if scale is not None else model.scale)
     rgb = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
 
-    out = _run(model, rgb, mask, settings, wrap, on_step)
+    out = _run(model, rgb, mask, settings, torus, on_step)
     if mask is not None:
         out = mask * out + (1 - mask) * rgb.float()
     if color_fix != "none":

@@ -50,6 +50,11 @@ class Torus:
 
         return cls(side(height, wrap in ("y", "both")), side(width, wrap in ("x", "both")))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the extended picture."""
+        return tuple(side.before + side.length + side.after for side in (self.rows, self.columns))
+
     def extend(self, images: torch.Tensor) -> torch.Tensor:
         """(..., H, W) -> (..., before + H + after, before + W + after)."""
         rows, columns = (side.extended().to(images.device) for side in (self.rows, self.columns))
