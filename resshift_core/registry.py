@@ -141,7 +141,7 @@ def search_dirs() -> list[Path]:
 
 def find_file(file: str) -> Path | None:
     """`file`, or the same stem converted to .safetensors, in the search folders; letter case does not matter."""
-    wanted = [file.lower(), Path(file).with_suffix(".safetensors").name.lower()]
+    wanted = [file.lower(), f"{Path(file).stem}.safetensors".lower()]
     for folder in search_dirs():
         try:
             names = {path.name.lower(): path for path in folder.iterdir()}
