@@ -55,7 +55,7 @@ def make_page(number: int, seed: int = 0, fonts: tuple[str, ...] = ()) -> Image.
     page = Image.new("RGB", (WIDTH, HEIGHT), paper)
     draw, top = ImageDraw.Draw(page), float(MARGIN)
     while top < HEIGHT - MARGIN:
-        points = float(rng.choice([11, 13, 16, 20, 28], p=[0.25, 0.3, 0.25, 0.12, 0.08]))
+        points = float(rng.choice([16, 20, 24, 32, 44], p=[0.2, 0.3, 0.25, 0.15, 0.1]))
         font = ImageFont.truetype(str(rng.choice(fonts)), points) if fonts else ImageFont.load_default(points)
         top = write_paragraph(draw, top, points, ink, font, rng)
     return page

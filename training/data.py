@@ -146,15 +146,15 @@ class PairedCrops(Crops):
         }
 
 
-def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale: int) -> tuple[list[Picture], list[Path]]:
-    """Pairs by the same name (path below the folder without its ending, else the bare name).
+def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale: int) -> dict[str, Path]:
+    """{path of a picture: its low-resolution partner}, by the same path below the folder, else by the same bare name.
 
     Raises:
         DataError: a picture has no partner, or the sizes of a pair do not belong together.
     """
     small = {path.relative_to(small_root).with_suffix("").as_posix(): path for path in find_images(small_root)}
     by_name = {path.stem: path for path in small.values()}
-    large, partners, wrong = [], [], []
+    partners, wrong = {}, []
     for picture in pictures:
         path = Path(picture.path)
         name = path.relative_to(root).with_suffix("").as_posix() if path.is_relative_to(root) else path.stem
@@ -165,12 +165,10 @@ def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale
         height, width = read_rgb(partner).shape[1:]
         if (height * scale, width * scale) != (picture.height, picture.width):
             wrong.append(f"{path.name} is {picture.width}x{picture.height}, its partner {width}x{height}, not 1/{scale} of it")
-            continue
-        large.append(picture)
-        partners.append(partner)
+        partners[picture.path] = partner
     if wrong:
         raise DataError(f"{len(wrong)} pairs do not fit: {'; '.join(wrong[:5])}. Put them right, or remove them.")
-    return large, partners
+    return partners
 
 
 @dataclass(frozen=True)

@@ -112,12 +112,14 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         holes=model.config.task == "inpaint",
     )  # fmt: skip
     train, held = _held_out(settings, list(found.used))
+    if settings.degradation == "paired":
+        partners = match_pairs(train, settings.data, settings.pairs, scale)
+        partners.update(match_pairs(held, settings.validation or settings.data, settings.pairs, scale))
     held = held[: settings.validation_count]
     if settings.degradation == "paired":
-        train, small = match_pairs(train, settings.data, settings.pairs, scale)
-        held, held_small = match_pairs(held, settings.validation or settings.data, settings.pairs, scale)
-        crops = PairedCrops(train, small, scale, replace(crop, drawn_share=0.0), settings.seed, settings.cache_mib)
-        pairs = given_pairs(held, held_small, scale, settings.validation_crop)
+        crop = replace(crop, drawn_share=0.0)
+        crops = PairedCrops(train, [partners[p.path] for p in train], scale, crop, settings.seed, settings.cache_mib)
+        pairs = given_pairs(held, [partners[p.path] for p in held], scale, settings.validation_crop)
     else:
         crops = Crops(train, crop, settings.seed, settings.cache_mib)
         degrade = _make_degradation(settings, scale)

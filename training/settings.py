@@ -105,7 +105,7 @@ PRESETS = {
 
 PLACES = ("data", "output", "config", "preset", "resume", "dry_run", "contact_sheet")  # not part of a recipe
 PUBLISHED = {"crop": 256, "learning_rate": 5e-5, "loss": "mse", "last_step_share": 0.0}
-PIXEL = {"crop": 160, "learning_rate": 5e-4, "loss": "l1", "last_step_share": 0.5}
+PIXEL = {"crop": 160, "learning_rate": 5e-4, "loss": "mse", "last_step_share": 0.5}
 
 
 def read_config(path: Path) -> dict:

@@ -1,0 +1,282 @@
+"""finetune.py as a whole: what it writes, exact resume after kill -9, two processes, settings, what goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import resshift_core as rs
+from training import finetune
+
+from .training_run import ROOT, arguments, command, environment, make_pictures, save_tiny_model, weights
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """(folder of pictures, tiny model file)."""
+    folder = tmp_path_factory.mktemp("training")
+    return make_pictures(folder / "pictures"), save_tiny_model(folder / "tiny.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def contents(path: Path) -> tuple[dict, bytes]:
+    """(header, bytes of all weights) of a .safetensors file; the order of words in its header is not fixed."""
+    data = path.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), data[end:]
+
+
+def losses(output: Path) -> list[tuple[str, str]]:
+    with open(output / "log.csv", newline="") as file:
+        return [(row["iteration"], row["loss"]) for row in csv.DictReader(file)]
+
+
+# ---------------------------------------------------------------------------------------------------- what a run writes
+
+
+@pytest.fixture(scope="module")
+def finished(place, tmp_path_factory):
+    """The folder of a run of 60 iterations on bicubic pairs."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    more = ("--iterations", 60, "--learning-rate", 2e-3, "--contact-sheet", "True", "--description", "six waves")
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 0
+    return output
+
+
+def test_a_run_writes_what_its_docstring_says(finished):
+    for name in (
+        "last.safetensors",
+        "best.safetensors",
+        "config.json",
+        "scan.json",
+        "log.csv",
+        "validation.csv",
+        "summary.png",
+    ):
+        assert (finished / name).stat().st_size > 0, name
+    assert (finished / "contact_sheet.png").is_file()
+    assert len(list((finished / "state").glob("*.pt"))) in (1, 2)
+    assert list((finished / "tensorboard").iterdir())
+
+
+def test_training_helps(finished):
+    with open(finished / "validation.csv", newline="") as file:
+        scores = [float(row["psnr"]) for row in csv.DictReader(file)]
+    assert scores[-1] > scores[0] + 0.3
+
+
+def test_the_result_loads_everywhere_and_says_where_it_came_from(finished, place):
+    model = rs.load_model(finished / "last.safetensors", device="cpu")
+    assert model.config.name == "run" and model.config.licence == "Apache-2.0"
+    image = torch.rand(1, 3, 20, 24)
+    assert rs.upscale(model, image).shape == (1, 3, 80, 96)
+    metadata = model.metadata
+    assert metadata["steps_trained"] == "60" and metadata["data"] == "six waves" and metadata["parent"] == "small"
+    assert metadata["parent_sha256"] == hashlib.sha256(place[1].read_bytes()).hexdigest()
+    assert json.loads(metadata["training"])["learning_rate"] == 2e-3
+
+
+def test_the_saved_configuration_trains_again(finished, place, tmp_path):
+    words = arguments(place[0], tmp_path / "again", place[1], "--config", finished / "config.json", "--iterations", 2)
+    assert finetune.main(words) == 0
+    model = rs.load_model(tmp_path / "again" / "last.safetensors", device="cpu")
+    assert model.metadata["parent"] == "" and json.loads(model.metadata["training"])["learning_rate"] == 2e-3
+
+
+def test_the_schedule_is_retrained(place, tmp_path):
+    words = arguments(place[0], tmp_path / "run", place[1], "--iterations", 2, "--steps", 2, "--kappa", 0.3, "--p", 1)
+    assert finetune.main(words) == 0
+    model = rs.load_model(tmp_path / "run" / "last.safetensors", device="cpu")
+    assert (model.schedule.steps, model.schedule.kappa, model.schedule.p, model.config.default_steps) == (2, 0.3, 1, 2)
+
+
+def test_pairs_of_the_same_names(place, tmp_path):
+    (tmp_path / "low").mkdir()
+    for path in place[0].iterdir():
+        with Image.open(path) as image:
+            image.resize((18, 18), Image.Resampling.BICUBIC).save(tmp_path / "low" / path.name)
+    words = ("--degradation", "paired", "--pairs", tmp_path / "low")
+    assert finetune.main(arguments(place[0], tmp_path / "run", place[1], *words)) == 0
+    (tmp_path / "low" / "picture_3.png").unlink()
+    assert finetune.main(arguments(place[0], tmp_path / "other", place[1], *words)) == 1
+
+
+def test_a_dry_run_trains_nothing(place, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert finetune.main(arguments(place[0], output, place[1], "--dry-run", "True", "--contact-sheet", "True")) == 0
+    assert "images/s" in capsys.readouterr().out
+    assert sorted(path.name for path in output.iterdir()) == ["contact_sheet.png", "scan.json"]
+
+
+# ---------------------------------------------------------------------------------------------------- resume
+
+
+def test_a_run_is_not_overwritten(place, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 2
+    assert "--resume auto" in capsys.readouterr().err
+
+
+def kill_and_resume(place, folder: Path, kills: int, seed: int) -> tuple[Path, int]:
+    """Start the same command again and again, kill -9 it at random moments, let the last one finish.
+
+    Returns the output folder and how often a process was killed while it trained.
+    """
+    output, killed, rng = folder / "broken" / "run", 0, random.Random(seed)
+    words = command(*arguments(place[0], output, place[1], *LONG, "--resume", "auto"))
+    for _ in range(kills):
+        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = (output / "log.csv").stat().st_mtime_ns if (output / "log.csv").exists() else None
+        while process.poll() is None:  # until it writes its log: the imports before that cannot be interrupted wrongly
+            if (output / "log.csv").exists() and (output / "log.csv").stat().st_mtime_ns != before:
+                break
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 1.2))
+        process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+        killed += process.wait() != 0
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return output, killed
+
+
+LONG = ("--iterations", 150, "--save-every", 4, "--degradation", "paper-b1", "--validate-every", 60, "--adversarial", 0.01)
+
+
+def compare_with_unbroken(place, folder: Path, kills: int) -> None:
+    unbroken = folder / "unbroken" / "run"
+    words = command(*arguments(place[0], unbroken, place[1], *LONG))
+    subprocess.run(words, cwd=ROOT, env=environment(), check=True, capture_output=True)
+    broken, killed = kill_and_resume(place, folder, kills, seed=kills)
+    assert killed >= min(3, kills)
+    for name in ("last.safetensors", "best.safetensors"):
+        assert contents(broken / name) == contents(unbroken / name), name
+    assert losses(broken) == losses(unbroken)
+
+
+def test_killed_and_resumed_runs_end_in_the_same_bytes(place, tmp_path):
+    compare_with_unbroken(place, tmp_path, kills=3)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_random_moments(place, tmp_path):
+    compare_with_unbroken(place, tmp_path, kills=20)
+
+
+def test_a_torn_state_falls_back_to_the_one_before(place, tmp_path, caplog):
+    output = tmp_path / "run"
+    more = ("--iterations", 8, "--save-every", 3)
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 0
+    whole = contents(output / "last.safetensors")
+    newest = sorted((output / "state").glob("*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    (output / "last.safetensors").unlink()
+    assert finetune.main(arguments(*place[:1], output, place[1], *more, "--resume", "auto")) == 0
+    assert newest.name in caplog.text and "falling back" in caplog.text
+    assert contents(output / "last.safetensors") == whole
+    assert [iteration for iteration, _ in losses(output)] == [str(n) for n in range(1, 9)]
+
+
+def test_changed_settings_are_named_when_resuming(place, tmp_path, caplog):
+    output = tmp_path / "run"
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 3, "--clip", 2, "--resume", "auto")) == 0
+    assert "iterations was 2, is 3" in caplog.text and "clip was 1.0, is 2" in caplog.text
+
+
+# ---------------------------------------------------------------------------------------------------- processes
+
+
+def test_two_processes_compute_what_one_does(place, tmp_path):
+    """SGD: the weights after a few steps are the sum of the gradients."""
+    more = ("--iterations", 3, "--optimizer", "sgd", "--learning-rate", 0.5, "--warmup-share", 0, "--clip", 0, "--ema", 0)
+    more += ("--degradation", "paper-b1")
+    assert finetune.main(arguments(*place[:1], tmp_path / "one", place[1], *more)) == 0
+    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    words += command(*arguments(place[0], tmp_path / "two", place[1], *more))[1:]
+    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    start, one, two = (
+        weights(place[1]),
+        weights(tmp_path / "one" / "last.safetensors"),
+        weights(tmp_path / "two" / "last.safetensors"),
+    )
+    moved = max(float((one[key] - start[key]).abs().max()) for key in one)
+    apart = max(float((one[key] - two[key]).abs().max()) for key in one)
+    assert moved > 1e-3 and apart < 1e-4 * moved
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(place, tmp_path, capsys, monkeypatch):
+    from training.distributed import Processes
+
+    monkeypatch.setattr(finetune.distributed, "start", lambda device: Processes(0, 3, torch.device("cpu")))
+    monkeypatch.setattr(finetune.distributed, "stop", lambda processes: None)
+    assert finetune.main(arguments(*place[:1], tmp_path / "run", place[1])) == 2
+    assert "multiple of the 3 processes" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def test_the_module_form_shows_the_manual():
+    done = subprocess.run(
+        [sys.executable, "-m", "training.finetune", "--help"],
+        cwd=ROOT,
+        env=environment(COLUMNS="120"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "--resume auto" in done.stdout and "--degradation" in done.stdout
+
+
+def test_bad_pictures_are_named_and_left_out(place, tmp_path, capsys):
+    data = shutil.copytree(place[0], tmp_path / "data")
+    (data / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(50))
+    shutil.copy(data / "picture_1.png", data / "twin.png")
+    assert finetune.main(arguments(data, tmp_path / "run", place[1], "--iterations", 1)) == 0
+    out = capsys.readouterr().out
+    assert "broken.png" in out and "twin.png (as " in out and "6 pictures can be used" in out
+
+
+def test_a_folder_without_pictures_is_said(place, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert finetune.main(arguments(tmp_path / "empty", tmp_path / "run", place[1])) == 1
+    assert "None of 0 files" in capsys.readouterr().err
+
+
+def test_a_missing_model_is_said(place, tmp_path, capsys):
+    assert finetune.main(arguments(place[0], tmp_path / "run", tmp_path / "none.safetensors")) == 1
+    assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_lpips_offline_is_a_sentence(place, tmp_path, capsys, monkeypatch):
+    import urllib.error
+    import urllib.request
+
+    def refuse(*args, **kwargs):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    assert finetune.main(arguments(place[0], tmp_path / "run", place[1], "--lpips", 1)) == 1
+    assert "Connect this machine once, or copy vgg16" in capsys.readouterr().err

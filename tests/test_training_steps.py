@@ -1,0 +1,338 @@
+"""One update of the weights: the chain's points, the losses, accumulation, memory, EMA, steps that are not finite."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.utils import ModelEmaV3
+
+import resshift_core as rs
+from training import finetune
+from training.chain import Chain
+from training.degradation import make_degradation
+from training.distributed import Processes
+from training.losses import Discriminator, LossSettings, Objective, distance, make_lpips, step_weights
+from training.memory import fit_micro_batch
+from training.settings import TrainSettings, resolve
+from training.state import load_state, save_state, saved
+from training.trainer import NotFinite, Trainer, ema_decay, make_average, recompute_activations, zero_init
+
+from . import standin
+from .training_run import vq_model
+
+CPU = Processes(0, 1, torch.device("cpu"))
+
+
+def settings_for(model: rs.ResShiftModel, output, **more) -> TrainSettings:
+    base = {"batch_size": 4, "crop": 32, "precision": "fp32", "iterations": 50, "degradation": "bicubic", **more}
+    return resolve(TrainSettings(data=output, output=output, **base), model.config)
+
+
+def trainer_for(model, output, **more) -> Trainer:
+    return finetune.make_trainer(settings_for(model, output, **more), model, CPU)
+
+
+def tiny(**more) -> rs.ResShiftModel:
+    return standin.small_model(model_channels=8, **more)
+
+
+def crops(count: int = 4, size: int = 32) -> dict[str, torch.Tensor]:
+    return {"hr": torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))}
+
+
+def gradients(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in trainer.raw.named_parameters()}
+
+
+# ---------------------------------------------------------------------------------------------------- the chain
+
+
+def test_the_points_follow_equation_2():
+    model = tiny(steps=4, kappa=0.5)
+    chain = Chain(model, make_degradation("bicubic", 4, 0), 0, 0.0, "cpu")
+    count = 400
+    points = chain.draw(range(count), {"hr": crops(1, 16)["hr"].expand(count, -1, -1, -1)})
+    for t in range(4):
+        which = points.t == t
+        assert 60 < int(which.sum()) < 145  # uniform: 100 expected
+        x_t = points.x_t[which] / model.schedule.input_scale(t + 1, "pixel")
+        mean, std = model.schedule.marginal(points.x0[0], points.y0[0], t + 1)
+        assert float(x_t.std(0).mean()) == pytest.approx(std, rel=0.05)
+        error = (x_t.mean(0) - mean).square().mean().sqrt()
+        assert float(error) == pytest.approx(std / int(which.sum()) ** 0.5, rel=0.15)
+
+
+def test_the_share_of_last_steps():
+    chain = Chain(tiny(steps=4), make_degradation("bicubic", 4, 0), 0, 0.6, "cpu")
+    t, _ = chain._random(range(1000), (1,))
+    assert float((t == 3).float().mean()) == pytest.approx(0.6 + 0.4 / 4, abs=0.07)
+
+
+def test_the_network_is_asked_as_upscale_asks_it():
+    """A point at t = T with the noise of `upscale`: the same prediction."""
+    model = tiny(steps=1, default_steps=1)
+    chain = Chain(model, make_degradation("bicubic", 4, 0), 0, 1.0, "cpu")
+    hr = crops(1, 64)["hr"]
+    points = chain.draw([0], {"hr": hr})
+    noise = torch.randn(points.x0.shape, generator=torch.Generator().manual_seed(5))
+    points = dataclasses.replace(points, x_t=chain.scaled(chain.shifted(points.y0, points.y0, points.t, noise), points.t))
+    with torch.no_grad():
+        image = model.autoencoder.decode(chain.predict_x0(model.unet, points)).add(1).div(2).clamp(0, 1)
+    wanted = rs.upscale(model, points.lq.add(1).div(2), seed=5)
+    inner = (..., slice(16, -16), slice(16, -16))  # borders: upscale pads
+    torch.testing.assert_close(image[inner], wanted[inner], atol=1e-4, rtol=0)
+
+
+# ---------------------------------------------------------------------------------------------------- losses
+
+
+def test_distances_are_torchs():
+    a, b = torch.randn(3, 4, 5, 5), torch.randn(3, 4, 5, 5)
+    assert float(distance("mse", a, b).mean()) == pytest.approx(float(F.mse_loss(a, b)))
+    assert float(distance("l1", a, b).mean()) == pytest.approx(float(F.l1_loss(a, b)))
+    assert float(distance("charbonnier", a, b).mean()) == pytest.approx(float(F.l1_loss(a, b)), rel=1e-2)
+
+
+def test_weights_of_equation_8():
+    schedule = rs.ShiftSchedule(steps=4, kappa=2.0, min_noise_level=0.2)
+    weights = step_weights(schedule, "cpu").double().numpy()
+    eta, alpha = schedule.eta, schedule.alpha
+    for t in (2, 3):  # ratios do not depend on the normalisation
+        wanted = [alpha[i] / (2 * 2.0**2 * eta[i] * eta[i - 1]) for i in (t - 1, t)]
+        assert weights[t - 1] / weights[t] == pytest.approx(wanted[0] / wanted[1], rel=1e-5)
+    assert weights.mean() == pytest.approx(1)
+
+
+def test_gradients_pass_straight_through_the_quantiser():
+    model = vq_model()
+    objective = Objective(Chain(model, None, 0, 0.0, "cpu"), LossSettings())
+    latent = torch.randn(1, 3, 8, 8, requires_grad=True)
+    target = torch.rand(1, 3, 32, 32)
+    F.mse_loss(objective._decode(latent), target).backward()
+    code = model.autoencoder.quantize(latent.detach()).requires_grad_(True)
+    F.mse_loss(model.autoencoder.decode(code, quantize=False), target).backward()
+    torch.testing.assert_close(latent.grad, code.grad)
+    assert float(latent.grad.abs().max()) > 0
+
+
+@pytest.fixture
+def lpips_weights(tmp_path, monkeypatch):
+    """A torch cache with random weights under the name of SqueezeNet's."""
+    import torchvision
+
+    torch.manual_seed(0)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    net = torchvision.models.squeezenet1_1()
+    torch.save(net.state_dict(), tmp_path / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+
+
+def test_lpips_reaches_the_network_through_the_decoder(lpips_weights, tmp_path):
+    """A published kind of network: latent, VQGAN, group norm, Swin, in bf16 autocast."""
+    trainer = trainer_for(vq_model(), tmp_path, lpips=1.0, lpips_net="squeeze", precision="bf16", crop=64)
+    points = trainer.chain.draw([0, 1], crops(2, 64))
+    with trainer.autocast():
+        loss, parts, image = trainer.objective(trainer.net, points)
+    alone = make_lpips("squeeze")(image.float(), points.hr).mean()
+    assert float(parts["lpips"]) == pytest.approx(float(alone), rel=0.05)
+    assert float(loss) == pytest.approx(float(parts["mse"] + parts["lpips"]), rel=1e-3)
+    (perceptual,) = torch.autograd.grad(trainer.objective.lpips(image, points.hr).mean(), trainer.raw.out[2].weight)
+    assert torch.isfinite(perceptual).all() and float(perceptual.abs().max()) > 0
+
+
+def test_the_discriminator_learns_to_tell(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path, adversarial=0.1, learning_rate=2e-3)
+    first = trainer.step([0, 1, 2, 3], crops())
+    for _ in range(20):
+        last = trainer.step([0, 1, 2, 3], crops())
+    assert last["discriminator"] < first["discriminator"]
+    assert Discriminator()(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 8, 8)
+
+
+# ---------------------------------------------------------------------------------------------------- updates
+
+
+def test_a_published_kind_of_network_learns_in_autocast(tmp_path):
+    trainer = trainer_for(vq_model(steps=4), tmp_path, crop=64, precision="bf16", learning_rate=2e-3, batch_size=2)
+    found = [trainer.step([0, 1], crops(2, 64))["loss"] for _ in range(12)]
+    assert found[-1] < 0.7 * found[0]
+    assert all(p.dtype == torch.float32 for p in trainer.raw.parameters())
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path):
+    found = []
+    for micro in (4, 3, 1):
+        trainer = trainer_for(tiny(), tmp_path, micro_batch=micro)
+        loss, _ = trainer.accumulate([0, 1, 2, 3], crops())
+        found.append((float(loss), gradients(trainer)))
+    for loss, grads in found[1:]:
+        assert loss == pytest.approx(found[0][0], rel=1e-5)
+        for name, grad in grads.items():
+            torch.testing.assert_close(grad, found[0][1][name], rtol=1e-3, atol=1e-6)
+
+
+def test_recomputed_activations_give_the_same_gradients(tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        trainer = trainer_for(vq_model(), tmp_path, crop=64, checkpointing=checkpointing)
+        trainer.accumulate([0, 1], crops(2, 64))
+        found.append(gradients(trainer))
+    for name, grad in found[0].items():
+        torch.testing.assert_close(grad, found[1][name])
+
+
+def test_recomputing_saves_memory():
+    def kept(net):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, lambda x: x):
+            net(torch.rand(1, 3, 16, 16), torch.zeros(1), torch.rand(1, 3, 16, 16))
+        return sum(sizes)
+
+    net = vq_model().unet.requires_grad_(True)
+    plain = kept(net)
+    recompute_activations(net)
+    assert kept(net) < 0.5 * plain
+
+
+def test_the_moving_average_is_its_closed_form():
+    assert [ema_decay(0.999, n) for n in (0, 8, 10**6)] == [0.1, 0.5, 0.999]
+    net = torch.nn.Linear(1, 1, bias=False)
+    average, wanted = make_average(net, 0.6), None
+    for n in range(12):
+        value = float(n * n)
+        torch.nn.init.constant_(net.weight, value)
+        average.update_parameters(net)
+        wanted = value if n == 0 else wanted + (1 - min(0.6, (1 + n) / (10 + n))) * (value - wanted)
+    assert float(average.module.weight) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_average_becomes_timms():
+    """Beyond its warm-up ours is timm's fixed decay."""
+    net = torch.nn.Linear(4, 4)
+    ours, theirs = make_average(net, 0.1), ModelEmaV3(net, decay=0.1)
+    for _ in range(5):
+        with torch.no_grad():
+            net.weight.add_(torch.randn(4, 4))
+        ours.update_parameters(net)
+        theirs.update(net)
+    torch.testing.assert_close(ours.module.weight, theirs.module.weight, rtol=1e-3, atol=1e-3)
+
+
+def test_the_learning_rate_warms_up_and_falls(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path, iterations=100, warmup_share=0.1, learning_rate=1.0, final_rate=0.05)
+    rates = []
+    for n in range(100):
+        trainer.scheduler.step_update(n)
+        rates.append(trainer.optimizer.param_groups[0]["lr"])
+    assert rates[0] < 0.01 and rates[5] == pytest.approx(0.5, abs=0.01) and max(rates) == pytest.approx(rates[10])
+    wanted = 0.05 + 0.95 * 0.5  # half of the cosine, at half of the iterations
+    assert rates[50] == pytest.approx(wanted, abs=0.01) and rates[99] == pytest.approx(0.05, abs=0.01)
+    constant = trainer_for(tiny(), tmp_path, iterations=100, schedule="constant", warmup_share=0, learning_rate=0.5)
+    constant.scheduler.step_update(99)
+    assert constant.optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_a_new_network_predicts_nothing():
+    model = tiny()
+    torch.nn.init.normal_(model.unet.out[2].bias)
+    zero_init(model.unet)
+    assert float(model.unet(torch.rand(1, 48, 4, 4), torch.zeros(1), lq=torch.rand(1, 3, 4, 4)).abs().max()) == 0
+
+
+# ---------------------------------------------------------------------------------------------------- what goes wrong
+
+
+def break_loss(trainer: Trainer, bad: set[int]):
+    whole = trainer.objective.__call__
+
+    def objective(net, points):
+        loss, parts, image = whole(net, points)
+        return (loss * float("nan") if trainer.position.iteration in bad else loss), parts, image
+
+    trainer.objective = type("Broken", (), {"__call__": staticmethod(objective), "chain": trainer.chain})()
+
+
+def test_steps_that_are_not_finite_are_skipped(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path)
+    break_loss(trainer, {1, 2, 4})
+    for _ in range(6):
+        before = {name: value.clone() for name, value in trainer.raw.state_dict().items()}
+        skipped = trainer.step([0, 1, 2, 3], crops())["skipped"]
+        changed = any(not torch.equal(value, before[name]) for name, value in trainer.raw.state_dict().items())
+        assert changed == (not skipped)
+    assert trainer.position.skipped == 3 and trainer.position.iteration == 6
+    assert all(torch.isfinite(value).all() for value in trainer.average.module.state_dict().values())
+
+
+def test_three_in_a_row_stop_the_run_and_keep_the_batch(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path)
+    break_loss(trainer, {0, 1, 2})
+    trainer.step([0, 1, 2, 3], crops())
+    trainer.step([4, 5, 6, 7], crops())
+    with pytest.raises(NotFinite, match="--learning-rate"):
+        trainer.step([8, 9, 10, 11], crops())
+    kept = torch.load(tmp_path / "bad_batch_0.pt", weights_only=True)
+    assert kept["numbers"] == [8, 9, 10, 11] and torch.equal(kept["crops"]["hr"], crops()["hr"])
+
+
+@pytest.mark.parametrize("fits", [4, 3, 1])
+def test_out_of_memory_halves_the_micro_batch(tmp_path, monkeypatch, fits):
+    trainer = trainer_for(tiny(), tmp_path)
+    whole = trainer.chain.draw
+
+    def draw(numbers, batch):
+        if len(numbers) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return whole(numbers, batch)
+
+    monkeypatch.setattr(trainer.chain, "draw", draw)
+    said = fit_micro_batch(trainer, [0, 1, 2, 3], crops())
+    micro = {4: 4, 3: 2, 1: 1}[fits]
+    assert trainer.micro_batch == micro and f"{micro} crops at a time" in said and f"{4 // micro} micro-batches" in said
+    assert all(p.grad is None for p in trainer.raw.parameters()) and not trainer.optimizer.state
+    trainer.step([0, 1, 2, 3], crops())
+
+
+def test_no_memory_at_all_is_a_sentence(tmp_path, monkeypatch):
+    trainer = trainer_for(tiny(), tmp_path)
+
+    def draw(numbers, batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.chain, "draw", draw)
+    with pytest.raises(MemoryError, match="Not even one crop of 32 pixels"):
+        fit_micro_batch(trainer, [0, 1, 2, 3], crops())
+
+
+# ---------------------------------------------------------------------------------------------------- state files
+
+
+def test_the_two_newest_states_are_kept(tmp_path):
+    for n in (1, 5, 20):
+        save_state(tmp_path, n, {"n": n})
+    assert [int(path.name[:9]) for path in saved(tmp_path)] == [20, 5]
+    assert load_state(tmp_path) == {"n": 20}
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "gone"])
+def test_damaged_states_are_passed_over(tmp_path, damage, caplog):
+    save_state(tmp_path, 1, {"weights": torch.arange(1000)})
+    newest = save_state(tmp_path, 2, {"weights": torch.zeros(1000)})
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    {
+        "torn": lambda: newest.write_bytes(newest.read_bytes()[:-10]),
+        "flipped": lambda: newest.write_bytes(data),
+        "empty": lambda: newest.write_bytes(b""),
+        "gone": newest.unlink,
+    }[damage]()
+    assert torch.equal(load_state(tmp_path)["weights"], torch.arange(1000))
+    assert damage == "gone" or newest.name in caplog.text
+
+
+def test_no_state_is_none(tmp_path):
+    assert load_state(tmp_path / "nothing") is None
