@@ -1,0 +1,109 @@
+"""The command line: `resshift COMMAND ...`. Each command's module is imported when that command is used."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+
+from ..errors import InputError, ResShiftError
+from ..version import __version__
+from .console import Console, core_messages
+
+# command -> (module with a function of that name, which gives the parser its arguments and its `run`; summary)
+COMMANDS = {
+    "upscale": ("upscale", "Upscale pictures: files, folders, patterns, or - for a pipe."),
+    "models": ("models", "List the models that can be had by name, with their licences."),
+    "download": ("models", "Fetch a model of that list."),
+    "info": ("models", "Say what a model file is."),
+    "convert": ("models", "Rewrite a model file as .safetensors."),
+    "schedule": ("schedule", "Print or draw the noise schedule for given settings."),
+    "doctor": ("doctor", "Say what this machine has, how fast it is, and what is wrong."),
+}
+DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): clean up as after Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return the exit status.
+
+    0 done; 1 some input failed, the others are written; 2 wrong arguments; 130 interrupted; 143 terminated.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        with _quiet_warnings(), _terminable():
+            return _run(arguments)
+    except SystemExit as stop:  # argparse, after --help or a wrong argument
+        return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
+    except _Terminated:
+        return TERMINATED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `resshift models | head`: nobody reads on. Python would complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+
+
+def _run(arguments: list[str]) -> int:
+    console = Console()
+    try:
+        with core_messages(console):
+            parsed = _parser(next((word for word in arguments if word in COMMANDS), None)).parse_args(arguments)
+            return parsed.run(parsed, console)
+    except InputError as error:
+        console.error(str(error))
+        return WRONG_ARGUMENTS
+    except ResShiftError as error:
+        console.error(str(error))
+        return FAILED
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of `command` alone: the others' modules would import torch for nothing."""
+    parser = argparse.ArgumentParser(
+        prog="resshift",
+        description="Upscale pictures with ResShift, a short diffusion chain from the small picture to the large one.",
+        epilog="`resshift COMMAND --help` lists a command's options. Exit status: 0 done, 1 some input failed, 2 wrong arguments.",
+    )
+    parser.add_argument("--version", action="version", version=f"resshift {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, summary) in COMMANDS.items():
+        subparser = commands.add_parser(name, help=summary, description=summary)
+        if name == command:
+            getattr(import_module(f".{module}", __name__), name)(subparser)
+    return parser
+
+
+@contextmanager
+def _quiet_warnings() -> Iterator[None]:
+    """Python's warnings name source lines, for developers. `python -W default` brings them back."""
+    with warnings.catch_warnings():
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM (job schedulers, containers) end the run as Ctrl-C does, so that no half-written file stays."""
+
+    def stop(number, frame):
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,238 @@
+"""From the words on the command line to a list of pictures, and to the files that they become."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import InputError
+from ..image_io import READABLE, can_write, writable_format
+
+PIPE = "-"
+OUTPUT_STEM = re.compile(r"(?P<stem>.+)_x\d+(\.\d+)?(_compare)?")  # of the names that this program gives
+
+
+@dataclass(frozen=True)
+class Source:
+    """A picture to read."""
+
+    path: Path | None  # None = standard input
+    below: Path  # its place below the output folder, e.g. Path("trip/day 1/a.jpg")
+    data: bytes | None = field(default=None, repr=False)  # of standard input
+
+    @property
+    def label(self) -> str:
+        """What messages and records call it."""
+        return PIPE if self.path is None else str(self.path)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A picture to read and where it goes."""
+
+    index: int  # in the list of this process
+    source: Source
+    target: Path | None  # None = standard output
+    format: str  # Pillow's word; "" = as the input (standard output)
+    compare: Path | None = None  # the before/after sheet
+
+    @property
+    def target_label(self) -> str:
+        return PIPE if self.target is None else str(self.target)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """An input that cannot even be tried."""
+
+    label: str
+    error: str
+
+
+# ---------------------------------------------------------------------------------------------------- finding
+
+
+def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> tuple[list[Source], list[Problem]]:
+    """Expand files, folders, patterns and "-", in the order given; folders and patterns are sorted.
+
+    Args:
+        recursive: also the folders in the folders.
+        leave_out: a folder that is not searched: the output folder may lie inside the input folder.
+    """
+    sources: list[Source] = []
+    problems: list[Problem] = []
+    folders = [word for word in words if word != PIPE and Path(word).is_dir()]
+    for word in words:
+        if word == PIPE:
+            found = [Source(None, Path("stdin"), _standard_input())]
+        elif Path(word).is_dir():
+            found = _in_folder(Path(word), recursive, leave_out, several=len(folders) > 1)
+        elif glob.has_magic(word) and not Path(word).exists():  # the shell of Windows hands patterns on as they are
+            found = _matching(word)
+        else:
+            found = [Source(Path(word), Path(Path(word).name))]
+        if not found:
+            problems.append(Problem(word, _nothing_found(word, recursive)))
+        sources += found
+    return _without_repetition(sources), problems
+
+
+def _standard_input() -> bytes:
+    """All of it, read here and now: a thread that waits for a pipe could not be interrupted."""
+    if sys.stdin.isatty():
+        raise InputError("Standard input is a terminal, not a picture. Use: resshift upscale - < small.png > large.png")
+    return sys.stdin.buffer.read()
+
+
+def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: bool) -> list[Source]:
+    """The pictures of a folder; several folders keep their names in the output."""
+    top = Path(folder.resolve().name) if several else Path()
+    found = []
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if recursive and not name.startswith(".") and not _same(Path(place, name), leave_out)
+        )
+        for name in sorted(files):
+            path = Path(place, name)
+            if path.suffix.lower() in READABLE and not name.startswith("."):
+                found.append(Source(path, top / path.relative_to(folder)))
+    return found
+
+
+def _matching(pattern: str) -> list[Source]:
+    """The pictures that a pattern matches; folders that `**` goes through are kept below the pattern's fixed part."""
+    parts = Path(pattern).parts
+    fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
+    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    return [Source(path, path.relative_to(fixed)) for path in paths if path.is_file() and path.suffix.lower() in READABLE]
+
+
+def _nothing_found(word: str, recursive: bool) -> str:
+    if not Path(word).is_dir():
+        return f"No picture matches {word}."
+    deeper = not recursive and any(entry.is_dir() for entry in Path(word).iterdir())
+    return f"There is no picture in the folder {word}.{' --recursive also looks into the folders in it.' if deeper else ''}"
+
+
+def _same(a: Path, b: Path | None) -> bool:
+    return b is not None and os.path.normcase(a.resolve()) == os.path.normcase(b.resolve())
+
+
+def _without_repetition(sources: list[Source]) -> list[Source]:
+    """Each file once, however it was named."""
+    first: dict[str, Source] = {}
+    for source in sources:
+        first.setdefault(PIPE if source.path is None else os.path.normcase(source.path.resolve()), source)
+    return list(first.values())
+
+
+def split_earlier_outputs(sources: list[Source]) -> tuple[list[Source], list[Source]]:
+    """(sources, what this program has made of them before): `a_x4.png` is not upscaled where `a.png` is."""
+    known = {(source.path.parent, source.path.stem) for source in sources if source.path is not None}
+
+    def is_output(source: Source) -> bool:
+        match = OUTPUT_STEM.fullmatch(source.path.stem) if source.path is not None else None
+        return match is not None and (source.path.parent, match["stem"]) in known
+
+    outputs = [source for source in sources if is_output(source)]
+    return [source for source in sources if source not in outputs], outputs
+
+
+# ---------------------------------------------------------------------------------------------------- naming
+
+
+@dataclass(frozen=True)
+class Naming:
+    """Where outputs go: the options -o, --format and --compare, checked.
+
+    Raises (by `from_arguments`):
+        InputError: they contradict each other or the number of inputs.
+    """
+
+    folder: Path | None = None  # None = beside the input
+    file: Path | None = None  # for a single input
+    pipe: bool = False
+    suffix: str = ""  # of --format, e.g. ".png"; "" = as the input
+    compare: bool = False
+
+    @classmethod
+    def from_arguments(cls, output: str | None, format: str | None, compare: bool, words: list[str]) -> Naming:
+        suffix = "." + format.lower().lstrip(".") if format else ""
+        if suffix:
+            writable_format("x" + suffix)
+        if words.count(PIPE) and len(words) > 1:
+            raise InputError("- (standard input) must be the only input.")
+        if output == PIPE or (output is None and words == [PIPE]):
+            if len(words) > 1 or not _is_one(words[0]):
+                raise InputError("-o - writes one picture to standard output, but there are several inputs. Give a folder.")
+            if compare:
+                raise InputError("--compare needs a place for its sheet: give a file or a folder with -o.")
+            return cls(pipe=True, suffix=suffix)
+        if output is None:
+            return cls(suffix=suffix, compare=compare)
+        if _is_folder(output, words):
+            return cls(folder=Path(output), suffix=suffix, compare=compare)
+        if len(words) > 1 or not _is_one(words[0]):
+            raise InputError(f"-o {output} is a file, but there are several inputs. Give a folder.")
+        format_of_file = writable_format(output)
+        if suffix and writable_format("x" + suffix) != format_of_file:
+            raise InputError(f"-o {output} and --format {format} contradict each other. Leave --format out.")
+        return cls(file=Path(output), compare=compare)
+
+    def target(self, source: Source, scale: float) -> Path | None:
+        """`<stem>_x4.<ending>`, or what -o says; None = standard output."""
+        if self.pipe or self.file is not None:
+            return self.file
+        given = source.below.suffix
+        suffix = self.suffix or (given if can_write(given) else ".png")
+        name = f"{source.below.stem}_x{scale:g}{suffix}"
+        if self.folder is not None:
+            return self.folder / source.below.parent / name
+        return source.path.parent / name
+
+    def job(self, index: int, source: Source, scale: float) -> Job:
+        target = self.target(source, scale)
+        if target is None:
+            return Job(index, source, None, writable_format("x" + self.suffix) if self.suffix else "")
+        sheet = target.with_name(f"{target.stem}_compare.png") if self.compare else None
+        return Job(index, source, target, writable_format(target), sheet)
+
+
+def _is_one(word: str) -> bool:
+    """Whether an input is one picture by its form, rather than a folder or a pattern."""
+    return word == PIPE or Path(word).exists() and not Path(word).is_dir() or not (Path(word).is_dir() or glob.has_magic(word))
+
+
+def _is_folder(output: str, words: list[str]) -> bool:
+    """Whether -o means a folder: it is one, ends like one, or has no ending that a picture could have."""
+    if Path(output).is_dir() or output.endswith(("/", os.sep)):
+        return True
+    suffix = Path(output).suffix
+    return not suffix or (not can_write(suffix) and (len(words) > 1 or not _is_one(words[0])))
+
+
+def plan(sources: list[Source], naming: Naming, scale: float) -> tuple[list[Job], list[Problem]]:
+    """Jobs for the sources; two that would write the same file are a problem, not a surprise."""
+    jobs: list[Job] = []
+    problems: list[Problem] = []
+    taken: dict[str, Source] = {}
+    for source in sources:
+        job = naming.job(len(jobs), source, scale)
+        key = PIPE if job.target is None else os.path.normcase(job.target.resolve())
+        if key in taken:
+            problems.append(Problem(source.label, _collision(job, taken[key])))
+            continue
+        taken[key] = source
+        jobs.append(job)
+    return jobs, problems
+
+
+def _collision(job: Job, other: Source) -> str:
+    return (
+        f"{job.source.label} would be written to {job.target_label}, and so would {other.label}. "
+        "Upscale them one at a time with -o FILE, or into different folders."
+    )

@@ -1,0 +1,887 @@
+"""The command line, mostly in this process through main(): a person's habits, damage, interruption, pipes, several ranks."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+import resshift_core as rs
+from resshift_core import registry
+from resshift_core.cli import batch, main
+
+from . import standin
+from .test_image_io import MAKE, SRGB, colours, exif_block, png_texts, saved
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory) -> Path:
+    """A model that runs in milliseconds, called "small" inside."""
+    return rs.save_model(standin.small_model(), tmp_path_factory.mktemp("models") / "of-a-test.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Pictures of 15 pixels: two threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """An empty folder to work in; paths on the command line are relative to it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def upscale(folder, model_file):
+    """upscale(*words) -> exit status of `resshift upscale` with the small model in float32."""
+
+    def run(*words) -> int:
+        return main(["upscale", *map(str, words), "--model", str(model_file), "--dtype", "fp32", "--device", "cpu"])
+
+    return run
+
+
+def picture(path, seed=0, size=(15, 13), channels=3, format=None, **options) -> np.ndarray:
+    """Write a random picture and return its pixels."""
+    pixels = colours(size[1], size[0], channels, seed)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, format, **options)
+    return pixels
+
+
+def expected(model_file, pixels, **settings) -> np.ndarray:
+    """What the library makes of 8-bit RGB pixels, as 8-bit pixels."""
+    model = rs.load_model(model_file, device="cpu", dtype="fp32")
+    out = rs.upscale(model, torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255, **settings)
+    return (out[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+
+
+def pixels_of(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def listing(folder) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*") if path.is_file())
+
+
+# ---------------------------------------------------------------------------------------------------- the program
+
+
+class TestProgram:
+    def test_help_and_version(self, capsys):
+        assert main(["--help"]) == 0
+        out = capsys.readouterr().out
+        assert all(command in out for command in ("upscale", "doctor", "convert"))
+        assert main(["--version"]) == 0
+        assert capsys.readouterr().out == f"resshift {rs.__version__}\n"
+
+    @pytest.mark.parametrize("command", ["upscale", "models", "download", "info", "convert", "schedule", "doctor"])
+    def test_help_of_commands(self, command, capsys):
+        assert main([command, "--help"]) == 0
+        assert capsys.readouterr().out.isascii()
+
+    def test_help_does_not_wait_for_torch(self):
+        code = (
+            "import sys; from resshift_core.cli import main; main(['--help']); main(['models']); print('torch' in sys.modules)"
+        )
+        out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert out.splitlines()[-1] == "False"
+
+    @pytest.mark.parametrize(
+        "words, said",
+        [
+            ([], "required"),
+            (["paint"], "invalid choice"),
+            (["upscale"], "required"),
+            (["upscale", "a.png", "--steps", "0"], "'0' is not a whole number of at least 1"),
+            (["upscale", "a.png", "--kappa", "much"], "'much' is not a number"),
+            (["upscale", "a.png", "--scale", "nan"], "'nan' is not a number"),
+            (["upscale", "a.png", "--tile", "-1"], "'-1' is not a whole number of at least 0"),
+            (["upscale", "a.png", "--sampler", "euler"], "invalid choice"),
+            (["upscale", "a.png", "--color-fix", "magic"], "invalid choice"),
+            (["upscale", "a.png", "--dtype", "int8"], "invalid choice"),
+            (["upscale", "a.png", "--variant", "x9"], "invalid choice"),
+            (["upscale", "a.png", "-o", "b.gif"], "b.gif ends in .gif"),
+            (["upscale", "a.png", "--format", "gif"], "cannot be written; known endings"),
+            (["upscale", "a.png", "-o", "b.png", "--format", "jpg"], "contradict"),
+            (["upscale", "a.png", "c.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),
+            (["upscale", "*.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),
+            (["upscale", "a.png", "c.png", "-o", "-"], "several inputs"),
+            (["upscale", "a.png", "-"], "must be the only input"),
+            (["upscale", "a.png", "-o", "-", "--json"], "both want standard output"),
+            (["upscale", "a.png", "-o", "-", "--compare"], "needs a place"),
+            (["upscale", "a.png", "--mask", "gone.png"], "There is no mask gone.png"),
+            (["upscale", "a.png", "--model", "gone"], "no model file gone"),
+            (["upscale", "a.png", "--model", "realsr_x4_s4"], "resshift download realsr_x4_s4"),
+            (["upscale", "a.png", "--device", "abacus"], "'abacus' cannot be used"),
+            (["download", "gone"], "no model called 'gone'"),
+            (["convert", "a.safetensors", "b.pth"], "must end in .safetensors"),
+            (["schedule", "--model", "realsr_x4_s4", "--plot", "a.jpg"], "must end in .png"),
+            (["schedule", "--model", "realsr_x4_s4", "--p", "-1"], "must be a positive number"),
+        ],
+    )
+    def test_wrong_arguments(self, folder, words, said, capsys, model_file):
+        picture("a.png")
+        if words[:1] == ["upscale"] and "--model" not in words:
+            words = [*words, "--model", str(model_file)]
+        assert main(words) == 2
+        out, err = capsys.readouterr()
+        assert said in err and "Traceback" not in err and not out
+        assert listing(folder) == ["a.png"]
+
+    @pytest.mark.parametrize("words", [("--kappa", "-1"), ("--p", "0"), ("--scale", "0"), ("--scale", "1000")])
+    def test_values_that_only_the_core_can_judge(self, upscale, folder, words, capsys):
+        picture("a.png")
+        assert upscale("a.png", *words) == 2
+        assert "error: " in capsys.readouterr().err and listing(folder) == ["a.png"]
+
+    def test_a_reader_that_goes_away(self, folder):
+        command = f'"{sys.executable}" -m resshift_core models --json'
+        process = subprocess.Popen(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read() and process.wait() in (0, 1)
+
+
+# ---------------------------------------------------------------------------------------------------- where things go
+
+
+class TestFiles:
+    def test_beside_the_input(self, upscale, folder, model_file, capsys):
+        pixels = picture("photo.one.png")
+        assert upscale("photo.one.png") == 0
+        assert listing(folder) == ["photo.one.png", "photo.one_x4.png"]
+        assert np.array_equal(pixels_of("photo.one_x4.png"), expected(model_file, pixels))
+        out, err = capsys.readouterr()
+        assert not out and "photo.one.png -> photo.one_x4.png (15 x 13 -> 60 x 52, " in err and "%" not in err
+
+    def test_settings_reach_the_chain(self, upscale, folder, model_file):
+        pixels = picture("a.png", size=(40, 36))
+        words = "--steps 2 --kappa 0.12 --p 0.5 --seed 7 --sampler deterministic --scale 2.5 --tile 32 --overlap 8 --color-fix wavelet"
+        assert upscale("a.png", *words.split(), "--tile-batch", "3") == 0
+        settings = {"steps": 2, "kappa": 0.12, "p": 0.5, "seed": 7, "sampler": "deterministic", "scale": 2.5}
+        again = expected(model_file, pixels, **settings, tile=32, overlap=8, color_fix="wavelet", tile_batch=3)
+        assert np.array_equal(pixels_of("a_x2.5.png"), again) and again.shape == (90, 100, 3)
+        assert not np.array_equal(again, expected(model_file, pixels, scale=2.5))
+
+    def test_a_file_or_a_folder(self, upscale, folder):
+        picture("a.png"), picture("b.png", 1)
+        assert upscale("a.png", "-o", "deep/er/large.webp") == 0
+        assert upscale("a.png", "-o", "new folder") == 0
+        assert upscale("a.png", "-o", "v1.5/") == 0
+        assert upscale("a.png", "b.png", "-o", "both.1") == 0
+        assert listing(folder) == [
+            "a.png", "b.png", "both.1/a_x4.png", "both.1/b_x4.png", "deep/er/large.webp", "new folder/a_x4.png", "v1.5/a_x4.png",
+        ]  # fmt: skip
+        assert Image.open("deep/er/large.webp").format == "WEBP"
+
+    def test_formats(self, upscale, folder):
+        names = ["a.png", "b.JPG", "c.webp", "d.tif", "e.bmp", "f.gif", "g.ppm"]
+        for name in names:
+            picture(name)
+        assert upscale(*names) == 0
+        made = {Path(name).name: Image.open(name).format for name in listing(folder) if "_x4" in name}
+        assert made == {
+            "a_x4.png": "PNG", "b_x4.JPG": "JPEG", "c_x4.webp": "WEBP", "d_x4.tif": "TIFF", "e_x4.bmp": "BMP",
+            "f_x4.png": "PNG", "g_x4.png": "PNG",
+        }  # fmt: skip
+        assert upscale(*names, "--format", "jpg", "-o", "all") == 0
+        assert all(name.endswith("_x4.jpg") for name in os.listdir("all")) and len(os.listdir("all")) == 7
+
+    def test_a_folder_and_its_structure(self, upscale, folder):
+        for name in ("in/b.png", "in/a.jpg", "in/sub/c.png", "in/sub/deep/d.png", "in/.hidden.png", "in/.trash/e.png"):
+            picture(name)
+        Path("in/notes.txt").write_text("no picture")
+        assert upscale("in", "-o", "out") == 0
+        assert listing("out") == ["a_x4.jpg", "b_x4.png"]
+        assert upscale("in", "-o", "all", "--recursive") == 0
+        assert listing("all") == ["a_x4.jpg", "b_x4.png", "sub/c_x4.png", "sub/deep/d_x4.png"]
+
+    def test_several_folders_keep_their_names(self, upscale, folder):
+        picture("one/a.png"), picture("two/a.png", 1)
+        assert upscale("one", "two", "-o", "out") == 0
+        assert listing("out") == ["one/a_x4.png", "two/a_x4.png"]
+
+    def test_an_output_folder_inside_the_input_folder(self, upscale, folder):
+        picture("in/a.png")
+        for _ in range(2):
+            assert upscale("in", "-o", "in/large", "--recursive") == 0
+        assert listing("in") == ["a.png", "large/a_x4.png"]
+
+    def test_patterns(self, upscale, folder, capsys):
+        for name in ("in/a1.png", "in/a2.png", "in/b.png", "in/sub/a3.png", "odd[1].png"):
+            picture(name)
+        assert upscale("in/a*.png", "-o", "flat") == 0
+        assert listing("flat") == ["a1_x4.png", "a2_x4.png"]
+        assert upscale("in/**/*.png", "-o", "deep") == 0
+        assert listing("deep") == ["a1_x4.png", "a2_x4.png", "b_x4.png", "sub/a3_x4.png"]
+        assert upscale("odd[1].png") == 0 and Path("odd[1]_x4.png").exists()
+        capsys.readouterr()
+        assert upscale("in/z*.png") == 1
+        assert capsys.readouterr().err == "error: No picture matches in/z*.png.\n"
+
+    def test_nothing_in_a_folder(self, upscale, folder, capsys):
+        picture("in/sub/a.png")
+        assert upscale("in") == 1
+        assert "no picture in the folder in. --recursive also" in capsys.readouterr().err
+
+    def test_once_each(self, upscale, folder, capsys):
+        picture("a.png")
+        assert upscale("a.png", "./a.png", folder / "a.png", "--json") == 0
+        assert len(capsys.readouterr().out.splitlines()) == 1
+
+    def test_earlier_outputs_are_not_inputs(self, upscale, folder, capsys):
+        picture("a.png"), picture("b_x2.png", 1)
+        assert upscale(".", "--compare") == 0
+        once = listing(folder)
+        assert once == ["a.png", "a_x4.png", "a_x4_compare.png", "b_x2.png", "b_x2_x4.png", "b_x2_x4_compare.png"]
+        capsys.readouterr()
+        assert upscale(".", "--overwrite") == 0 and upscale("*.png") == 0
+        assert listing(folder) == once
+        assert "left out 4 earlier outputs" in capsys.readouterr().err
+        assert upscale("a_x4.png") == 0 and Path("a_x4_x4.png").exists()  # named alone, it is meant
+
+    def test_two_that_want_one_name(self, upscale, folder, capsys):
+        picture("a.gif"), picture("a.png", 1), picture("b.png", 2)
+        assert upscale("a.gif", "a.png", "b.png") == 1
+        assert "a.png would be written to a_x4.png, and so would a.gif" in capsys.readouterr().err
+        assert listing(folder) == ["a.gif", "a.png", "a_x4.png", "b.png", "b_x4.png"]
+
+    def test_the_input_is_not_overwritten(self, upscale, folder, capsys):
+        picture("a.png")
+        before = Path("a.png").read_bytes()
+        assert upscale("a.png", "-o", "a.png", "--overwrite") == 1
+        assert "would be overwritten by its own result" in capsys.readouterr().err
+        assert Path("a.png").read_bytes() == before
+
+    def test_a_place_that_cannot_be_written(self, upscale, folder, capsys):
+        picture("a.png"), picture("b.png")
+        Path("out").write_text("a file, not a folder")
+        assert upscale("a.png", "b.png", "-o", "out/x") == 1
+        err = capsys.readouterr().err
+        assert err.count("cannot be written") == 2 and "Traceback" not in err
+
+
+class TestPipes:
+    @pytest.fixture
+    def pipe(self, monkeypatch):
+        """pipe(bytes): they become standard input."""
+
+        def give(data: bytes, terminal: bool = False) -> None:
+            stream = io.TextIOWrapper(io.BytesIO(data))
+            stream.isatty = lambda: terminal
+            monkeypatch.setattr(sys, "stdin", stream)
+
+        return give
+
+    @pytest.mark.parametrize("format, made", [("PNG", "PNG"), ("JPEG", "JPEG"), ("GIF", "PNG"), ("MPO", "JPEG")])
+    def test_in_and_out(self, upscale, pipe, format, made, capfdbinary):
+        pipe(saved(Image.fromarray(colours(13, 15)), format))
+        assert upscale("-") == 0
+        out, err = capfdbinary.readouterr()
+        with Image.open(io.BytesIO(out)) as image:
+            image.load()
+            assert (image.format, image.size) == (made, (60, 52))
+        assert b"- -> - (15 x 13 -> 60 x 52" in err
+
+    def test_same_pixels_as_a_file(self, upscale, pipe, folder, model_file, capfdbinary):
+        pixels = picture("a.png")
+        pipe(Path("a.png").read_bytes())
+        assert upscale("-", "--format", "webp", "-o", "-") == 0
+        assert Image.open(io.BytesIO(capfdbinary.readouterr().out)).format == "WEBP"
+        pipe(Path("a.png").read_bytes())
+        assert upscale("-", "-o", "b.png", "--compare") == 0
+        assert np.array_equal(pixels_of("b.png"), expected(model_file, pixels)) and Path("b_compare.png").exists()
+        assert upscale("a.png", "-o", "-") == 0
+        assert capfdbinary.readouterr().out == Path("b.png").read_bytes()
+
+    def test_into_a_folder(self, upscale, pipe, folder):
+        pipe(saved(Image.fromarray(colours())))
+        assert upscale("-", "-o", "out/") == 0
+        assert listing("out") == ["stdin_x4.png"]
+
+    def test_rubbish(self, upscale, pipe, capfdbinary):
+        pipe(b"no picture")
+        assert upscale("-") == 1
+        out, err = capfdbinary.readouterr()
+        assert not out and err.startswith(b"error: Standard input is not a picture")
+
+    def test_a_terminal_is_no_picture(self, upscale, pipe, capfdbinary):
+        pipe(b"", terminal=True)
+        assert upscale("-") == 2
+        assert b"Standard input is a terminal" in capfdbinary.readouterr().err
+
+    def test_as_a_program(self, folder, model_file):
+        words = [sys.executable, "-m", "resshift_core", "upscale", "-", "--model", str(model_file), "--dtype", "fp32"]
+        source = saved(Image.fromarray(colours(13, 15)))
+        done = subprocess.run(
+            words, input=source, capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(done.stdout))), expected(model_file, colours(13, 15)))
+
+
+# ---------------------------------------------------------------------------------------------------- what is kept
+
+
+class TestPictures:
+    def test_rotation_exif_and_profile(self, upscale, folder, model_file):
+        stored = picture("a.jpg", quality=100, subsampling=0, exif=exif_block(6), icc_profile=SRGB)
+        decoded = pixels_of("a.jpg")
+        assert decoded.shape == stored.shape
+        assert upscale("a.jpg", "-o", "b.png") == 0
+        upright = np.ascontiguousarray(decoded[::-1].transpose(1, 0, 2))  # 6: the stored left side is up, bottom row first
+        assert np.array_equal(pixels_of("b.png"), expected(model_file, upright))
+        with Image.open("b.png") as image:
+            image.load()
+            assert image.info["icc_profile"] == SRGB
+            assert image.getexif()[MAKE] == "A camera" and image.getexif().get(0x0112, 1) == 1
+
+    def test_alpha_and_grey(self, upscale, folder, model_file):
+        pixels = picture("rgba.png", channels=4)
+        picture("grey.png", channels=1), picture("la.png", channels=2)
+        assert upscale("rgba.png", "grey.png", "la.png") == 0
+        assert [Image.open(name).mode for name in ("rgba_x4.png", "grey_x4.png", "la_x4.png")] == ["RGBA", "L", "LA"]
+        model = rs.load_model(model_file, device="cpu", dtype="fp32")
+        out = rs.upscale(model, torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255)[0]
+        assert np.array_equal(pixels_of("rgba_x4.png"), (out.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
+
+    def test_sixteen_bits(self, upscale, folder, model_file, capsys):
+        values = np.linspace(20000, 21000, 13 * 15).astype(np.uint16).reshape(13, 15)  # four levels of 8 bits
+        Image.fromarray(values).save("deep.png")
+        assert upscale("deep.png") == 0
+        assert "note: deep.png: It has 16 bits a pixel" in capsys.readouterr().err
+        model = rs.load_model(model_file, device="cpu", dtype="fp32")
+        out = rs.upscale(model, torch.from_numpy(values / 65535).float()[None, None])[0, 0]
+        assert np.array_equal(pixels_of("deep_x4.png"), (out * 255).round().to(torch.uint8).numpy())
+
+    def test_a_name_that_lies_and_frames(self, upscale, folder, capsys):
+        picture("a.png", format="JPEG")
+        frames = [Image.fromarray(colours(seed=i)) for i in range(2)]
+        frames[0].save("b.gif", save_all=True, append_images=frames[1:])
+        assert upscale("a.png", "b.gif") == 0
+        assert Image.open("a_x4.png").format == "PNG"
+        assert "note: b.gif: It has 2 frames" in capsys.readouterr().err
+
+    def test_large_ones_need_a_word(self, upscale, folder, capsys):
+        picture("a.png")
+        assert upscale("a.png", "--max-pixels", "194") == 1
+        assert "a.png has 15 x 13" in capsys.readouterr().err
+        assert upscale("a.png", "--max-pixels", "0") == 0
+
+    def test_png_tells_its_settings_but_no_path(self, upscale, folder, model_file):
+        picture("in/a.png")
+        assert upscale(folder / "in" / "a.png", "--steps", "3", "--seed", "5") == 0
+        texts = png_texts(Path("in/a_x4.png").read_bytes())
+        told = json.loads(texts["resshift"])
+        assert (told["model"], told["steps"], told["kappa"], told["p"], told["seed"]) == ("small", 3, 0.1, 0.3, 5)
+        everything = " ".join(texts.values())
+        assert str(folder) not in everything and str(model_file.parent) not in everything and "/" not in everything
+
+    def test_same_bytes_every_time_alone_and_among_others(self, upscale, folder):
+        for i, name in enumerate(("a.png", "b.jpg", "c.png")):
+            picture(name, i)
+        assert upscale("a.png", "b.jpg", "c.png", "-o", "one") == 0
+        assert upscale("c.png", "-o", "two") == 0 and upscale("b.jpg", "-o", "two") == 0
+        for name in ("b_x4.jpg", "c_x4.png"):
+            assert Path("one", name).read_bytes() == Path("two", name).read_bytes()
+
+    def test_noise_of_its_own_for_each_name(self, upscale, folder, capsys):
+        for name in ("a.png", "b.png", "sub/a.png"):
+            picture(name)
+        names = ["a.png", "b.png", "sub/a.png"]
+        assert upscale(*names, "--json") == 0
+        assert {json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()} == {0}
+        assert np.array_equal(pixels_of("a_x4.png"), pixels_of("b_x4.png"))
+        assert upscale(*reversed(names), "--noise", "per_image", "--overwrite", "--json") == 0
+        seeds = {json.loads(line)["input"]: json.loads(line)["seed"] for line in capsys.readouterr().out.splitlines()}
+        assert seeds["a.png"] == seeds["sub/a.png"] != seeds["b.png"]
+        assert not np.array_equal(pixels_of("a_x4.png"), pixels_of("b_x4.png"))
+        assert upscale("b.png", "--seed", seeds["b.png"], "-o", "again.png") == 0
+        assert np.array_equal(pixels_of("again.png"), pixels_of("b_x4.png"))
+
+
+@pytest.fixture(scope="module")
+def inpainter(tmp_path_factory) -> Path:
+    """A model that fills holes."""
+    model = standin.small_model(task="inpaint", scale=1, mask=True, lq_channels=3, lq_stages=2)
+    return rs.save_model(model, tmp_path_factory.mktemp("models") / "inpainter.safetensors")
+
+
+class TestMasks:
+    def test_only_the_hole_changes(self, folder, inpainter):
+        pixels = picture("a.png", size=(64, 64))
+        hole = np.zeros((64, 64), np.uint8)
+        hole[16:40, 8:32] = 255
+        Image.fromarray(hole).save("hole.png")
+        assert main(["upscale", "a.png", "--model", str(inpainter), "--mask", "hole.png", "--dtype", "fp32"]) == 0
+        out = pixels_of("a_x1.png")
+        assert np.array_equal(out[hole == 0], pixels[hole == 0])
+        assert (out[hole > 0] != pixels[hole > 0]).mean() > 0.5
+
+    def test_a_folder_of_masks(self, folder, inpainter, capsys):
+        for i, name in enumerate(("in/a.png", "in/b.png", "in/c.png")):
+            picture(name, i, size=(64, 64))
+        Path("masks").mkdir()
+        Image.new("L", (64, 64)).save("masks/a.png")
+        Image.new("L", (32, 64), 255).save("masks/b.bmp")
+        assert main(["upscale", "in", "-o", "out", "--model", str(inpainter), "--mask", "masks", "--dtype", "fp32"]) == 1
+        err = capsys.readouterr().err
+        assert "is 32 x 64 pixels, in/b.png is 64 x 64".replace("/", os.sep) in err and "no mask called c" in err
+        assert np.array_equal(pixels_of("out/a_x1.png"), pixels_of("in/a.png"))
+
+    def test_with_the_wrong_model(self, folder, upscale, inpainter, capsys):
+        picture("a.png")
+        assert upscale("a.png", "--mask", "a.png") == 2
+        assert "does not fill holes" in capsys.readouterr().err
+        assert main(["upscale", "a.png", "--model", str(inpainter)]) == 2
+        assert "give --mask FILE" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- what is said
+
+
+class TestReport:
+    def test_a_bad_file_among_good_ones(self, upscale, folder, capsys):
+        picture("a.png"), picture("c.png", 1)
+        Path("b.png").write_bytes(Path("a.png").read_bytes()[:300])
+        assert upscale("a.png", "b.png", "gone.png", "c.png") == 1
+        assert listing(folder) == ["a.png", "a_x4.png", "b.png", "c.png", "c_x4.png"]
+        err = capsys.readouterr().err.splitlines()
+        errors = [line for line in err if line.startswith("error: ")]
+        assert len(errors) == 2 and "b.png cannot be read" in errors[0] and "no file gone.png" in errors[1]
+        assert err[-2].startswith("2 done, 2 failed in ") and err[-1] == "Failed: b.png, gone.png."
+
+    def test_an_interrupted_folder_goes_on(self, upscale, folder, capsys):
+        for i in range(3):
+            picture(f"in/{i}.png", i)
+        assert upscale("in/0.png", "in/1.png", "-o", "out") == 0
+        before = [Path(f"out/{i}_x4.png").stat().st_mtime_ns for i in (0, 1)]
+        capsys.readouterr()
+        assert upscale("in", "-o", "out", "--json") == 0
+        out, err = capsys.readouterr()
+        assert [json.loads(line)["status"] for line in out.splitlines()] == ["skipped", "skipped", "done"]
+        assert "already there. --overwrite" in err and "1 done, 2 skipped" in err
+        assert before == [Path(f"out/{i}_x4.png").stat().st_mtime_ns for i in (0, 1)]
+        Path("out/0_x4.png").write_bytes(b"old")
+        assert upscale("in", "-o", "out", "--overwrite") == 0
+        assert Image.open("out/0_x4.png").size == (60, 52)
+
+    def test_json(self, upscale, folder, capsys):
+        pixels = picture("a.png", channels=4)
+        Path("b.png").write_bytes(b"rubbish")
+        assert upscale("a.png", "b.png", "--json", "--steps", "2", "--format", "jpg", "--compare") == 1
+        good, bad = map(json.loads, capsys.readouterr().out.splitlines())
+        assert good.pop("seconds") > 0 and "laid on white" in good.pop("notes")[0]
+        assert good == {
+            "input": "a.png", "output": "a_x4.jpg", "compare": "a_x4_compare.png", "status": "done", "error": None,
+            "input_size": [15, 13], "output_size": [60, 52], "seed": 0, "model": "small", "steps": 2, "kappa": 0.1, "p": 0.3,
+        }  # fmt: skip
+        assert (bad["status"], bad["output"], bad["output_size"]) == ("failed", "b_x4.jpg", None) and "b.png" in bad["error"]
+        assert pixels.shape == (13, 15, 4)
+
+    def test_records_keep_the_order(self, upscale, folder, capsys, monkeypatch):
+        """Writing takes longer than failing to read, and still comes first."""
+        picture("a.png"), picture("c.png", 1)
+        original = batch.write_picture
+        monkeypatch.setattr(batch, "write_picture", lambda *args: time.sleep(0.3) or original(*args))
+        assert upscale("a.png", "gone1.png", "gone2.png", "c.png", "--json") == 1
+        names = [json.loads(line)["input"] for line in capsys.readouterr().out.splitlines()]
+        assert names == ["a.png", "gone1.png", "gone2.png", "c.png"]
+
+    def test_quiet(self, upscale, folder, capsys):
+        picture("a.png")
+        assert upscale("a.png", "--quiet") == 0
+        assert capsys.readouterr() == ("", "")
+        assert upscale("a.png", "gone.png", "--quiet", "--overwrite") == 1
+        assert capsys.readouterr().err == "error: There is no file gone.png. Check the path.\n"
+
+    def test_the_core_speaks_in_sentences_and_once(self, upscale, folder, capsys):
+        picture("a.png"), picture("b.png")
+        assert upscale("a.png", "b.png", "--kappa", "0.5") == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "kappa" in line]
+        assert len(lines) == 1 and lines[0].startswith("warning: kappa 0.5 is far from the 0.1")
+
+    def test_a_bar_on_a_terminal(self, upscale, folder, monkeypatch):
+        class Terminal(io.StringIO):
+            def isatty(self):
+                return True
+
+        picture("a.png", size=(100, 100)), picture("b.png")
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        assert upscale("a.png", "b.png", "gone.png", "--tile", "64") == 1
+        shown = sys.stderr.getvalue()
+        assert re.search(r"\[1/3\] a\.png +\d+%\|.* left", shown) and "[2/3] b.png" in shown
+        assert "100 x 100 -> 400 x 400" in shown and "error: There is no file gone.png" in shown
+
+    def test_a_fault_of_the_program_costs_one_picture(self, upscale, folder, monkeypatch, capsys):
+        picture("a.png"), picture("b.png")
+        original, calls = batch.upscale, []
+
+        def fails_once(*args, **words):
+            calls.append(1)
+            if len(calls) == 1:
+                raise RuntimeError("CUDA error: an illegal memory access\nmore lines")
+            return original(*args, **words)
+
+        monkeypatch.setattr(batch, "upscale", fails_once)
+        assert upscale("a.png", "b.png") == 1
+        assert "did not expect (RuntimeError: CUDA error: an illegal memory access)" in capsys.readouterr().err
+        assert listing(folder) == ["a.png", "b.png", "b_x4.png"]
+
+    def test_reading_and_writing_overlap_with_computing(self, upscale, folder, monkeypatch):
+        """The next picture is read, and the last one written, while one is computed."""
+        for i in range(4):
+            picture(f"{i}.png", i)
+        threads, busy = {"read": set(), "write": set(), "compute": set()}, []
+        delays = {"read": 0.05, "compute": 0.3, "write": 0.2}
+
+        def watched(name, original):
+            def run(*args, **words):
+                threads[name].add(threading.current_thread().name)
+                busy.append((name, time.monotonic()))
+                time.sleep(delays[name])
+                result = original(*args, **words)
+                busy.append((name, time.monotonic()))
+                return result
+
+            return run
+
+        monkeypatch.setattr(batch, "read_picture", watched("read", batch.read_picture))
+        monkeypatch.setattr(batch, "write_picture", watched("write", batch.write_picture))
+        monkeypatch.setattr(batch, "upscale", watched("compute", batch.upscale))
+        assert upscale(".") == 0
+        spans = {name: [at for kind, at in sorted(busy, key=lambda b: b[1]) if kind == name] for name in threads}
+        assert spans["read"][3] < spans["compute"][1]  # the second is read before the first is computed
+        assert spans["compute"][2] < spans["write"][1]  # the second is computed before the first is written
+        assert len(set.union(*threads.values())) == 3
+
+
+# ---------------------------------------------------------------------------------------------------- before and after
+
+
+class TestCompare:
+    def panels(self, sheet: np.ndarray, part: np.ndarray) -> list[tuple[int, int]]:
+        """Where `part` lies in `sheet`, pixel for pixel."""
+        first = np.argwhere((sheet[: -part.shape[0] + 1, : -part.shape[1] + 1] == part[0, 0]).all(-1))
+        return [
+            (y, x) for y, x in first if np.array_equal(sheet[y : y + part.shape[0], x : x + part.shape[1]], part)
+        ]  # fmt: skip
+
+    def test_a_small_picture_whole(self, upscale, folder):
+        pixels = picture("a.png")
+        assert upscale("a.png", "--compare") == 0
+        sheet = pixels_of("a_x4_compare.png")
+        bicubic = np.asarray(Image.fromarray(pixels).resize((60, 52), Image.Resampling.BICUBIC))
+        enlarged = [image.repeat(9, 0).repeat(9, 1) for image in (bicubic, pixels_of("a_x4.png"))]  # 560 // 60
+        (left,), (right,) = (self.panels(sheet, part) for part in enlarged)
+        assert left[0] == right[0] and left[1] + 540 <= right[1]
+
+    def test_details_of_a_large_one(self, upscale, folder):
+        pixels = np.full((40, 200, 3), 90, np.uint8)
+        pixels[10:30, 150:180] = colours(20, 30)  # the only detail
+        Image.fromarray(pixels).save("a.png")
+        assert upscale("a.png", "--compare") == 0
+        sheet, result = pixels_of("a_x4_compare.png"), pixels_of("a_x4.png")
+        inside = result[60:100, 620:700].repeat(2, 0).repeat(2, 1)
+        bicubic = np.asarray(Image.fromarray(pixels).resize((800, 160), Image.Resampling.BICUBIC))
+        before = bicubic[60:100, 620:700].repeat(2, 0).repeat(2, 1)
+        (left,), (right,) = self.panels(sheet, before), self.panels(sheet, inside)
+        assert left[0] == right[0] and left[1] < right[1]
+
+    @pytest.mark.parametrize(
+        "mode, size", [("RGBA", (20, 18)), ("LA", (150, 15)), ("L", (1, 1)), ("RGB", (3, 150)), ("I;16", (9, 9))]
+    )
+    def test_every_kind(self, upscale, folder, mode, size):
+        Image.linear_gradient("L").resize(size).convert("I;16" if mode == "I;16" else mode).save("a.png")
+        assert upscale("a.png", "--compare") == 0
+        with Image.open("a_x4_compare.png") as sheet:
+            assert sheet.mode == "RGB" and 560 < sheet.width < 1400 and sheet.height < 1800
+
+    def test_the_profile_goes_with_it(self, upscale, folder):
+        picture("a.jpg", icc_profile=SRGB)
+        assert upscale("a.jpg", "--compare") == 0
+        assert Image.open("a_x4_compare.png").info["icc_profile"] == SRGB
+        assert ImageCms.getOpenProfile(io.BytesIO(SRGB)) is not None
+
+
+# ---------------------------------------------------------------------------------------------------- stopping
+
+
+class TestStopping:
+    def test_interrupt(self, upscale, folder, monkeypatch, capsys):
+        for i in range(3):
+            picture(f"{i}.png", i)
+        original, calls = batch.upscale, []
+
+        def stopped(*args, **words):
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return original(*args, **words)
+
+        monkeypatch.setattr(batch, "upscale", stopped)
+        assert upscale(".") == 130
+        assert listing(folder) == ["0.png", "0_x4.png", "1.png", "2.png"]
+        assert "1 done in" in (err := capsys.readouterr().err) and "goes on where this one ended" in err
+        monkeypatch.setattr(batch, "upscale", original)
+        assert upscale(".") == 0 and len(listing(folder)) == 6
+        assert "2 done, 1 skipped" in capsys.readouterr().err
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to one process")
+    @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_signals(self, folder, model_file, number, status):
+        for i in range(40):
+            picture(f"in/{i:02}.png", i, size=(64, 64))
+        words = [sys.executable, "-m", "resshift_core", "upscale", "in", "-o", "out", "--model", str(model_file)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(words, stderr=subprocess.PIPE, env=environment)
+        deadline = time.monotonic() + 60
+        while not list(Path().glob("out/*_x4.png")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == status and b"Traceback" not in err and b"Stopped." in err
+        made = listing("out")
+        assert 0 < len(made) < 40 and all(name.endswith("_x4.png") for name in made)
+        for name in made:
+            assert pixels_of(Path("out", name)).shape == (256, 256, 3)
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+
+class TestRanks:
+    def test_the_list_is_split(self, upscale, folder, monkeypatch, capsys):
+        for i in range(5):
+            picture(f"in/{i}.png", i)
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        parts = []
+        for rank in ("0", "1"):
+            monkeypatch.setenv("RANK", rank)
+            assert upscale("in", "gone.png", "-o", "out", "--json") == int(rank)  # the missing file is in the second's share
+            out, err = capsys.readouterr()
+            parts.append([json.loads(line)["input"] for line in out.splitlines()])
+            assert f"[{rank}] " in err
+        assert sorted(parts[0] + parts[1]) == sorted([*(os.path.join("in", f"{i}.png") for i in range(5)), "gone.png"])
+        assert len(parts[0]) == len(parts[1]) == 3 and len(os.listdir("out")) == 5
+
+    def test_each_has_a_gpu_of_its_own(self, monkeypatch):
+        from resshift_core.cli.ranks import Rank
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+        for name, value in (("RANK", "6"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "2")):
+            monkeypatch.setenv(name, value)
+        rank = Rank.from_environment()
+        assert rank.device("auto") == rank.device("cuda") == "cuda:2"
+        assert rank.device("cpu") == "cpu" and rank.device("cuda:0") == "cuda:0"
+        assert Rank().device("auto") == "auto"
+
+    @pytest.mark.parametrize("rank, count", [("2", "2"), ("-1", "2"), ("one", "2")])
+    def test_nonsense_in_the_environment(self, upscale, folder, monkeypatch, capsys, rank, count):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", count)
+        assert upscale("a.png") == 2
+        assert f"RANK={rank}, WORLD_SIZE={count}" in capsys.readouterr().err
+
+    def test_torchrun(self, folder, model_file):
+        """One process fails early; torchrun must not end the other for it."""
+        for i in range(6):
+            picture(f"in/{i}.png", i, size=(48, 48))
+        Path("in/0.png").write_bytes(b"rubbish")
+        Path("in/2.png").write_bytes(b"rubbish")
+        Path("in/4.png").write_bytes(b"rubbish")  # the first process has nothing else
+        words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "resshift_core"]
+        words += ["upscale", "in", "-o", "out", "--model", str(model_file), "--dtype", "fp32"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode != 0 and "[0] error: " in done.stderr and "[1] 3 done in" in done.stderr, done.stderr
+        assert listing("out") == ["1_x4.png", "3_x4.png", "5_x4.png"]
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+class TestModels:
+    def test_table(self, folder, capsys, models_dir):
+        models_dir.mkdir(parents=True)
+        (models_dir / "autoencoder_vq_f4.pth").write_bytes(b"x")
+        assert main(["models"]) == 0
+        out, err = capsys.readouterr()
+        lines = out.splitlines()
+        assert lines[0].split() == ["name", "task", "scale", "steps", "size", "licence", "present"]
+        assert len(lines) == 1 + len(registry.REGISTRY) and str(models_dir) in err
+        row = next(line for line in lines if line.startswith("realsr_x4_s4 "))
+        assert "x4" in row and "477.9 MB" in row and "S-Lab License 1.0 (non-commercial)" in row and row.endswith("no")
+        assert next(line for line in lines if line.startswith("vq_f4 ")).endswith("yes")
+
+    def test_table_as_json(self, folder, capsys):
+        assert main(["models", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(rs.list_models()))
+
+    def test_download(self, folder, file_server, monkeypatch, models_dir, capsys):
+        from .test_downloads import CONTENT, known
+
+        monkeypatch.setitem(registry.REGISTRY, "vq_f4", known("vq_f4"))
+        server = file_server(CONTENT)
+        monkeypatch.setenv("RESSHIFT_MIRROR", server.url)
+        assert main(["download", "vq_f4"]) == 0
+        err = capsys.readouterr().err
+        assert err.index("S-Lab License 1.0") < err.index(f"{models_dir / 'autoencoder_vq_f4.pth'} is there")
+        assert (models_dir / "autoencoder_vq_f4.pth").read_bytes() == CONTENT
+
+    def test_a_failed_download(self, folder, monkeypatch, capsys):
+        monkeypatch.setenv("RESSHIFT_MIRROR", "http://127.0.0.1:9")
+        from resshift_core import transfer
+
+        monkeypatch.setattr(transfer, "RETRIES_S", (), raising=False)
+        assert main(["download", "vq_f4", "--quiet"]) == 1
+        err = capsys.readouterr().err
+        assert "S-Lab License" in err and "could not be downloaded" in err and "Traceback" not in err
+
+    def test_info(self, folder, model_file, capsys):
+        import hashlib
+
+        assert main(["info", str(model_file), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        model = rs.load_model(model_file, dtype="fp32")
+        assert facts["kind"] == "model" and facts["config"] == json.loads(json.dumps(model.config.to_dict()))
+        assert facts["parameters"] == sum(p.numel() for p in model.unet.parameters()) == facts["dtypes"]["float32"]
+        assert facts["sha256"] == hashlib.sha256(model_file.read_bytes()).hexdigest()
+        assert main(["info", str(model_file)]) == 0
+        text = capsys.readouterr().out
+        assert facts["sha256"] in text and re.search(r"config\.kappa +0\.1", text)
+
+    def test_info_of_networks(self, folder, capsys):
+        unet = standin.standin_unet(rs.UNetConfig(model_channels=32, swin_channels=32, channel_mult=(1, 1), image_size=16))
+        torch.save({"state_dict": {f"module.{key}": value for key, value in unet.state_dict().items()}}, "net.pth")
+        assert main(["info", "net.pth", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert (facts["kind"], facts["variant"]) == ("network", "") and "sinsr_x4_s1" in facts["open_question"]
+        assert facts["config"]["model_channels"] == 32
+        assert main(["info", "net.pth", "--variant", "bicsr_x4_s4"]) == 0
+        assert re.search(r"variant +bicsr_x4_s4", capsys.readouterr().out)
+        vq = standin.fill(rs.VQGAN(rs.VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=(1, 1), n_embed=16)))
+        torch.save(vq.state_dict(), "vq.pth")
+        assert main(["info", "vq.pth", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["kind"] == "autoencoder" and facts["config"]["n_embed"] == 16
+
+    def test_info_of_something_else(self, folder, capsys):
+        torch.save({"layer.weight": torch.zeros(2)}, "other.pth")
+        Path("text.pth").write_text("not a model")
+        for name in ("other.pth", "text.pth", "gone.pth"):
+            assert main(["info", name]) == 1
+            out, err = capsys.readouterr()
+            assert name in err and not out and "Traceback" not in err
+
+    def test_convert(self, folder, capsys):
+        unet = standin.standin_unet(rs.UNetConfig(model_channels=32, swin_channels=32, channel_mult=(1, 1), image_size=16))
+        torch.save({f"module.{key}": value.half() for key, value in unet.state_dict().items()}, "net.pth")
+        assert main(["convert", "net.pth", "out/net.safetensors", "--variant", "realsr_x4_s4"]) == 0
+        assert main(["info", "out/net.safetensors", "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["variant"] == "realsr_x4_s4" and list(facts["dtypes"]) == ["float16"]
+        assert main(["convert", "net.pth", "out/net.safetensors"]) == 2
+        assert "already there" in capsys.readouterr().err
+        assert main(["convert", "net.pth", "out/net.safetensors", "--variant", "sinsr_x4_s1", "--overwrite"]) == 0
+
+
+class TestSchedule:
+    def test_the_published_table(self, folder, capsys):
+        """Numbers of the reference: T = 15, m = 0.04."""
+        told = ".0200 .1172 .1763 .2336 .2916 .3510 .4124 .4759 .5417 .6099 .6807 .7540 .8300 .9086 .9900"
+        assert main(["schedule", "--model", "realsr_x4_s15_v1"]) == 0
+        header, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+        assert header == ["t", "sqrt_eta", "eta", "tau"] and [row[0] for row in rows] == [str(t) for t in range(1, 16)]
+        for t, (row, value) in enumerate(zip(rows, told.split())):
+            assert (
+                abs(float(row[1]) - float(value)) < 5e-5
+                and abs(float(row[2]) - float(value) ** 2) < 1e-4
+                and float(row[3]) == t
+            )
+
+    def test_other_settings(self, folder, capsys, model_file):
+        """Eq. 10 with p = 1 is a straight line of the logarithm between the trained ends."""
+        assert main(["schedule", "--model", "realsr_x4_s4", "--steps", "3", "--p", "1", "--kappa", "2.5", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["steps"], told["kappa"], told["p"]) == (3, 2.5, 1.0)
+        assert [row["sqrt_eta"] for row in told["table"]] == pytest.approx([0.1, (0.1 * 0.99) ** 0.5, 0.99])
+        assert [row["tau"] for row in told["table"]][::2] == [0, 3] and 0 < told["table"][1]["tau"] < 1
+        assert main(["schedule", "--model", str(model_file)]) == 0 and len(capsys.readouterr().out.splitlines()) == 5
+        assert main(["schedule", "--model", "sinsr_x4_s1"]) == 0
+        assert capsys.readouterr().out.splitlines()[1].split() == ["1", "0.990000", "0.980100", "14.0000"]
+
+    @pytest.mark.parametrize("words", [(), ("--steps", "6"), ("--p", "3"), ("--steps", "200", "--p", "0.05"), ("--steps", "1")])
+    def test_plot(self, folder, words):
+        """Each curve passes through its points: the colour is there, and is not where the other curve is."""
+        assert main(["schedule", "--model", "realsr_x4_s15", *words, "--plot", "plots/a.png"]) == 0
+        image = pixels_of("plots/a.png").astype(int)
+        assert image.shape == (620, 960, 3)
+        trained = rs.ShiftSchedule(15, 2.0, 0.3, 0.04)
+        options = dict(zip(words[::2], words[1::2]))
+        asked = trained.retime(int(options.get("--steps", 15)), None, float(options.get("--p", 0.3)))
+        pairs = [(asked, (214, 84, 22))] + ([(trained, (120, 130, 148))] if words else [])
+        for schedule, colour in pairs:
+            steps = schedule.steps
+            for t in range(2, steps):
+                x = 92 + (t - 1) / (steps - 1) * (960 - 92 - 28)
+                y = 620 - 84 - schedule.sqrt_eta[t - 1] * (620 - 64 - 84)
+                near = image[round(y) - 7 : round(y) + 8, round(x) - 7 : round(x) + 8].reshape(-1, 3)
+                hidden = any(s is not schedule and abs(np.interp((t - 1) / (steps - 1), np.linspace(0, 1, s.steps), s.sqrt_eta)
+                             - schedule.sqrt_eta[t - 1]) < 0.03 for s, _ in pairs if s.steps > 1)  # fmt: skip
+                assert hidden or np.abs(near - colour).max(1).min() < 40, (steps, t)
+
+    def test_same_bytes(self, folder):
+        for name in ("a.png", "b.png"):
+            assert main(["schedule", "--model", "realsr_x4_s4", "--plot", name]) == 0
+        assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+
+
+class TestDoctor:
+    def test_a_healthy_machine(self, folder, capsys, models_dir):
+        model = rs.save_model(standin.small_model(tile=32), folder / "small.safetensors")
+        models_dir.mkdir(parents=True)
+        (models_dir / "SinSR_v1.pth").write_bytes(b"x" * 1500)
+        (models_dir / "autoencoder_vq_f4.pth.part").write_bytes(b"x")
+        assert main(["doctor", "--model", str(model), "--device", "cpu", "--dtype", "fp32"]) == 0
+        out = capsys.readouterr().out
+        for fact in ("ResShift", "Python", "torch", "numpy", "Pillow", "device", "number format", "free memory"):
+            assert re.search(rf"^{fact}.*\S", out, re.M), fact
+        assert re.search(r"^model sinsr_x4_s1 .*SinSR_v1.pth \(1.5 kB\)", out, re.M)
+        assert re.search(r"^number format +float32", out, re.M) and torch.__version__ in out
+        seconds = float(re.search(r"^seconds per tile +([\d.e-]+) \(32 x 32", out, re.M)[1])
+        tiles = int(re.search(r"^512 x 512 picture +(\d+) tiles", out, re.M)[1])
+        assert 0 < seconds < 60 and tiles == 21**2  # 32 + 20 * 24 = 512
+        assert "! " in out and "unfinished download" in out
+
+    def test_without_the_built_in_model(self, folder, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr(registry, "WEIGHTS_DIR", tmp_path / "none")
+        assert main(["doctor"]) == 1
+        assert "! The weights of builtin are missing" in capsys.readouterr().out
+
+    def test_a_device_that_is_not_there(self, folder, model_file, capsys):
+        assert main(["doctor", "--model", str(model_file), "--device", "cuda:77"]) == 1
+        assert "! The device 'cuda:77' cannot be used" in capsys.readouterr().out
