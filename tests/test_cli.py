@@ -34,6 +34,13 @@ def model_file(tmp_path_factory) -> Path:
     return rs.save_model(standin.small_model(), tmp_path_factory.mktemp("models") / "of-a-test.safetensors")
 
 
+class Terminal(io.StringIO):
+    """A standard error on which a bar is drawn."""
+
+    def isatty(self):
+        return True
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """Pictures of 15 pixels: two threads would wait for each other."""
@@ -123,7 +130,7 @@ class TestProgram:
             (["upscale", "a.png", "--color-fix", "magic"], "invalid choice"),
             (["upscale", "a.png", "--dtype", "int8"], "invalid choice"),
             (["upscale", "a.png", "--variant", "x9"], "invalid choice"),
-            (["upscale", "a.png", "-o", "b.gif"], "b.gif ends in .gif"),
+            (["upscale", "a.png", "-o", "b.gif"], "b.gif ends in .gif, which cannot be written; known"),
             (["upscale", "a.png", "--format", "gif"], "cannot be written; known endings"),
             (["upscale", "a.png", "-o", "b.png", "--format", "jpg"], "contradict"),
             (["upscale", "a.png", "c.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),
@@ -524,10 +531,6 @@ class TestReport:
         assert len(lines) == 1 and lines[0].startswith("warning: kappa 0.5 is far from the 0.1")
 
     def test_a_bar_on_a_terminal(self, upscale, folder, monkeypatch):
-        class Terminal(io.StringIO):
-            def isatty(self):
-                return True
-
         picture("a.png", size=(100, 100)), picture("b.png")
         monkeypatch.setattr(sys, "stderr", Terminal())
         assert upscale("a.png", "b.png", "gone.png", "--tile", "64") == 1
@@ -751,6 +754,15 @@ class TestModels:
         err = capsys.readouterr().err
         assert err.index("S-Lab License 1.0") < err.index(f"{models_dir / 'autoencoder_vq_f4.pth'} is there")
         assert (models_dir / "autoencoder_vq_f4.pth").read_bytes() == CONTENT
+
+    def test_progress_of_a_download(self, folder, file_server, monkeypatch):
+        from .test_downloads import CONTENT, known
+
+        monkeypatch.setitem(registry.REGISTRY, "vq_f4", known("vq_f4"))
+        monkeypatch.setenv("RESSHIFT_MIRROR", file_server(CONTENT).url)
+        monkeypatch.setattr(sys, "stderr", Terminal())
+        assert main(["download", "vq_f4"]) == 0
+        assert re.search(r"100%\|.*200k/200k, .*left", sys.stderr.getvalue())
 
     def test_a_failed_download(self, folder, monkeypatch, capsys):
         monkeypatch.setenv("RESSHIFT_MIRROR", "http://127.0.0.1:9")

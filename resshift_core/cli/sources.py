@@ -138,8 +138,11 @@ def split_earlier_outputs(sources: list[Source]) -> tuple[list[Source], list[Sou
         match = OUTPUT_STEM.fullmatch(source.path.stem) if source.path is not None else None
         return match is not None and (source.path.parent, match["stem"]) in known
 
-    outputs = [source for source in sources if is_output(source)]
-    return [source for source in sources if source not in outputs], outputs
+    kept: list[Source] = []
+    outputs: list[Source] = []
+    for source in sources:
+        (outputs if is_output(source) else kept).append(source)
+    return kept, outputs
 
 
 # ---------------------------------------------------------------------------------------------------- naming
@@ -178,7 +181,10 @@ class Naming:
             return cls(folder=Path(output), suffix=suffix, compare=compare)
         if len(words) > 1 or not _is_one(words[0]):
             raise InputError(f"-o {output} is a file, but there are several inputs. Give a folder.")
-        format_of_file = writable_format(output)
+        try:
+            format_of_file = writable_format(output)
+        except InputError as error:
+            raise InputError(f"{error} If it is to be a folder, write {output}/ with a stroke at the end.") from None
         if suffix and writable_format("x" + suffix) != format_of_file:
             raise InputError(f"-o {output} and --format {format} contradict each other. Leave --format out.")
         return cls(file=Path(output), compare=compare)
