@@ -131,7 +131,7 @@ def unet_configs(draw):
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(unet_configs())
 def test_networks_of_our_own(config):
     state = build(rs.SwinUNet, config)
