@@ -20,6 +20,14 @@ from training.kernels import Kernel, KernelRange, draw_kernel, draw_sinc, make_k
 DRAWS = 3000
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def photo(height: int = 160, width: int = 192) -> torch.Tensor:
     """A picture with the 1/f spectrum of photographs, correlated colours and a few edges. (1, 3, H, W) in [0, 1]."""
     rng = np.random.default_rng(7)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -23,27 +23,40 @@ class Points:
     x0: torch.Tensor  # (B, C, h, w), the latent to be predicted
     y0: torch.Tensor  # (B, C, h, w), the latent of the upsampled low-resolution crop
     t: torch.Tensor  # (B,) int64, from 0
-    x_t: torch.Tensor  # (B, C, h, w), scaled for the network
+    x_t: torch.Tensor  # (B, C, h, w), as the chain has it
+    noise: torch.Tensor  # (2, B, C, h, w): that of x_t, and one for x_T
+    own: torch.Tensor  # (B,) bool: x_t is to be made from the network's own prediction, see Chain.roll_out
 
 
 class Chain:
     """Draws Points. What sample n gets depends on (seed, n) alone."""
 
-    def __init__(self, model: rs.ResShiftModel, degrade: Degrade | None, seed: int, last_step_share: float, device):
-        self.model, self.degrade, self.seed, self.last_step_share = model, degrade, seed, last_step_share
+    def __init__(
+        self,
+        model: rs.ResShiftModel,
+        degrade: Degrade | None,
+        seed: int,
+        last_step_share: float,
+        device,
+        own_share: float = 0.0,
+    ):
+        self.model, self.degrade, self.seed = model, degrade, seed
+        self.last_step_share, self.own_share = last_step_share, own_share
         self.device = torch.device(device)
         schedule, space = model.schedule, model.config.space
         self.eta = torch.tensor(schedule.eta, dtype=torch.float32, device=self.device)
         scales = [schedule.input_scale(t, space) for t in range(1, schedule.steps + 1)]
         self.input_scale = torch.tensor(scales, dtype=torch.float32, device=self.device)
+        gain = schedule.residual_gain(model.config.residual_std)
+        self.gain = torch.tensor(gain, dtype=torch.float32, device=self.device)
 
     def draw(self, numbers: Sequence[int], crops: dict[str, torch.Tensor]) -> Points:
         """crops: {"hr": (B, 3, H, W) in [0, 1]}, with "lq" where pairs are given and "hole" for inpainting."""
         with torch.no_grad():
             hr, lq, mask = self._pictures(numbers, crops)
             x0, y0 = self.encode(hr), self.encode(self.upsample(lq))
-            t, noise = self._random(numbers, x0.shape[1:])
-            return Points(hr, lq, mask, x0, y0, t, self.scaled(self.shifted(x0, y0, t, noise), t))
+            t, own, noise = self._random(numbers, x0.shape[1:])
+            return Points(hr, lq, mask, x0, y0, t, self.shifted(x0, y0, t, noise[0]), noise, own)
 
     def _pictures(self, numbers, crops):
         hr = crops["hr"].to(self.device, non_blocking=True)
@@ -67,26 +80,47 @@ class Chain:
         return self.model.autoencoder.encode(image).float()
 
     def _random(self, numbers, shape):
-        """(t counted from 0, noise): every sample from its own generator on the CPU, the same on every device."""
-        last, steps, noises = self.model.schedule.steps - 1, [], []
+        """(t counted from 0, own, noise): every sample from its own generator on the CPU, the same on every device."""
+        last, steps, own, noises = self.model.schedule.steps - 1, [], [], []
         for number in numbers:
             generator = torch.Generator().manual_seed(torch_seed(self.seed, number, 4))
             at_end = float(torch.rand((), generator=generator)) < self.last_step_share
             uniform = int(torch.randint(0, last + 1, (), generator=generator))
             steps.append(last if at_end else uniform)
-            noises.append(torch.randn(tuple(shape), generator=generator))
-        return torch.tensor(steps, device=self.device), torch.stack(noises).to(self.device, non_blocking=True)
+            own.append(float(torch.rand((), generator=generator)) < self.own_share and steps[-1] != last)
+            noises.append(torch.randn((2, *shape), generator=generator))
+        noise = torch.stack(noises, 1).to(self.device, non_blocking=True)
+        return torch.tensor(steps, device=self.device), torch.tensor(own), noise
 
     def shifted(self, x0, y0, t, noise):
         """x_t ~ q(x_t | x0, y0), eq. 2."""
         eta = self.eta[t].view(-1, 1, 1, 1)
         return x0 + eta * (y0 - x0) + self.model.schedule.kappa * eta.sqrt() * noise
 
-    def scaled(self, x_t, t):
-        """As the network takes it."""
-        return (x_t * self.input_scale[t].view(-1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)
+    @torch.no_grad()
+    def roll_out(self, points: Points) -> Points:
+        """Replace x_t of the samples marked `own`: shifted from what the network predicts at T instead of from the truth.
+
+        A network that has seen true x_t alone takes every detail in x_t for real and sharpens its own guesses from step to
+        step: results look crisp and lose PSNR. Trained on its own guesses it refines them.
+        """
+        which = points.own.nonzero()[:, 0].to(self.device)
+        if not len(which):
+            return points
+        y0, t = points.y0[which], points.t[which]
+        last = torch.full_like(t, self.model.schedule.steps - 1)
+        x_T = self.shifted(y0, y0, last, points.noise[1][which])
+        mask = None if points.mask is None else points.mask[which]
+        first = replace(points, x_t=x_T, t=last, lq=points.lq[which], mask=mask, y0=y0)
+        guess = self.predict_x0(self.model.unet, first)
+        x_t = points.x_t.clone()
+        x_t[which] = self.shifted(guess, y0, t, points.noise[0][which])
+        return replace(points, x_t=x_t)
 
     def predict_x0(self, net, points: Points) -> torch.Tensor:
-        """The network's x0, (B, C, h, w) float32."""
-        out = net(points.x_t, points.t, points.lq, points.mask).float()
-        return out + points.y0 if self.model.config.predict == "residual" else out
+        """The network's x0, (B, C, h, w) float32: `ResShiftModel.denoise` with a step of its own for every sample."""
+        x = points.x_t * self.input_scale[points.t].view(-1, 1, 1, 1)
+        out = net(x.contiguous(memory_format=torch.channels_last), points.t, points.lq, points.mask).float()
+        if self.model.config.predict == "x0":
+            return out
+        return out + torch.lerp(points.y0, points.x_t, self.gain[points.t].view(-1, 1, 1, 1))

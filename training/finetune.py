@@ -32,6 +32,7 @@ if not __package__:  # run as a file: let it be the module that `python -m train
 import json
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -46,8 +47,8 @@ from training.losses import LossSettings, Objective, OfflineError, make_lpips
 from training.memory import fit_micro_batch
 from training.report import Report, save_picture, write_summary
 from training.scan import DataError, Picture, Scan, find_images, scan
-from training.settings import SettingsError, TrainSettings, describe, parse, read_config, resolve, to_dict
-from training.start import START_ERRORS, Start, load_start
+from training.settings import SettingsError, TrainSettings, describe, parse, resolve, to_dict
+from training.start import Start, load_start
 from training.state import load_state, save_state
 from training.trainer import NotFinite, Trainer
 from training.validation import Pair, Validator, given_pairs, hold_out, make_pairs
@@ -134,7 +135,7 @@ def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         OfflineError: LPIPS is asked for and its weights are not to be had.
     """
     degrade = _make_degradation(settings, model.scale)
-    chain = Chain(model, degrade, settings.seed, settings.last_step_share, processes.device)
+    chain = Chain(model, degrade, settings.seed, settings.last_step_share, processes.device, settings.own_share)
     lpips = make_lpips(settings.lpips_net, processes.device) if settings.lpips else None
     kind = LossSettings(settings.loss, settings.eq8_weight, settings.lpips, settings.adversarial)
     return Trainer(model, settings, Objective(chain, kind, lpips), processes)
@@ -236,11 +237,7 @@ class Run:
         settings, trainer = self.settings, self.trainer
         if self.processes.first:
             self.write_config()
-            names = (
-                [settings.loss]
-                + ["lpips"] * (settings.lpips > 0)
-                + ["adversarial", "discriminator"] * (settings.adversarial > 0)
-            )
+            names = ["mse", "l1", "charbonnier", "lpips", "adversarial", "discriminator", "inverse", "consistency"]
             self.report = Report(self.output, settings.iterations, trainer.position.iteration, names)
             if trainer.position.iteration == 0:
                 self.validate()
@@ -314,30 +311,19 @@ def dry_run(run: Run, steps: int = 3) -> None:
         )
 
 
-def run(settings: TrainSettings, processes: Processes) -> None:
-    """Everything from the loaded model to the last file.
+def train(settings: TrainSettings, start: Start, trainer: Trainer, data: Data) -> None:
+    """From a trainer to the last file: resume, find the micro-batch, loop.
 
     Raises:
-        SettingsError, DataError, OfflineError, NotFinite, MemoryError, rs.ResShiftError: told as sentences.
+        SettingsError, NotFinite, MemoryError: told as sentences.
     """
-    if settings.batch_size % processes.world:
-        raise SettingsError(f"--batch-size is {settings.batch_size}; it must be a multiple of the {processes.world} processes.")
-    torch.manual_seed(settings.seed)
-    torch.backends.cudnn.benchmark = True
-    start = load_start(settings, processes.device)
-    settings = resolve(settings, start.model.config)
-    start.retrain_schedule(settings)
-    if processes.first:
-        print(f"{start.model}\n{describe(settings)}")
-    data = prepare_data(settings, start.model, processes)
-    trainer = make_trainer(settings, start.model, processes)
     current = Run(settings, start, trainer, data)
     resumed = current.resume()
     numbers = list(range(trainer.micro_batch))
     said = fit_micro_batch(
         trainer, numbers, {name: torch.stack([data.crops[n][name] for n in numbers]) for name in data.crops[0]}
     )
-    if processes.first:
+    if trainer.processes.first:
         print(said)
         if resumed:
             print(f"Going on from iteration {trainer.position.iteration}.")
@@ -349,20 +335,46 @@ def run(settings: TrainSettings, processes: Processes) -> None:
         current.loop()
 
 
-def main(argv=None) -> int:
-    """The program. Exit status 0 done, 1 the run failed, 2 wrong settings, 130 interrupted."""
+def prepare(settings: TrainSettings, processes: Processes) -> tuple[TrainSettings, Start]:
+    """The model to start from, and the settings with everything chosen for it.
+
+    Raises:
+        SettingsError, rs.ResShiftError: told as sentences.
+    """
+    if settings.batch_size % processes.world:
+        raise SettingsError(f"--batch-size is {settings.batch_size}; it must be a multiple of the {processes.world} processes.")
+    torch.manual_seed(settings.seed)
+    torch.backends.cudnn.benchmark = True
+    start = load_start(settings, processes.device)
+    return resolve(settings, start.model.config), start
+
+
+def run(settings: TrainSettings, processes: Processes) -> None:
+    """Everything from the loaded model to the last file.
+
+    Raises:
+        SettingsError, DataError, OfflineError, NotFinite, MemoryError, rs.ResShiftError: told as sentences.
+    """
+    settings, start = prepare(settings, processes)
+    start.retrain_schedule(settings)
+    if processes.first:
+        print(f"{start.model}\n{describe(settings)}")
+    data = prepare_data(settings, start.model, processes)
+    train(settings, start, make_trainer(settings, start.model, processes), data)
+
+
+def program(argv, doc: str, what: Callable[[TrainSettings, Processes], None], cls: type[TrainSettings] = TrainSettings) -> int:
+    """A command line around `what`. Exit status 0 done, 1 the run failed, 2 wrong settings, 130 interrupted."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     processes = None
     try:
-        settings = parse(argv, __doc__)
-        if settings.config is not None:
-            read_config(settings.config)
+        settings = parse(argv, doc, cls)
         processes = distributed.start(settings.device)
-        run(settings, processes)
+        what(settings, processes)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    except (DataError, OfflineError, NotFinite, MemoryError, *START_ERRORS) as error:
+    except (DataError, OfflineError, NotFinite, MemoryError, rs.ResShiftError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -371,6 +383,11 @@ def main(argv=None) -> int:
         if processes is not None:
             distributed.stop(processes)
     return 0
+
+
+def main(argv=None) -> int:
+    """The program."""
+    return program(argv, __doc__, run)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ class Objective:
 
     def __call__(self, net, points: Points):
         settings = self.settings
+        points = self.chain.roll_out(points)
         x0 = self.chain.predict_x0(net, points)
         per_sample = distance(settings.kind, x0, points.x0)
         if self.weights is not None:

@@ -43,6 +43,7 @@ class TrainSettings:
     p: float | None = None  # exponent of the schedule
     predict: Literal["x0", "residual"] | None = None  # what the network returns
     last_step_share: float | None = None  # of samples trained at t = T, where the picture is made; the rest is uniform in t
+    own_share: float | None = None  # of samples at t < T whose x_t comes from the network's own prediction at T: fidelity
 
     # Optimisation
     iterations: int = 5000  # updates of the weights
@@ -104,8 +105,8 @@ PRESETS = {
 }
 
 PLACES = ("data", "output", "config", "preset", "resume", "dry_run", "contact_sheet")  # not part of a recipe
-PUBLISHED = {"crop": 256, "learning_rate": 5e-5, "loss": "mse", "last_step_share": 0.0}
-PIXEL = {"crop": 160, "learning_rate": 5e-4, "loss": "mse", "last_step_share": 0.5}
+PUBLISHED = {"crop": 256, "learning_rate": 5e-5, "loss": "mse", "last_step_share": 0.0, "own_share": 0.0}
+PIXEL = {"crop": 160, "learning_rate": 5e-4, "loss": "mse", "last_step_share": 0.5, "own_share": 1.0}
 
 
 def read_config(path: Path) -> dict:
@@ -162,8 +163,10 @@ def _convert(value, hint, name: str):
     return value
 
 
-def parse(argv=None, doc: str = "") -> TrainSettings:
+def parse(argv=None, doc: str = "", cls: type[TrainSettings] = TrainSettings) -> TrainSettings:
     """Settings of the command line: defaults, then the preset, then the file's `training`, then what is given.
+
+    cls: TrainSettings, or a dataclass that adds to it.
 
     Raises:
         SettingsError: a file's words or a value are wrong. SystemExit: the command line's are.
@@ -172,13 +175,13 @@ def parse(argv=None, doc: str = "") -> TrainSettings:
     first.add_argument("--config", type=Path)
     first.add_argument("--preset", choices=list(PRESETS))
     known, _ = first.parse_known_args(argv)
-    base = TrainSettings(data=tyro.MISSING, output=tyro.MISSING, config=known.config, preset=known.preset)
+    base = cls(data=tyro.MISSING, output=tyro.MISSING, config=known.config, preset=known.preset)
     if known.preset:
         base = replace(base, **PRESETS[known.preset])
     if known.config:
         training = read_config(known.config).get("training") or {}
-        base = replace(base, **typed(TrainSettings, training, str(known.config)))
-    settings = tyro.cli(TrainSettings, default=base, args=argv, description=doc, config=(tyro.conf.FlagConversionOff,))
+        base = replace(base, **typed(cls, training, str(known.config)))
+    settings = tyro.cli(cls, default=base, args=argv, description=doc, config=(tyro.conf.FlagConversionOff,))
     check(settings)
     return settings
 
@@ -189,7 +192,16 @@ def check(settings: TrainSettings) -> None:
     Raises:
         SettingsError: the first value out of range.
     """
-    shares = ("last_step_share", "final_rate", "warmup_share", "damaged_share", "drawn_share", "rescale_share", "ema")
+    shares = (
+        "last_step_share",
+        "own_share",
+        "final_rate",
+        "warmup_share",
+        "damaged_share",
+        "drawn_share",
+        "rescale_share",
+        "ema",
+    )
     for name in shares:
         value = getattr(settings, name)
         if value is not None and not 0 <= value <= 1:

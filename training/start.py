@@ -13,8 +13,6 @@ from .settings import SettingsError, TrainSettings, read_config
 from .state import sha256_of
 from .trainer import zero_init
 
-START_ERRORS = (rs.ResShiftError,)
-
 
 @dataclass
 class Start:
