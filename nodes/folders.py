@@ -1,0 +1,78 @@
+"""Where ComfyUI keeps model files, and what the loader lists."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ..resshift_core import registry
+
+KEY = "resshift"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+AUTO = "auto"
+VAE = "vae/"  # prefix of files that lie in ComfyUI's folder for autoencoders
+FULL_SIZE = "about 480 MB"  # of published networks whose exact size is not known: they all have the same layers
+LICENCES = {registry.S_LAB: "S-Lab 1.0, non-commercial", registry.CC_NC: "CC BY-NC-SA 4.0, non-commercial"}
+
+
+def register_folder() -> None:
+    """Tell ComfyUI of models/resshift, unless the user's own configuration has it under any spelling."""
+    key = folder_key()
+    folder_paths.add_model_folder_path(key, os.path.join(folder_paths.models_dir, KEY))
+    paths, _ = folder_paths.folder_names_and_paths[key]
+    folder_paths.folder_names_and_paths[key] = (paths, set(SUFFIXES))
+    for folder in (*paths, *folder_paths.get_folder_paths("vae")):
+        registry.add_models_dir(folder)
+
+
+def folder_key() -> str:
+    """The key under which ComfyUI knows our folder; people write it with capitals in extra_model_paths.yaml."""
+    return next((key for key in folder_paths.folder_names_and_paths if key.lower() == KEY), KEY)
+
+
+def download_folder() -> Path:
+    """The first folder of the key: the user's own where there is one."""
+    return Path(folder_paths.get_folder_paths(folder_key())[0])
+
+
+def label(entry: registry.Entry) -> str:
+    """What the combo shows for a model of the registry. Stored in workflows: `plain_name` undoes it."""
+    if entry.bundled:
+        return entry.name
+    size = f"{round(entry.size / 1e6)} MB" if entry.size else FULL_SIZE
+    return f"{entry.name} [{size}, {LICENCES.get(entry.licence, entry.licence)}]"
+
+
+def plain_name(value: str) -> str:
+    """The registry's name, or the file's, with the separators of this machine; sizes in a label may have changed since."""
+    return value.split(" [", 1)[0].replace("\\", "/")
+
+
+def _files(key: str, prefix: str = "") -> list[str]:
+    names = (name.replace("\\", "/") for name in folder_paths.get_filename_list(key))
+    return [prefix + name for name in names if name.lower().endswith(SUFFIXES)]
+
+
+def _catalogue(*, autoencoders: bool) -> list[registry.Entry]:
+    return [entry for entry in registry.REGISTRY.values() if (entry.task == "autoencoder") == autoencoders]
+
+
+def choice_lists() -> dict[str, list[str]]:
+    """The combos' contents: the registry whole, downloaded or not, then the files that are none of it."""
+    known = {entry.file.lower() for entry in registry.REGISTRY.values()}
+    own = [name for name in _files(folder_key()) if os.path.basename(name).lower() not in known]
+    models = [label(entry) for entry in _catalogue(autoencoders=False)]
+    autoencoders = [AUTO, *(entry.name for entry in _catalogue(autoencoders=True)), *own, *_files("vae", VAE)]
+    return {"models": models + own, "autoencoders": autoencoders}
+
+
+def locate(value: str) -> str | Path | None:
+    """A choice -> the registry's name, or the path of a file that exists, or None."""
+    name = plain_name(value)
+    if name in registry.REGISTRY:
+        return name
+    key, inside = ("vae", name[len(VAE) :]) if name.startswith(VAE) else (folder_key(), name)
+    path = folder_paths.get_full_path(key, inside) or folder_paths.get_full_path(key, inside.replace("/", os.sep))
+    return Path(path) if path else None

@@ -1,0 +1,250 @@
+"""The one table of the nodes: keys, titles, inputs, outputs and their explanations.
+
+INPUT_TYPES, the locales, the help pages and the tests are made from it. Keys, input ids and their order are stored in
+people's workflows: append, never rename or reorder; ranges may only become wider. Nothing here needs ComfyUI or torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+MODEL = "RSHIFT_MODEL"
+CATEGORY = "image/upscaling/ResShift"
+ALIASES = ("super resolution", "upscale", "SR", "restore", "4x", "diffusion upscaler", "ResShift")
+SEED_MAX = 0xFFFFFFFFFFFFFFFF
+
+
+@dataclass(frozen=True)
+class Input:
+    """One socket or widget. `choices` is a tuple of words, or the name of a list that is made when it is asked for."""
+
+    id: str
+    kind: str  # "INT", "FLOAT", "COMBO", or the type of a socket
+    name: str  # what the node shows, in English
+    tooltip: str
+    default: int | float | str | None = None
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+    step: int | float | None = None
+    choices: tuple[str, ...] | str = ()
+    required: bool = True
+    extra: tuple[tuple[str, object], ...] = ()  # further options of the front end
+
+    @property
+    def is_socket(self) -> bool:
+        return self.kind not in ("INT", "FLOAT", "COMBO")
+
+    def declaration(self, choices: list[str]) -> tuple:
+        """The (type, options) pair of INPUT_TYPES."""
+        options: dict[str, object] = {"tooltip": self.tooltip, **dict(self.extra)}
+        for word, value in (("default", self.default), ("min", self.minimum), ("max", self.maximum), ("step", self.step)):
+            if value is not None:
+                options[word] = value
+        return (choices if self.kind == "COMBO" else self.kind), options
+
+
+@dataclass(frozen=True)
+class Output:
+    kind: str
+    name: str
+    tooltip: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node; `notes` are the paragraphs of its help page."""
+
+    key: str
+    title: str
+    description: str
+    inputs: tuple[Input, ...]
+    outputs: tuple[Output, ...]
+    notes: tuple[str, ...] = field(default=())
+
+
+MODEL_SOCKET = Input("model", MODEL, "model", "A model from Load ResShift Model.")
+IMAGE = Input("image", "IMAGE", "image", "The picture, or the frames, to work on. RGB, RGBA (transparency is kept) or grey.")
+SEED = Input(
+    "seed", "INT", "seed",
+    "Start of the random numbers: the same seed gives the same picture. Picture i of a batch uses seed + i, unless noise "
+    "is shared.",
+    0, 0, SEED_MAX, extra=(("control_after_generate", True),),
+)  # fmt: skip
+STEPS = Input(
+    "steps", "INT", "steps",
+    "How many times the network runs. 0 = as trained (4 for the built-in model), which is where a model works best.",
+    0, 0, 1000,
+)  # fmt: skip
+KAPPA = Input(
+    "kappa", "FLOAT", "kappa",
+    "Strength of the noise in the chain. 0 = as trained. The model knows one strength only: values beyond 1.5 times or "
+    "under half of it leave noise behind or lose texture.",
+    0.0, 0.0, 100.0, 0.01, extra=(("round", 0.0001),),
+)  # fmt: skip
+P = Input(
+    "p", "FLOAT", "p",
+    "Shape of the schedule. 0 = as trained (0.3). Larger values spend more of the steps near the end of the chain, where "
+    "little noise is left.",
+    0.0, 0.0, 100.0, 0.05, extra=(("round", 0.0001),),
+)  # fmt: skip
+SAMPLER = Input(
+    "sampler", "COMBO", "sampler",
+    "stochastic: fresh noise at every step, as published. deterministic: noise at the start only.",
+    "stochastic", choices=("stochastic", "deterministic"),
+)  # fmt: skip
+SCALE = Input(
+    "scale", "FLOAT", "scale",
+    "Size of the result over size of the picture. 0 = the model's own (4 for the built-in model), else any number; the "
+    "model's result is resized to it.",
+    0.0, 0.0, 8.0, 0.25, extra=(("round", 0.0001),),
+)  # fmt: skip
+COLOR_FIX = Input(
+    "color_fix", "COMBO", "colour fix",
+    "Takes colours back from the original. wavelet: its low frequencies. adain: its mean and contrast per channel.",
+    "none", choices=("none", "wavelet", "adain"),
+)  # fmt: skip
+NOISE = Input(
+    "noise", "COMBO", "noise",
+    "per_image: every picture of a batch gets its own noise. shared: all get the same, so that the frames of a film stay "
+    "steady.",
+    "per_image", choices=("per_image", "shared"),
+)  # fmt: skip
+MASK = Input(
+    "mask", "MASK", "mask",
+    "Optional. White = ResShift's result, black = plain bicubic enlargement. With an inpainting model: white = fill in.",
+    required=False,
+)  # fmt: skip
+HOLE = Input("mask", "MASK", "mask", "White = fill in, black = keep.")
+TILE = Input(
+    "tile", "INT", "tile",
+    "Side of a tile in pixels of the input. 0 = the model's own. Smaller tiles need less memory and more time.",
+    0, 0, 8192, 16,
+)  # fmt: skip
+OVERLAP = Input(
+    "overlap", "INT", "overlap",
+    "How many input pixels neighbouring tiles share; they are blended there. 0 = the model's own; at most half a tile.",
+    0, 0, 4096, 8,
+)  # fmt: skip
+TILE_BATCH = Input(
+    "tile_batch", "INT", "tiles per batch",
+    "Tiles that go through the network together. 0 = as many as fit into free memory on a GPU, 1 on a CPU.",
+    0, 0, 256,
+)  # fmt: skip
+WRAP = Input(
+    "wrap", "COMBO", "wrap-around",
+    "For seamless textures: the picture continues at its opposite side, across x (left and right), y (top and bottom) or "
+    "both, and the result tiles without a seam.",
+    "none", choices=("none", "x", "y", "both"),
+)  # fmt: skip
+
+UPSCALE_INPUTS = (MODEL_SOCKET, IMAGE, SEED, STEPS, KAPPA, P, SAMPLER, SCALE, COLOR_FIX, NOISE)
+UPSCALED = Output("IMAGE", "image", "The result, with the channels that the input had.")
+
+LOADER = Node(
+    "LoadResShiftModel",
+    "Load ResShift Model",
+    "Loads a ResShift model: the built-in one, a published one (downloaded when first used) or a file of yours.",
+    (
+        Input(
+            "model", "COMBO", "model",
+            "builtin works at once, offline, for any purpose (Apache-2.0). Names with a size in brackets are published models: "
+            "they are downloaded when first used, for non-commercial use only (S-Lab License 1.0; SinSR: CC BY-NC-SA 4.0). The "
+            "others are your files in models/resshift.",
+            "builtin", choices="models",
+        ),
+        Input(
+            "autoencoder", "COMBO", "autoencoder",
+            "auto: the one that belongs to the model (downloaded when needed). Otherwise a file from models/resshift or "
+            "models/vae. Ignored by models that contain theirs.",
+            "auto", choices="autoencoders",
+        ),
+        Input(
+            "dtype", "COMBO", "dtype",
+            "Number format. auto: bf16 or fp16 where the hardware has it, else fp32; ComfyUI's own flags are respected.",
+            "auto", choices=("auto", "fp32", "bf16", "fp16"),
+        ),
+    ),
+    (Output(MODEL, "model", "For the other ResShift nodes."),),
+    (
+        "Files are looked for in `models/resshift`, in every folder that `extra_model_paths.yaml` names `resshift`, and "
+        "(autoencoders) in `models/vae`. Downloads go to the first of these folders, can be resumed, and are checked. Without "
+        "internet, put the file there by hand; the error message names it.",
+        "The kind of a network is read from its weights. What weights cannot tell (the number of steps) comes from the file's "
+        "metadata or name: a renamed file should keep the word, such as `realsr_x4_s15`.",
+    ),
+)  # fmt: skip
+
+UPSCALE = Node(
+    "ResShiftUpscaleImage",
+    "ResShift Upscale",
+    "Upscales pictures with a short diffusion chain (ResShift). Leave everything at 0 for the model's own settings.",
+    (*UPSCALE_INPUTS, MASK),
+    (UPSCALED,),
+    (
+        "Pictures larger than the model's tile are worked on in overlapping tiles, so memory does not grow with the picture. "
+        "When memory is short anyway, tiles become smaller and, at last, the processor takes over; nothing needs to be set.",
+        "The curve on the node is sqrt(eta) over the steps: how far each step has gone from the input towards noise. Grey is "
+        "the curve that the model was trained with.",
+        "Frames of a film: connect them as one batch, set noise to shared, and keep the seed fixed.",
+    ),
+)
+
+TILED = Node(
+    "TiledResShiftUpscaleImage",
+    "Tiled ResShift",
+    "ResShift Upscale with the tiles in your hands: size, overlap, how many go together, and wrap-around for textures.",
+    (*UPSCALE_INPUTS, TILE, OVERLAP, TILE_BATCH, WRAP, MASK),
+    (UPSCALED,),
+    (
+        "All tiles share one noise field, so the same seed gives nearly the same picture at every tile size. Overlaps are "
+        "blended smoothly.",
+        "The node draws where the tiles lie and estimates the memory that one batch of tiles takes beside the weights.",
+        "wrap-around makes textures that repeat without a seam: noise, context and blending all continue at the other side.",
+    ),
+)
+
+INPAINT = Node(
+    "ResShiftInpaint",
+    "ResShift Inpaint",
+    "Fills in the white part of the mask with an inpainting checkpoint; the rest of the picture stays as it is.",
+    (MODEL_SOCKET, IMAGE, HOLE, SEED, STEPS, KAPPA, P, SAMPLER, NOISE),
+    (Output("IMAGE", "image", "The picture with the hole filled in."),),
+    (
+        "Needs an inpainting model: inpaint_imagenet_s4 for photographs, inpaint_face_s4 for faces. Both are made for pictures "
+        "of about 256 pixels; larger ones are worked on in tiles of that size.",
+        "A mask of another size is stretched to the picture. What lies under the mask is blanked before the model sees it.",
+    ),
+)
+
+ADAPTER = Node(
+    "ResShiftToUpscaleModel",
+    "ResShift as Upscale Model",
+    "Makes an upscale model that Upscale Image (using Model), Ultimate SD Upscale and other packs accept.",
+    (
+        MODEL_SOCKET,
+        Input(
+            "seed", "INT", "seed", "Start of the random numbers: the same seed gives the same picture.",
+            0, 0, SEED_MAX, extra=(("control_after_generate", True),),
+        ),
+        STEPS, KAPPA, P, COLOR_FIX,
+    ),
+    (Output("UPSCALE_MODEL", "upscale_model", "For Upscale Image (using Model) and every node that takes such a model."),),
+    (
+        "Such nodes cut the picture into tiles of their own and do not say where a tile lies. The adapter therefore samples "
+        "deterministically with noise that repeats every 480 pixels, the distance of the tiles of Upscale Image (using "
+        "Model). Where you can choose, ResShift Upscale gives the better picture: one noise field and smooth blending.",
+        "These nodes drop transparency; ResShift Upscale keeps it.",
+    ),
+)  # fmt: skip
+
+NODES = {node.key: node for node in (LOADER, UPSCALE, TILED, INPAINT, ADAPTER)}
+
+
+def input_types(node: Node, lists: dict[str, list[str]]) -> dict[str, dict[str, tuple]]:
+    """INPUT_TYPES of a node; `lists` holds the choices that are only known while running."""
+    declared: dict[str, dict[str, tuple]] = {"required": {}, "optional": {}}
+    for item in node.inputs:
+        choices = lists[item.choices] if isinstance(item.choices, str) else list(item.choices)
+        declared["required" if item.required else "optional"][item.id] = item.declaration(choices)
+    declared["hidden"] = {"unique_id": "UNIQUE_ID"}
+    return {group: inputs for group, inputs in declared.items() if inputs}

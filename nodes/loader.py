@@ -1,0 +1,106 @@
+"""The loader node: a choice of the combo becomes a model, downloaded first if need be."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+import comfy.model_management as mm
+import comfy.utils
+
+from .. import resshift_core as rs
+from ..resshift_core.registry import REGISTRY, VARIANTS, Entry, find_file
+from .described import described
+from .folders import AUTO, download_folder, locate, plain_name
+from .managed import ManagedModel, choose_dtypes
+from .told import show_text
+
+log = logging.getLogger("resshift")
+
+
+def _fetch(name: str, node_id: str | None) -> None:
+    """Download a file of the registry, with its autoencoder, into ComfyUI's folder; the bar and the text show on the node."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def note(done: int, total: int | None) -> None:
+        mm.throw_exception_if_processing_interrupted()
+        bar.update_absolute(done, total or max(done, 1))
+        of = f" of {total / 1e6:.0f}" if total else ""
+        show_text(node_id, f"Downloading {name}: {done / 1e6:.0f}{of} MB")
+
+    def tell_licence(entry: Entry) -> bool:
+        log.warning("%s is downloaded from %s. Its licence: %s.", entry.name, entry.url, entry.licence)
+        show_text(node_id, f"{entry.name}: {entry.licence}")
+        return True
+
+    rs.download_with_autoencoder(name, on_progress=note, confirm=tell_licence, folder=download_folder())
+
+
+def _fingerprint(value: str):
+    """Changes when the file behind a choice does."""
+    found = locate(value)
+    path = REGISTRY[found].find() if isinstance(found, str) else found
+    if path is None:
+        return ""
+    status = os.stat(path)
+    return f"{path} {status.st_size} {status.st_mtime_ns}"
+
+
+def _autoencoder_file(value: str, node_id: str | None):
+    """What `load_model` takes: None for auto, else a registry name or a path."""
+    if value == AUTO:
+        return None
+    found = locate(value)
+    if isinstance(found, str) and find_file(REGISTRY[found].file) is None:
+        _fetch(found, node_id)
+    return found
+
+
+def _check(value: str, what: str) -> str | bool:
+    if locate(value) is not None:
+        return True
+    return (
+        f"There is no {what} called {plain_name(value)!r} on this machine. Put the file into {download_folder()}, press R to read "
+        "the folder again, or choose another one."
+    )
+
+
+@described
+class LoadResShiftModel:
+    """See inputs.LOADER."""
+
+    @classmethod
+    def VALIDATE_INPUTS(cls, model, autoencoder):
+        """Instead of ComfyUI's list check: sizes in labels, and separators of paths, may differ from those in a workflow."""
+        checked = _check(model, "model")
+        return checked if checked is not True or autoencoder == AUTO else _check(autoencoder, "autoencoder")
+
+    @classmethod
+    def IS_CHANGED(cls, model, autoencoder, dtype, **_):
+        return _fingerprint(model), _fingerprint(autoencoder) if autoencoder != AUTO else "", dtype
+
+    def run(self, model, autoencoder, dtype, unique_id=None):
+        found = locate(model)
+        if found is None:
+            raise rs.CheckpointError(_check(model, "model"))
+        if isinstance(found, str) and not _is_here(REGISTRY[found], autoencoder == AUTO):
+            _fetch(found, unique_id)
+        network, decoder = choose_dtypes(dtype)
+        offload = mm.unet_offload_device()
+        try:
+            loaded = rs.load_model(found, autoencoder=_autoencoder_file(autoencoder, unique_id), device=offload, dtype=network)
+        except rs.CheckpointError as error:
+            if "variant=" not in str(error):
+                raise
+            raise rs.CheckpointError(f"{error} In ComfyUI: put that word into the file's name.") from error
+        loaded.autoencoder.to(device=mm.vae_offload_device(), dtype=decoder)
+        return (ManagedModel(loaded),)
+
+
+def _is_here(entry: Entry, with_autoencoder: bool) -> bool:
+    """Whether the file lies on this machine, and the autoencoder that belongs to it if that is wanted."""
+    if entry.find() is None:
+        return entry.bundled  # then load_model says what to do
+    if not entry.variant or not with_autoencoder:
+        return True
+    return REGISTRY[VARIANTS[entry.variant].autoencoder].find() is not None

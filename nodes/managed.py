@@ -1,0 +1,68 @@
+"""A model in the hands of ComfyUI's memory management: moved to the GPU for a run, and off when others need the room."""
+
+from __future__ import annotations
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import torch
+
+from ..resshift_core.model import ResShiftModel
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_dtypes(word: str) -> tuple[torch.dtype, torch.dtype]:
+    """(network's, autoencoder's) number format for a choice of the loader; "auto" follows the hardware and ComfyUI's flags."""
+    if word in DTYPES:
+        return DTYPES[word], DTYPES[word]
+    device = mm.get_torch_device()
+    network = mm.unet_dtype(device=device, supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
+    if network not in DTYPES.values():  # flags for 8 or 64 bit are meant for other networks
+        network = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
+    autoencoder = mm.vae_dtype(device, [network])
+    return network, autoencoder
+
+
+class ManagedModel:
+    """What travels over an RSHIFT_MODEL socket.
+
+    Attributes:
+        model: the ResShiftModel; its weights lie where ComfyUI has put them.
+        device: where it runs.
+    """
+
+    def __init__(self, model: ResShiftModel):
+        self.model = model
+        self.device = mm.get_torch_device()
+        patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        parts = ((model.unet, mm.unet_offload_device()), (model.autoencoder, mm.vae_offload_device()))
+        self.patchers = [
+            patcher(part, load_device=self.device, offload_device=offload)
+            for part, offload in parts
+            if next(part.parameters(), None) is not None  # the built-in model's autoencoder has no weights
+        ]
+
+    def bytes_per_run(self, tile: int, tiles: int) -> int:
+        """What a batch of tiles needs beside the weights."""
+        return self.model.bytes_per_tile(tile, tile) * tiles
+
+    def load(self, memory_required: int = 0) -> None:
+        """Bring the weights to the device, all of them, and make room for `memory_required` bytes beside them."""
+        mm.load_models_gpu(self.patchers, memory_required=memory_required, force_full_load=True)
+        for patcher in self.patchers:
+            if any(weight.device != self.device for weight in patcher.model.parameters()):
+                patcher.patch_model(device_to=self.device)  # --novram keeps whole networks back; ours need to be in one place
+
+    def make_room(self) -> None:
+        """Move every other model, and this one, off the device; then bring this one back."""
+        mm.free_memory(1e30, self.device)
+        mm.soft_empty_cache()
+        self.load()
+
+    def on_cpu(self) -> ResShiftModel:
+        """The model on the processor in float32, for pictures that the device cannot hold."""
+        mm.free_memory(1e30, self.device)
+        for patcher in self.patchers:
+            patcher.detach()
+        twin = self.model.in_float32()
+        return twin.to("cpu")

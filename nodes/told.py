@@ -1,0 +1,19 @@
+"""Text on a node while it runs, where this version of ComfyUI can show it."""
+
+from __future__ import annotations
+
+import logging
+
+log = logging.getLogger("resshift")
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Show a line on the node in the user's page; silently nothing where there is no page or no such feature."""
+    if node_id is None:
+        return
+    try:
+        from server import PromptServer
+
+        PromptServer.instance.send_progress_text(text, node_id)
+    except Exception as error:  # a matter of display must not end a run
+        log.debug("No text on node %s: %s", node_id, error)

@@ -1,0 +1,150 @@
+"""The nodes that make pictures: ResShift Upscale, Tiled ResShift, ResShift Inpaint."""
+
+from __future__ import annotations
+
+import logging
+
+import comfy.model_management as mm
+import torch
+
+from .. import resshift_core as rs
+from ..resshift_core.resize import resize, target_size
+from .comparison import compared
+from .described import described
+from .managed import ManagedModel
+from .progress import Progress
+from .told import show_text
+
+log = logging.getLogger("resshift")
+
+CHUNK_PIXELS = 2**24  # of results that are worked on together, beside the whole batch's result
+CHUNK_FRAMES = 16
+FACE = 512  # pixels of an aligned face
+
+
+def to_channels_first(image: torch.Tensor) -> torch.Tensor:
+    """IMAGE (B, H, W, C) or (B, H, W) -> (B, C, H, W)."""
+    return image.movedim(-1, 1) if image.ndim == 4 else image.unsqueeze(1)
+
+
+def fit_mask(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | None:
+    """MASK (B, H, W) or (H, W) -> (1 or B, 1, H, W) of the pictures' size, its last picture repeated where there are more."""
+    if mask is None:
+        return None
+    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().nan_to_num(0).to(images.device)
+    mask = resize(mask, tuple(images.shape[-2:])).clamp(0, 1)
+    if mask.shape[0] not in (1, len(images)):
+        index = torch.arange(len(images)).clamp(max=len(mask) - 1)
+        mask = mask[index]
+    return mask
+
+
+def as_trained(steps=0, kappa=0.0, p=0.0, scale=0.0, tile=0, overlap=0, tile_batch=0, **words) -> dict:
+    """The widgets' zeros as the arguments of `upscale` that mean the same."""
+    settings = {"steps": steps, "kappa": kappa, "p": p, "scale": scale, "overlap": overlap, "tile_batch": tile_batch}
+    return {**{word: value or None for word, value in settings.items()}, "tile": tile or "auto", **words}
+
+
+def upscale_somehow(managed: ManagedModel, images: torch.Tensor, **settings) -> torch.Tensor:
+    """`upscale`; where even small tiles do not fit, with all other models moved away, and at last on the processor."""
+    for attempt in (managed.make_room, managed.on_cpu):
+        try:
+            return rs.upscale(managed.model, images, **settings)
+        except rs.OutOfMemory as error:
+            failed = str(error)
+        if managed.device.type == "cpu":
+            raise rs.OutOfMemory(failed)
+        log.warning("%s Trying %s.", failed, "again without other models" if attempt == managed.make_room else "the processor")
+        model = attempt()
+    return rs.upscale(model, images, **settings)
+
+
+def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None, **settings) -> torch.Tensor:
+    """A batch of any length, a few frames at a time into one result: (B, H, W, C) -> (B, H * s, W * s, C).
+
+    mask: (1 or B, 1, H, W), for inpainting models.
+    """
+    images = to_channels_first(image)
+    count, channels, height, width = images.shape
+    model, scale = managed.model, settings.get("scale") or managed.model.scale
+    size = target_size(height, width, scale)
+    out = torch.empty(count, *size, channels, device=mm.intermediate_device())
+    per_frame = max(height * width * model.scale**2, size[0] * size[1])
+    chunk = max(1, min(CHUNK_FRAMES, CHUNK_PIXELS // per_frame))
+    seed, progress = settings.pop("seed"), Progress(count)
+    tile = model.config.tile if settings["tile"] == "auto" else settings["tile"]
+    managed.load(managed.bytes_per_run(min(tile, max(height, width) + model.config.multiple), settings["tile_batch"] or 1))
+    for first in range(0, count, chunk):
+        part = images[first : first + chunk]
+        progress.begin(first, part)
+        part_mask = mask if mask is None or len(mask) == 1 else mask[first : first + chunk]
+        own = seed + first if settings.get("noise") == "per_image" else seed
+        result = upscale_somehow(managed, part, mask=part_mask, seed=own, on_step=progress, **settings)
+        out[first : first + chunk] = result.movedim(1, -1)
+    return out
+
+
+def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """The result where the mask is white, plain bicubic enlargement elsewhere, frame by frame, in place. (B, H, W, C)."""
+    images, size = to_channels_first(image), tuple(result.shape[1:3])
+    for i in range(len(result)):
+        plain = resize(images[i : i + 1].nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result)
+        weight = resize(mask[min(i, len(mask) - 1)][None], size)[0, 0, :, :, None].to(result)
+        result[i].sub_(plain).mul_(weight).add_(plain)
+    return result
+
+
+def note_about_faces(model: rs.ResShiftModel, image: torch.Tensor) -> str:
+    """A sentence where a face model gets what is not an aligned face, else nothing."""
+    height, width = image.shape[1:3]
+    if "face" not in f"{model.config.task} {model.config.variant}" or model.config.task == "inpaint":
+        return ""
+    if (height, width) == (FACE, FACE):
+        return ""
+    return (
+        f"{model.config.name or 'This model'} restores aligned faces of {FACE} x {FACE} pixels; this picture is {width} x {height}. "
+        "Cut out and align the face first, or use a model for photographs."
+    )
+
+
+def run_node(model: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None, node_id: str | None, **settings) -> dict:
+    """What all three nodes do. Returns ComfyUI's {"ui", "result"}."""
+    note = note_about_faces(model.model, image)
+    if note:
+        log.warning(note)
+        show_text(node_id, note)
+    fitted = fit_mask(mask, to_channels_first(image))
+    fills = model.model.config.task == "inpaint"
+    result = upscale_frames(model, image, fitted if fills else None, **settings)
+    if fitted is not None and not fills:
+        result = only_inside(fitted, image, result)
+    return {"ui": compared(image, result), "result": (result,)}
+
+
+@described
+class ResShiftUpscaleImage:
+    """See inputs.UPSCALE."""
+
+    def run(self, model, image, mask=None, unique_id=None, **widgets):
+        return run_node(model, image, mask, unique_id, **as_trained(**widgets))
+
+
+@described
+class TiledResShiftUpscaleImage:
+    """See inputs.TILED."""
+
+    def run(self, model, image, mask=None, unique_id=None, **widgets):
+        return run_node(model, image, mask, unique_id, **as_trained(**widgets))
+
+
+@described
+class ResShiftInpaint:
+    """See inputs.INPAINT."""
+
+    def run(self, model, image, mask, unique_id=None, **widgets):
+        if model.model.config.task != "inpaint":
+            raise rs.InputError(
+                f"{model.model.config.name or 'This model'} does not fill holes. Load an inpainting model, such as "
+                "inpaint_imagenet_s4, or use ResShift Upscale."
+            )
+        return run_node(model, image, mask, unique_id, **as_trained(**widgets))

@@ -1,0 +1,57 @@
+"""What a model is, told without reading its weights: for hosts that draw its curve before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .checkpoint import CONFIG_KEY, published_config, resolve_path
+from .detection import PUBLISHED_VQGANS, published_unet, variant_from_name
+from .errors import CheckpointError
+from .model import ModelConfig, ResShiftModel
+from .registry import REGISTRY, VARIANTS
+
+
+def peek_config(model: str | os.PathLike) -> ModelConfig:
+    """The configuration of a registered model (also one that is not on this machine), or of a file.
+
+    A file of `save_model` carries it; of a published network it follows from the word in the metadata or in the name.
+
+    Raises:
+        CheckpointError: there is no such file, or only its weights would tell.
+    """
+    entry = REGISTRY.get(str(model))
+    if entry is not None and entry.variant:
+        return _published(entry.variant)
+    path = resolve_path(model, entry)
+    metadata = _metadata(path) if path.suffix.lower() == ".safetensors" else {}
+    if CONFIG_KEY in metadata:
+        try:
+            return ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{path.name} carries a configuration that this version cannot read ({error}).") from error
+    variant = metadata.get("variant") or variant_from_name(path.name)
+    if variant not in VARIANTS:
+        raise CheckpointError(f"What {path.name} is can only be told by loading it.")
+    return _published(variant)
+
+
+def _published(variant: str) -> ModelConfig:
+    return published_config(published_unet(variant), PUBLISHED_VQGANS[VARIANTS[variant].autoencoder], variant)
+
+
+def _metadata(path) -> dict[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path.name} is damaged or no .safetensors file ({error}). Get it again.") from error
+
+
+def without_weights(config: ModelConfig) -> ResShiftModel:
+    """The model's structure on torch's meta device: its schedule and its memory needs, but nothing that runs."""
+    with torch.device("meta"):
+        return ResShiftModel(config)

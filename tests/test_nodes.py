@@ -1,0 +1,521 @@
+"""The ComfyUI nodes without ComfyUI: against resshift_core itself, with the host's modules faked."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import resshift_core as rs
+from resshift_core.registry import REGISTRY
+
+from . import standin
+from .comfyui_fakes import ROOT, Comfy, InterruptProcessingException, ModelPatcher, import_pack
+
+KEYS = {  # for ever: key -> (title, inputs in order)
+    "LoadResShiftModel": ("Load ResShift Model", "model autoencoder dtype"),
+    "ResShiftUpscaleImage": ("ResShift Upscale", "model image seed steps kappa p sampler scale color_fix noise mask"),
+    "TiledResShiftUpscaleImage": (
+        "Tiled ResShift",
+        "model image seed steps kappa p sampler scale color_fix noise tile overlap tile_batch wrap mask",
+    ),
+    "ResShiftInpaint": ("ResShift Inpaint", "model image mask seed steps kappa p sampler noise"),
+    "ResShiftToUpscaleModel": ("ResShift as Upscale Model", "model seed steps kappa p color_fix"),
+}
+CLOSE = {"atol": 1e-6, "rtol": 0}
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    """A fake ComfyUI with the pack in a folder whose name has a space and letters beyond ASCII."""
+    comfy = Comfy(tmp_path)
+    for folder in ("custom_nodes", "models/resshift", "models/vae"):
+        (tmp_path / folder).mkdir(parents=True)
+    for name, module in comfy.modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    folder = tmp_path / "custom_nodes" / "ResShift für Comfy 中"
+    folder.symlink_to(ROOT, target_is_directory=True)
+    before = set(sys.modules)
+    comfy.pack = import_pack(folder)
+    comfy.nodes = comfy.pack.NODE_CLASS_MAPPINGS
+    name = comfy.pack.__name__
+    comfy.part = lambda part: sys.modules[f"{name}.{part}"]
+    yield comfy
+    for module in set(sys.modules) - before:
+        if module.startswith(name):
+            del sys.modules[module]
+
+
+def save(host, model: rs.ResShiftModel, name: str) -> str:
+    rs.save_model(model, host.base / "models" / "resshift" / name)
+    return name
+
+
+def load(host, model: rs.ResShiftModel | None = None, name: str = "small.safetensors", dtype: str = "fp32"):
+    """The socket's value for a model saved into the host's folder."""
+    save(host, model or standin.small_model(), name)
+    return host.nodes["LoadResShiftModel"]().run(name, "auto", dtype)[0]
+
+
+def picture(*shape: int, seed: int = 0) -> torch.Tensor:
+    """IMAGE (B, H, W, C)."""
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def upscaled(host, key: str, socket, image, **widgets) -> torch.Tensor:
+    defaults = {i.id: i.default for i in host.part("nodes.inputs").NODES[key].inputs if not i.is_socket}
+    return host.nodes[key]().run(model=socket, image=image, **{**defaults, **widgets})["result"][0]
+
+
+def of_library(model, image, **settings) -> torch.Tensor:
+    return rs.upscale(model, image.movedim(-1, 1), **settings).movedim(1, -1)
+
+
+def inpainting_model() -> rs.ResShiftModel:
+    unet = rs.UNetConfig(
+        mask=True, lq_stages=2, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, swin_channels=32, head_channels=16
+    )
+    autoencoder = rs.VQGANConfig(32, (1, 1, 2), (1, 1, 1), 3, 3, 64)
+    return standin.standin_model(rs.ModelConfig(unet, autoencoder, scale=1, task="inpaint", tile=64, overlap=16))
+
+
+class TestContract:
+    @pytest.mark.parametrize("key", KEYS)
+    def test_ids_titles_and_order_never_change(self, host, key):
+        title, ids = KEYS[key]
+        types = host.nodes[key].INPUT_TYPES()
+        declared = [*types["required"], *types.get("optional", {})]
+        assert host.pack.NODE_DISPLAY_NAME_MAPPINGS[key] == title and " ".join(declared) == ids
+        assert host.nodes[key].CATEGORY == "image/upscaling/ResShift"
+        assert all(options["tooltip"] for _, options in {**types["required"], **types.get("optional", {})}.values())
+
+    def test_there_are_no_others(self, host):
+        assert list(host.nodes) == list(KEYS)
+        assert not {"ResShiftLoader", "ResShiftUpscale"} & set(host.nodes)  # another pack's
+
+    def test_ranges(self, host):
+        types = host.nodes["TiledResShiftUpscaleImage"].INPUT_TYPES()["required"]
+        assert types["seed"][1]["max"] == 0xFFFFFFFFFFFFFFFF and types["seed"][1]["control_after_generate"]
+        for word in ("steps", "kappa", "p", "scale", "tile", "overlap", "tile_batch"):
+            assert types[word][1]["default"] == types[word][1]["min"] == 0
+        assert types["scale"][1]["max"] == 8
+
+    def test_choices_are_those_of_the_library(self, host):
+        from resshift_core.arguments import NOISES
+        from resshift_core.color import COLOR_FIXES
+        from resshift_core.sampler import SAMPLERS
+        from resshift_core.wrap import WRAPS
+
+        types = host.nodes["TiledResShiftUpscaleImage"].INPUT_TYPES()["required"]
+        assert tuple(types["sampler"][0]) == SAMPLERS and tuple(types["color_fix"][0]) == COLOR_FIXES
+        assert tuple(types["wrap"][0]) == WRAPS and set(types["noise"][0]) < set(NOISES)
+
+
+class TestLoader:
+    def test_lists_the_whole_catalogue_then_files(self, host):
+        save(host, standin.small_model(), "mine.safetensors")
+        (host.base / "models" / "resshift" / "readme.txt").write_text("not a model")
+        (host.base / "models" / "resshift" / "resshift_realsrx4_s4_v3.pth").write_bytes(b"a file of the catalogue")
+        models = host.nodes["LoadResShiftModel"].INPUT_TYPES()["required"]["model"][0]
+        assert models[0] == "builtin" and models[-1] == "mine.safetensors"
+        assert [name.split(" [")[0] for name in models[:-1]] == [e.name for e in REGISTRY.values() if e.task != "autoencoder"]
+        assert all("non-commercial" in name and "MB" in name for name in models[1:-1])
+
+    def test_the_folder_key_is_the_users_whatever_its_case(self, host, tmp_path):
+        host.folders.clear()
+        mine = tmp_path / "elsewhere"
+        mine.mkdir()
+        host.folders.update({"vae": ([str(host.vae_folder)], set()), "ResShift": ([str(mine)], set())})
+        host.pack.register_folder()
+        assert "resshift" not in host.folders and host.folders["ResShift"][1] == {".safetensors", ".pth", ".pt", ".ckpt"}
+        assert host.part("nodes.folders").download_folder() == mine
+
+    def test_dtype_follows_the_flags(self, host):
+        choose = host.part("nodes.managed").choose_dtypes
+        assert choose("auto") == (torch.float32, torch.float32) and choose("fp16") == (torch.float16, torch.float16)
+        host.bf16 = True
+        assert choose("auto") == (torch.bfloat16, torch.bfloat16)
+        host.flags = {"unet": torch.float16, "vae": torch.float32}
+        assert choose("auto") == (torch.float16, torch.float32)
+        host.flags = {"unet": torch.float8_e4m3fn}
+        assert choose("auto")[0] == torch.bfloat16
+        socket = load(host, dtype="bf16")
+        assert socket.model.dtype == torch.bfloat16
+
+    @pytest.mark.parametrize("written", ["sub/mine.safetensors", "sub\\mine.safetensors"])
+    def test_separators_of_another_system(self, host, written):
+        (host.base / "models" / "resshift" / "sub").mkdir()
+        save(host, standin.small_model(), "sub/mine.safetensors")
+        assert host.nodes["LoadResShiftModel"].VALIDATE_INPUTS(written, "auto") is True
+        assert host.nodes["LoadResShiftModel"]().run(written, "auto", "fp32")[0].model.scale == 4
+
+    def test_validation_knows_labels_and_names_what_is_missing(self, host):
+        check = host.nodes["LoadResShiftModel"].VALIDATE_INPUTS
+        assert check("builtin", "auto") is True and check("realsr_x4_s4 [1 GB, other words]", "vq_f4") is True
+        assert "no model called 'gone.pth'" in check("gone.pth", "auto")
+        assert "no autoencoder called 'gone.pth'" in check("builtin", "gone.pth")
+
+    def test_an_autoencoder_in_the_vae_folder(self, host):
+        host.vae_folder.joinpath("vq.pth").write_bytes(b"x")
+        types = host.nodes["LoadResShiftModel"].INPUT_TYPES()["required"]
+        assert types["autoencoder"][0][-1] == "vae/vq.pth"
+        assert host.part("nodes.folders").locate("vae/vq.pth") == host.vae_folder / "vq.pth"
+
+    def test_downloads_go_to_the_first_folder_and_show_on_the_node(self, host, monkeypatch):
+        core, asked = host.part("resshift_core"), {}
+
+        def download(name, *, on_progress, confirm, folder):
+            asked.update(name=name, folder=folder)
+            assert confirm(core.registry.REGISTRY[name])
+            on_progress(10_000_000, 478_000_000)
+            raise core.DownloadError("no network in a test")
+
+        monkeypatch.setattr(core, "download_with_autoencoder", download)
+        with pytest.raises(Exception, match="no network in a test"):
+            host.nodes["LoadResShiftModel"]().run("realsr_x4_s4 [478 MB, x]", "auto", "auto", unique_id="7")
+        assert asked == {"name": "realsr_x4_s4", "folder": host.base / "models" / "resshift"}
+        assert host.texts == [
+            "realsr_x4_s4: S-Lab License 1.0 (non-commercial)", "Downloading realsr_x4_s4: 10 of 478 MB"
+        ]  # fmt: skip
+        assert host.progress[-1][:2] == (10_000_000, 478_000_000)
+
+    def test_a_download_can_be_interrupted(self, host, monkeypatch):
+        core = host.part("resshift_core")
+        host.interrupted = True
+        monkeypatch.setattr(core, "download_with_autoencoder", lambda name, on_progress, **_: on_progress(1, 2))
+        with pytest.raises(InterruptProcessingException):
+            host.nodes["LoadResShiftModel"]().run("realsr_x4_s4", "auto", "auto")
+
+    def test_a_network_whose_kind_is_open_says_what_to_do_here(self, host, monkeypatch):
+        core = host.part("resshift_core")
+
+        def refuse(*_, **__):
+            raise core.CheckpointError("x.pth: Say which one it is with variant=: a, b.")
+
+        save(host, standin.small_model(), "x.safetensors")
+        monkeypatch.setattr(core, "load_model", refuse)
+        with pytest.raises(Exception, match="In ComfyUI: put that word into the file's name"):
+            host.nodes["LoadResShiftModel"]().run("x.safetensors", "auto", "auto")
+
+    def test_a_changed_file_is_loaded_again(self, host):
+        changed = host.nodes["LoadResShiftModel"].IS_CHANGED
+        save(host, standin.small_model(), "mine.safetensors")
+        first = changed("mine.safetensors", "auto", "fp32")
+        assert changed("mine.safetensors", "auto", "fp32") == first
+        save(host, standin.small_model(trunk_blocks=2), "mine.safetensors")
+        assert changed("mine.safetensors", "auto", "fp32") != first
+
+
+class TestMemory:
+    def test_weights_are_in_the_hosts_hands(self, host):
+        socket = load(host)
+        upscaled(host, "ResShiftUpscaleImage", socket, picture(1, 16, 16, 3))
+        (patchers, required, whole), *_ = host.loads
+        assert patchers == socket.patchers and whole and required > 0
+        assert all(isinstance(patcher, ModelPatcher) for patcher in patchers)
+        assert [patcher.model for patcher in patchers] == [socket.model.unet]  # space to depth has no weights
+
+    def test_the_newer_patcher_is_taken_where_there_is_one(self, host, monkeypatch):
+        class CoreModelPatcher(ModelPatcher):
+            pass
+
+        monkeypatch.setattr(host.modules["comfy.model_patcher"], "CoreModelPatcher", CoreModelPatcher, raising=False)
+        socket = load(host, inpainting_model())
+        assert [type(patcher) for patcher in socket.patchers] == [CoreModelPatcher, CoreModelPatcher]
+
+    def test_weights_that_the_host_kept_back_are_fetched(self, host, monkeypatch):
+        socket = load(host)
+        monkeypatch.setattr(host.modules["comfy.model_management"], "load_models_gpu", lambda *_, **__: None)
+        socket.device = torch.device("meta")
+        socket.load()
+        assert socket.patchers[0].moves == ["patch"] and socket.model.device.type == "meta"
+
+    def test_out_of_memory_moves_others_away_and_ends_on_the_processor(self, host, monkeypatch):
+        socket, calls, core = load(host), [], host.part("resshift_core")
+        real = core.upscale
+
+        def tight(model, images, **settings):
+            calls.append(model)
+            if len(calls) < 3:
+                raise core.OutOfMemory("Out of memory: a tile of 64 pixels needs 9 GiB.")
+            return real(model, images, **settings)
+
+        monkeypatch.setattr(core, "upscale", tight)
+        monkeypatch.setattr(socket, "device", torch.device("meta"))
+        monkeypatch.setattr(socket, "load", lambda *_: None)
+        image = picture(1, 16, 16, 3)
+        result = upscaled(host, "ResShiftUpscaleImage", socket, image)
+        assert calls[0] is calls[1] is socket.model and calls[2].device.type == "cpu"
+        assert host.freed == [1e30, 1e30]
+        torch.testing.assert_close(result, of_library(socket.model, image), **CLOSE)
+
+    def test_out_of_memory_on_the_processor_is_a_sentence(self, host, monkeypatch):
+        socket, core = load(host), host.part("resshift_core")
+
+        def tight(*_, **__):
+            raise core.OutOfMemory("Out of memory: 9 GiB.")
+
+        monkeypatch.setattr(core, "upscale", tight)
+        with pytest.raises(core.OutOfMemory, match="9 GiB"):
+            upscaled(host, "ResShiftUpscaleImage", socket, picture(1, 16, 16, 3))
+
+
+class TestUpscale:
+    def test_equals_the_library(self, host):
+        socket, image = load(host), picture(2, 20, 28, 3)
+        widgets = {"seed": 7, "steps": 6, "kappa": 0.12, "p": 0.5, "sampler": "deterministic", "scale": 2.5}
+        result = upscaled(host, "ResShiftUpscaleImage", socket, image, color_fix="wavelet", noise="shared", **widgets)
+        expected = of_library(socket.model, image, color_fix="wavelet", noise="shared", **widgets)
+        assert result.shape == (2, 50, 70, 3) and result.dtype == torch.float32
+        torch.testing.assert_close(result, expected, **CLOSE)
+
+    def test_zeros_mean_as_trained(self, host):
+        socket, image = load(host), picture(1, 16, 16, 3)
+        result = upscaled(host, "TiledResShiftUpscaleImage", socket, image)
+        torch.testing.assert_close(result, of_library(socket.model, image), **CLOSE)
+
+    def test_tiled_hands_its_widgets_on(self, host):
+        socket, image = load(host), picture(1, 40, 56, 3)
+        widgets = {"tile": 32, "overlap": 16, "tile_batch": 2, "wrap": "both"}
+        result = upscaled(host, "TiledResShiftUpscaleImage", socket, image, **widgets)
+        torch.testing.assert_close(result, of_library(socket.model, image, **widgets), **CLOSE)
+
+    @pytest.mark.parametrize("noise", ["per_image", "shared"])
+    def test_many_frames_go_through_in_parts(self, host, monkeypatch, noise):
+        monkeypatch.setattr(host.part("nodes.upscaling"), "CHUNK_FRAMES", 2)
+        socket, image, core = load(host), picture(5, 16, 16, 3), host.part("resshift_core")
+        sizes, real = [], core.upscale
+        monkeypatch.setattr(core, "upscale", lambda model, images, **s: sizes.append(len(images)) or real(model, images, **s))
+        result = upscaled(host, "ResShiftUpscaleImage", socket, image, seed=3, noise=noise)
+        assert sizes == [2, 2, 1]
+        torch.testing.assert_close(result, of_library(socket.model, image, seed=3, noise=noise), **CLOSE)
+        values = [value for value, _, _ in host.progress]
+        assert values == sorted(values) and values[-1] == 1000
+
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_channels_come_back_as_they_were(self, host, channels):
+        image = picture(1, 9, 7, channels)
+        socket = load(host)
+        result = upscaled(host, "ResShiftUpscaleImage", socket, image)
+        assert result.shape == (1, 36, 28, channels)
+        torch.testing.assert_close(result, of_library(socket.model, image), **CLOSE)
+
+    def test_odd_values_and_one_pixel(self, host):
+        image = torch.tensor([float("nan"), float("inf"), -3.0]).reshape(1, 1, 1, 3)
+        result = upscaled(host, "ResShiftUpscaleImage", load(host), image)
+        assert result.shape == (1, 4, 4, 3) and torch.isfinite(result).all() and result.min() >= 0 and result.max() <= 1
+
+    def test_no_frames(self, host):
+        assert upscaled(host, "ResShiftUpscaleImage", load(host), picture(0, 8, 8, 3)).shape == (0, 32, 32, 3)
+
+    def test_a_mask_keeps_the_rest_plain(self, host):
+        socket, image = load(host), picture(2, 16, 16, 3)
+        mask = torch.zeros(1, 16, 16)
+        mask[:, :8] = 1
+        result = upscaled(host, "ResShiftUpscaleImage", socket, image, mask=mask)
+        plain = torch.nn.functional.interpolate(image.movedim(-1, 1), scale_factor=4, mode="bicubic").clamp(0, 1).movedim(1, -1)
+        torch.testing.assert_close(result[:, :24], of_library(socket.model, image)[:, :24], **CLOSE)
+        torch.testing.assert_close(result[:, 40:], plain[:, 40:], **CLOSE)
+
+    def test_progress_previews_and_switching_them_off(self, host):
+        socket, image = load(host), picture(1, 24, 40, 3)
+        upscaled(host, "TiledResShiftUpscaleImage", socket, image, tile=16, overlap=8)
+        kind, shown, size = [preview for _, _, preview in host.progress if preview][-1]
+        assert kind == "JPEG" and size == 512 and shown.size == (40, 24)
+        host.progress.clear()
+        host.args.preview_method = host.modules["comfy.cli_args"].LatentPreviewMethod.NoPreviews
+        upscaled(host, "ResShiftUpscaleImage", socket, image)
+        assert host.progress and not any(preview for _, _, preview in host.progress)
+
+    def test_the_last_preview_looks_like_the_result(self, host):
+        socket, image = load(host), picture(1, 32, 32, 3)
+        result = upscaled(host, "ResShiftUpscaleImage", socket, image)
+        _, shown, _ = host.progress[-1][2]
+        import numpy as np
+
+        small = torch.nn.functional.avg_pool2d(result.movedim(-1, 1), 4)[0].movedim(0, -1)
+        assert np.abs(np.asarray(shown) / 255 - small.numpy()).mean() < 0.02
+
+    def test_interruption_stops_at_the_next_step(self, host, monkeypatch):
+        socket = load(host)
+        steps = []
+
+        def press_cancel(self, event):
+            steps.append(event.step)
+            host.interrupted = event.step == 3
+            host.modules["comfy.model_management"].throw_exception_if_processing_interrupted()
+
+        monkeypatch.setattr(host.part("nodes.progress").Progress, "__call__", press_cancel)
+        with pytest.raises(InterruptProcessingException):
+            upscaled(host, "ResShiftUpscaleImage", socket, picture(1, 16, 16, 3), steps=50)
+        assert steps[-1] == 3
+
+    def test_before_and_after_for_the_slider(self, host):
+        from PIL import Image
+
+        node = host.nodes["ResShiftUpscaleImage"]()
+        defaults = {i.id: i.default for i in host.part("nodes.inputs").UPSCALE.inputs if not i.is_socket}
+        answer = node.run(model=load(host), image=picture(1, 300, 200, 4), **defaults)
+        (pair,) = answer["ui"]["resshift_compare"]
+        sizes = {Image.open(host.base / "temp" / pair[word]["filename"]).size for word in ("before", "after")}
+        assert sizes == {(683, 1024)} and (pair["width"], pair["height"]) == (800, 1200)
+
+    def test_a_full_disk_costs_the_slider_only(self, host, monkeypatch):
+        from PIL import Image
+
+        def full(*_, **__):
+            raise OSError("No space left on device")
+
+        monkeypatch.setattr(Image.Image, "save", full)
+        assert host.part("nodes.comparison").compared(picture(1, 8, 8, 3), picture(1, 8, 8, 3)) == {}
+
+    def test_a_face_model_asks_for_an_aligned_face(self, host):
+        model = standin.small_model(task="face", variant="faceir_s4", name="faceir_s4")
+        socket = load(host, model)
+        upscaled(host, "ResShiftUpscaleImage", socket, picture(1, 8, 8, 3), unique_id="3")
+        assert "aligned faces of 512 x 512 pixels; this picture is 8 x 8" in host.texts[-1]
+        note = host.part("nodes.upscaling").note_about_faces
+        assert note(model, torch.zeros(1, 512, 512, 3)) == "" and note(standin.small_model(), torch.zeros(1, 8, 8, 3)) == ""
+
+
+class TestInpaint:
+    def test_fills_the_hole_and_leaves_the_rest(self, host):
+        socket, image = load(host, inpainting_model()), picture(2, 40, 48, 3)
+        mask = torch.zeros(40, 48)
+        mask[10:20, 10:30] = 1
+        result = upscaled(host, "ResShiftInpaint", socket, image, mask=mask, seed=4)
+        expected = of_library(socket.model, image, mask=mask[None, None], seed=4)
+        torch.testing.assert_close(result, expected, **CLOSE)
+        assert torch.equal(result[:, 25:], image[:, 25:]) and not torch.equal(result[:, 10:20, 10:30], image[:, 10:20, 10:30])
+
+    def test_a_mask_of_another_size_and_count(self, host):
+        socket, image = load(host, inpainting_model()), picture(3, 32, 32, 3)
+        masks = torch.zeros(2, 16, 16)
+        masks[1] = 1
+        result = upscaled(host, "ResShiftInpaint", socket, image, mask=masks)
+        assert torch.equal(result[0], image[0]) and not torch.equal(result[1], image[1])
+        assert not torch.equal(result[2], image[2])  # the last mask serves the frames beyond it
+
+    def test_refuses_a_model_that_cannot(self, host):
+        with pytest.raises(Exception, match="does not fill holes. Load an inpainting model"):
+            upscaled(host, "ResShiftInpaint", load(host), picture(1, 8, 8, 3), mask=torch.ones(1, 8, 8))
+
+
+class TestAdapter:
+    def make(self, host, model=None, **widgets):
+        defaults = {"seed": 2, "steps": 0, "kappa": 0.0, "p": 0.0, "color_fix": "none"}
+        return host.nodes["ResShiftToUpscaleModel"]().run(model=load(host, model), **{**defaults, **widgets})[0]
+
+    def test_is_what_hosts_expect(self, host):
+        adapter = self.make(host)
+        assert adapter.scale == 4 and isinstance(adapter.model, torch.nn.Module)
+        assert adapter.to("cpu") is adapter and adapter.eval() is adapter
+        out = adapter(torch.rand(1, 3, 12, 20))
+        assert out.shape == (1, 3, 48, 80) and out.dtype == torch.float32
+
+    @pytest.mark.parametrize("channels", [1, 4])
+    def test_gives_rgb_for_any_channels(self, host, channels):
+        assert self.make(host)(torch.rand(1, channels, 8, 8)).shape == (1, 3, 32, 32)
+
+    def test_the_same_tile_gives_the_same_pixels_wherever_it_lies(self, host):
+        adapter, tile = self.make(host, kappa=0.12), picture(1, 3, 24, 24)
+        assert torch.equal(adapter(tile), adapter(tile))
+        assert torch.equal(adapter(tile.repeat(2, 1, 1, 1))[1:], adapter(tile))
+
+    def test_neighbours_at_the_distance_of_cores_tiles_agree(self, host):
+        """Core cuts 512 pixels every 480: in the 32 that two tiles share, both see the same noise."""
+        model = standin.small_model(norm="position", tile=576, kappa=0.3)
+        adapter = self.make(host, model, steps=1)
+        flat = torch.full((1, 3, 16, 576), 0.5)
+        left, right = adapter(flat), adapter(flat[..., :512])
+        shared = slice(4 * 500, 4 * 512)  # of the left tile, away from its context
+        torch.testing.assert_close(left[..., 4 * 512 : 4 * 540], right[..., 4 * 32 : 4 * 60], atol=1e-5, rtol=0)
+        assert left[..., shared].std() > 1e-3
+
+    def test_can_be_interrupted(self, host):
+        adapter = self.make(host)
+        host.interrupted = True
+        with pytest.raises(InterruptProcessingException):
+            adapter(torch.rand(1, 3, 8, 8))
+
+    def test_refuses_inpainting(self, host):
+        with pytest.raises(Exception, match="needs a mask"):
+            self.make(host, inpainting_model())
+
+
+class TestFacts:
+    def test_of_a_catalogue_model_that_is_not_here(self, host):
+        describe = importlib.import_module(f"{host.pack.__name__}.nodes.facts").describe
+        facts = describe("realsr_x4_s15_v2 [about 480 MB, x]")
+        schedule = rs.ShiftSchedule(15, 2.0, 0.3, 0.04)
+        assert (facts["trained_steps"], facts["scale"], facts["multiple"]) == (15, 4, 64)
+        assert facts["sqrt_eta_1"] == pytest.approx(schedule.sqrt_eta[0]) and facts["sqrt_eta_T"] == 0.99
+
+    def test_memory_is_what_the_model_says(self, host):
+        model = standin.small_model()
+        save(host, model, "mine.safetensors")
+        describe = importlib.import_module(f"{host.pack.__name__}.nodes.facts").describe
+        facts = describe("mine.safetensors")
+        assert facts["bytes_per_pixel"] * 96 * 64 == pytest.approx(model.bytes_per_tile(96, 64))
+
+    def test_what_only_loading_would_tell(self, host):
+        (host.base / "models" / "resshift" / "unknown.pth").write_bytes(b"x")
+        describe = importlib.import_module(f"{host.pack.__name__}.nodes.facts").describe
+        with pytest.raises(Exception, match="can only be told by loading it"):
+            describe("unknown.pth")
+
+
+IMPORT = """
+import json, os, socket, sys, time, types
+sys.path.insert(0, {tests!r})
+import torch
+for name in ("utils", "nodes", "models", "src", "ldm", "resshift", "training", "scripts"):
+    sys.modules[name] = types.ModuleType(name)  # other packs' and ComfyUI's own
+def refuse(*_, **__):
+    raise AssertionError("the network was used")
+socket.socket.connect = refuse
+import comfyui_fakes
+from pathlib import Path
+host = comfyui_fakes.Comfy(Path({base!r}))
+sys.modules.update(host.modules)
+path, foreign = list(sys.path), {{n: m for n, m in sys.modules.items() if "resshift" not in n.lower()}}
+wall, cpu = time.perf_counter(), time.process_time()
+pack = comfyui_fakes.import_pack(Path({folder!r}))
+spent = min(time.perf_counter() - wall, time.process_time() - cpu)
+same = all(sys.modules.get(name) is module for name, module in foreign.items())
+outside = [n for n in ("resshift_core", "torchvision", "timm", "kornia") if n in sys.modules]
+print(json.dumps([spent, sys.path == path, same, outside, sorted(pack.NODE_CLASS_MAPPINGS)]))
+"""
+
+
+class TestImport:
+    def test_beside_modules_of_other_people(self, tmp_path):
+        """Names that ComfyUI and other packs own are there; import takes no time, changes nothing and says nothing."""
+        folder = tmp_path / "custom nodes" / "Пакет ResShift"
+        folder.parent.mkdir()
+        folder.symlink_to(ROOT, target_is_directory=True)
+        script = IMPORT.format(tests=str(ROOT / "tests"), base=str(tmp_path), folder=str(folder))
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=120)
+        assert done.returncode == 0, done.stderr
+        spent, path_is_same, modules_are_same, outside, keys = json.loads(done.stdout)
+        assert path_is_same and modules_are_same and outside == [] and keys == sorted(KEYS)
+        assert spent < 0.3
+        told = [line for line in done.stderr.splitlines() if "aiohttp" not in line]  # ComfyUI brings it
+        assert told == []
+
+    def test_the_root_is_importable_without_comfyui(self):
+        spec = importlib.util.spec_from_file_location("some_name", ROOT / "__init__.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        assert module.NODE_CLASS_MAPPINGS == {} and Path(ROOT / module.WEB_DIRECTORY).is_dir()
+
+    def test_glue_never_imports_by_absolute_name(self):
+        """A path is the package's name: `import resshift_core` would find a copy, or nothing."""
+        for file in [ROOT / "__init__.py", *(ROOT / "nodes").glob("*.py")]:
+            for line in file.read_text(encoding="utf-8").splitlines():
+                assert not line.strip().startswith(("import resshift_core", "from resshift_core", "import nodes", "from nodes"))
