@@ -1,0 +1,112 @@
+"""The shipped model: there, free of seams and casts, better than bicubic, the same on every run."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import resshift_core as rs
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def model():
+    return rs.load_model("builtin", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """The README's sample as a float tensor, sides cropped to multiples of 4. (1, 3, H, W) in [0, 1]."""
+    pixels = np.array(Image.open(ROOT / "docs" / "images" / "sample.png").convert("RGB"))
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    return image[..., : image.shape[2] // 4 * 4, : image.shape[3] // 4 * 4]
+
+
+def psnr_y(a, b):
+    """Of luma (ITU-R 601, 16..235), without a rim of 4 pixels."""
+    weights = torch.tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1) / 255
+    difference = ((a - b) * weights).sum(1)[..., 4:-4, 4:-4]
+    return -10 * torch.log10(difference.square().mean()).item()
+
+
+def test_file_is_small_licensed_and_described():
+    path = ROOT / "resshift_core" / "weights" / "builtin.safetensors"
+    assert path.stat().st_size < 12 * 2**20
+    model = rs.load_model("builtin", device="cpu")
+    assert model.config.licence == "Apache-2.0" and model.scale == 4 and model.config.default_steps == 4
+    assert json.loads(model.metadata["training"])["iterations"] > 0
+    assert (path.parent / "MODEL_CARD.md").is_file()
+
+
+def test_it_beats_bicubic_with_all_four_steps(model, photo):
+    small = F.interpolate(photo, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1).mul(255).round() / 255
+    bicubic = F.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
+    steps = []
+    out = rs.upscale(model, small, on_step=lambda event: steps.append(event.step) if event.phase == "step" else None)
+    assert steps == [1, 2, 3, 4]
+    assert psnr_y(out, photo) > psnr_y(bicubic, photo) + 0.3
+    assert (out.mean((2, 3)) - small.mean((2, 3))).abs().max() < 0.5 / 255 * 2  # no colour cast
+
+
+def test_the_network_is_not_an_interpolation_in_disguise(model, photo):
+    """Every step's network call changes the picture: guards against weights that do nothing."""
+    states = []
+    rs.upscale(model, photo[..., :32, :32], on_step=lambda e: states.append(e.preview()) if e.phase == "step" else None)
+    assert all(not torch.equal(a, b) for a, b in zip(states, states[1:]))
+    assert max(p.abs().max().item() for p in model.unet.out[2].parameters()) > 0
+
+
+FLAT = torch.full((1, 3, 150, 170), 0.5)
+GRADIENT = torch.linspace(0.1, 0.9, 170).expand(1, 3, 150, 170).contiguous()
+
+
+@pytest.mark.parametrize("lq", [FLAT, GRADIENT], ids=["flat", "gradient"])
+def test_tiles_show_no_seam(model, lq):
+    """Whole pictures and tiles of 64 and 128 agree within 4 of 255 levels, and stay near what bicubic gives."""
+    whole = rs.upscale(model, lq, tile=None)
+    for tile in (64, 128):
+        tiled = rs.upscale(model, lq, tile=tile)
+        assert (tiled - whole).abs().max() * 255 < 4
+    smooth = F.interpolate(lq, scale_factor=4, mode="bicubic")
+    assert (whole - smooth).abs().max() * 255 < 6
+
+
+def test_flat_areas_have_no_speckle(model):
+    out = rs.upscale(model, FLAT[..., :64, :64]) * 255
+    assert out.std() < 1 and abs(out.mean() - 127.5) < 0.5
+
+
+def test_seeds_change_little(model, photo):
+    """A fidelity model: pictures of different seeds are over 35 dB apart."""
+    a, b = (rs.upscale(model, photo[..., :64, :64], seed=seed) for seed in (1, 2))
+    assert not torch.equal(a, b)
+    assert -10 * torch.log10((a - b).square().mean()) > 35
+
+
+def test_alone_in_a_batch_and_again(model, photo):
+    lq = photo[..., :48, :48]
+    first = rs.upscale(model, lq, seed=3)
+    assert torch.equal(rs.upscale(model, lq, seed=3), first)
+    batch = rs.upscale(model, lq.expand(2, -1, -1, -1), seed=[3, 3], tile_batch=2)
+    assert (batch - first).abs().max() * 255 < 1
+
+
+def test_default_precision_is_close_to_float32(model, photo):
+    lq = photo[..., :64, :64]
+    exact = rs.upscale(rs.load_model("builtin", device="cpu", dtype="fp32"), lq)
+    for dtype in ("auto", "bf16"):
+        out = rs.upscale(rs.load_model("builtin", device="cpu", dtype=dtype), lq)
+        error = (out - exact).square().mean().clamp_min(1e-12)
+        assert -10 * torch.log10(error) > 45
+
+
+@pytest.mark.cuda
+def test_cuda_gives_the_same_picture(model, photo):
+    on_gpu = rs.upscale(rs.load_model("builtin", device="cuda", dtype="fp32"), photo[..., :64, :64])
+    exact = rs.upscale(rs.load_model("builtin", device="cpu", dtype="fp32"), photo[..., :64, :64])
+    assert -10 * torch.log10((on_gpu - exact).square().mean()) > 60
