@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms
+from safetensors.torch import save_file
 
 import resshift_core as rs
 from resshift_core import registry
@@ -804,7 +805,10 @@ class TestModels:
     def test_info_of_something_else(self, folder, capsys):
         torch.save({"layer.weight": torch.zeros(2)}, "other.pth")
         Path("text.pth").write_text("not a model")
-        for name in ("other.pth", "text.pth", "gone.pth"):
+        config = standin.small_model().config.to_dict()
+        config["unet"]["model_channels"] = -3
+        save_file({"unet.x": torch.zeros(1)}, "odd.safetensors", metadata={"resshift_config": json.dumps(config)})
+        for name in ("other.pth", "text.pth", "gone.pth", "odd.safetensors"):
             assert main(["info", name]) == 1
             out, err = capsys.readouterr()
             assert name in err and not out and "Traceback" not in err
@@ -845,6 +849,22 @@ class TestSchedule:
         assert main(["schedule", "--model", str(model_file)]) == 0 and len(capsys.readouterr().out.splitlines()) == 5
         assert main(["schedule", "--model", "sinsr_x4_s1"]) == 0
         assert capsys.readouterr().out.splitlines()[1].split() == ["1", "0.990000", "0.980100", "14.0000"]
+
+    def test_of_files(self, folder, capsys):
+        """A network whose kind only its weights tell, one that nothing tells, and an autoencoder."""
+        faces = standin.standin_unet(
+            rs.UNetConfig(in_channels=8, out_channels=8, lq_stages=3, model_channels=32, swin_channels=32)
+        )
+        torch.save(faces.state_dict(), "a.pth")
+        plain = standin.standin_unet(rs.UNetConfig(model_channels=32, swin_channels=32))
+        torch.save(plain.state_dict(), "b.pth")
+        vq = standin.fill(rs.VQGAN(rs.VQGANConfig(ch=32, ch_mult=(1, 2), num_res_blocks=(1, 1), n_embed=16)))
+        torch.save(vq.state_dict(), "c.pth")
+        assert main(["schedule", "--model", "a.pth"]) == 0
+        assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]][::3] == ["0.100000", "0.990000"]
+        for name, said in (("b.pth", "several models"), ("c.pth", "it is an autoencoder"), ("gone.pth", "no model file")):
+            assert main(["schedule", "--model", name]) == 1
+            assert said in capsys.readouterr().err
 
     @pytest.mark.parametrize("words", [(), ("--steps", "6"), ("--p", "3"), ("--steps", "200", "--p", "0.05"), ("--steps", "1")])
     def test_plot(self, folder, words):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import torch
 
 from ..checkpoint import CONFIG_KEY, PARTS, resolve_path
 from ..checkpoint_file import read_file, sha256_of
 from ..detection import autoencoder_of, check_state, describe, find_variant, is_autoencoder, is_unet, unet_of
 from ..errors import CheckpointError
-from ..model import ModelConfig, ResShiftModel
-from ..registry import REGISTRY, VARIANTS
+from ..model import ModelConfig
+from ..peek import peek_config, without_weights
+from ..registry import REGISTRY, VARIANTS, Variant
 from ..schedule import ShiftSchedule
 
 
@@ -60,7 +58,7 @@ def describe_file(asked: str, variant: str | None = None) -> ModelFile:
 def _recognised(path: Path, state, metadata, variant: str | None) -> tuple[str, str, str, dict]:
     """(kind, variant, why the variant is open, configuration)."""
     if CONFIG_KEY in metadata:
-        config = own_config(path, metadata)
+        config = peek_config(path)
         _check_own(config, state, path.name)
         return "model", config.variant, "", config.to_dict()
     if is_autoencoder(state):
@@ -76,48 +74,35 @@ def _recognised(path: Path, state, metadata, variant: str | None) -> tuple[str, 
         return "network", "", str(error), asdict(unet)
 
 
-def own_config(path: Path, metadata: dict[str, str]) -> ModelConfig:
-    """The configuration in a file of `save_model`.
-
-    Raises:
-        CheckpointError: this version cannot read it.
-    """
-    try:
-        return ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
-    except Exception as error:  # whatever somebody wrote there
-        raise CheckpointError(
-            f"{path.name} carries a configuration that this version cannot read ({error}). Update ResShift, or get the file again."
-        ) from error
-
-
 def _check_own(config: ModelConfig, state, name: str) -> None:
-    with torch.device("meta"):
-        model = ResShiftModel(config)
+    """Compare both parts of a file of `save_model` with what its configuration describes."""
+    try:
+        model = without_weights(config)
+    except Exception as error:  # numbers that no network can have
+        raise CheckpointError(f"{name} carries a configuration that makes no sense ({error}). Get the file again.") from error
     for part in PARTS:
         own = {key[len(part) + 1 :]: value for key, value in state.items() if key.startswith(f"{part}.")}
         check_state(getattr(model, part), own, name)
 
 
-def trained_schedule(asked: str, variant: str | None = None) -> tuple[ShiftSchedule, int]:
-    """(schedule of training, steps of a normal run) of a registry name, a variant or a file; weights are not looked at.
+def trained_schedule(asked: str) -> tuple[ShiftSchedule, int]:
+    """(schedule of training, steps of a normal run) of a registry name, a variant or a file.
 
     Raises:
         CheckpointError: the file is missing or damaged, or what it is stays open.
     """
-    entry = REGISTRY.get(asked)
-    word = (entry.variant if entry else "") or (asked if asked in VARIANTS else "")
-    if not word:
-        path = resolve_path(asked)
-        state, metadata = read_file(path)
-        if CONFIG_KEY in metadata:
-            config = own_config(path, metadata)
+    if asked not in VARIANTS or asked in REGISTRY:
+        try:
+            config = peek_config(asked)
             return _schedule(config), config.default_steps
-        if not is_unet(state):
-            raise CheckpointError(f"{path.name} has no schedule: it is {describe(state)}.")
-        word = find_variant(unet_of(state, path.name), path, variant, metadata)
-    kind = VARIANTS[word]
+        except CheckpointError:  # the weights may tell, or the reason more exactly
+            facts = describe_file(asked)
+        if not facts.variant:
+            raise CheckpointError(facts.open_question or f"{asked} has no schedule: it is an {facts.kind}.")
+        asked = facts.variant
+    kind = VARIANTS[asked]
     return _schedule(kind), kind.default_steps or kind.steps
 
 
-def _schedule(kind) -> ShiftSchedule:
+def _schedule(kind: ModelConfig | Variant) -> ShiftSchedule:
     return ShiftSchedule(kind.steps, kind.kappa, kind.p, kind.min_noise_level, kind.sqrt_eta_T)
