@@ -150,6 +150,7 @@ def _convert(value, hint, name: str):
         value = tuple(value) if isinstance(value, list) else value
         fits = isinstance(value, tuple)
     elif kind is float:
+        value = _number(value)
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
         value = float(value) if fits else value
     elif kind is Path:
@@ -161,6 +162,14 @@ def _convert(value, hint, name: str):
         words = getattr(kind, "__name__", str(kind).replace("typing.", ""))
         raise SettingsError(f"{name} is {value!r}; it must be {words}.")
     return value
+
+
+def _number(value):
+    """YAML reads 1e-3 as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def parse(argv=None, doc: str = "", cls: type[TrainSettings] = TrainSettings) -> TrainSettings:

@@ -1,0 +1,124 @@
+"""evaluate.py: its numbers against plain formulas, every combination of settings, every kind of input."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import resshift_core as rs
+from training import evaluate
+from training.metrics import luma, psnr, ssim
+
+from .training_run import make_pictures, save_tiny_model
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluate")
+    return make_pictures(folder / "truth", 3, 64), save_tiny_model(folder / "tiny.safetensors")
+
+
+def table(output) -> list[dict]:
+    with open(output / "table.csv", newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def words(*more) -> list[str]:
+    return [str(word) for word in (*more, "--device", "cpu", "--dtype", "fp32")]
+
+
+def test_psnr_is_its_formula():
+    a, b = torch.rand(1, 3, 20, 20), torch.rand(1, 3, 20, 20)
+    assert psnr(a, b) == pytest.approx(-10 * math.log10(float((a.double() - b.double()).square().mean())), rel=1e-5)
+
+
+def test_ssim_of_constant_pictures_is_its_formula():
+    a, b = torch.full((1, 1, 32, 32), 0.3), torch.full((1, 1, 32, 32), 0.5)
+    c1 = 0.01**2
+    assert ssim(a, b) == pytest.approx((2 * 0.3 * 0.5 + c1) / (0.3**2 + 0.5**2 + c1), rel=1e-4)
+
+
+def test_luma_is_that_of_bt601():
+    rgb = torch.tensor([[0.2, 0.5, 0.9]]).view(1, 3, 1, 1)
+    assert float(luma(rgb)) * 255 == pytest.approx(16 + 65.481 * 0.2 + 128.553 * 0.5 + 24.966 * 0.9, abs=0.1)
+
+
+def test_every_combination_has_a_row(place, tmp_path):
+    truth, model = place
+    more = ("--steps", 1, 2, "--kappa", 0.1, 0.2, "--p", 0.3, 1)
+    assert evaluate.main(words("--truth", truth, "--models", model, "--output", tmp_path, *more)) == 0
+    rows = table(tmp_path)
+    assert [row["model"] for row in rows] == ["bicubic"] + ["tiny"] * 8
+    assert len({(row["steps"], row["kappa"], row["p"]) for row in rows[1:]}) == 8
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert text.count("\n") == 2 + 9 and "PSNR ↑" in text
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+
+
+def test_pairs_give_the_numbers_of_the_formula(place, tmp_path):
+    truth, model = place
+    low = tmp_path / "low"
+    low.mkdir()
+    for path in truth.iterdir():
+        with Image.open(path) as image:
+            image.resize((16, 16), Image.Resampling.BICUBIC).save(low / path.name)
+    out = tmp_path / "out"
+    more = ("--lq", low, "--channel", "rgb", "--save", "True")
+    assert evaluate.main(words("--truth", truth, "--models", model, "--output", out, *more)) == 0
+    row = next(row for row in table(out) if row["model"] == "tiny")
+    saved = next(path for path in out.iterdir() if path.is_dir() and path.name.startswith("tiny"))
+    values = []
+    for path in sorted(truth.iterdir()):
+        a, b = (np.asarray(Image.open(file), dtype=np.float64) / 255 for file in (path, saved / path.name))
+        values.append(-10 * np.log10(np.mean((a - b) ** 2)))
+    assert float(row["psnr"]) == pytest.approx(np.mean(values), abs=1e-3)
+    with Image.open(low / "picture_0.png") as image:
+        lq = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+    result = rs.upscale(rs.load_model(model, device="cpu", dtype="fp32"), lq)
+    kept = torch.from_numpy(np.array(Image.open(saved / "picture_0.png"))).permute(2, 0, 1)[None] / 255
+    assert float((result - kept).abs().max()) <= 0.5 / 255 + 1e-6
+
+
+def test_appendix_b1_is_harder_than_bicubic(place, tmp_path):
+    scores = {}
+    for kind in ("paper-b1", "bicubic"):
+        out = tmp_path / kind
+        more = ("--truth", place[0], "--models", place[1], "--output", out, "--degradation", kind, "--crop", 48)
+        assert evaluate.main(words(*more)) == 0
+        scores[kind] = float(table(out)[0]["psnr"])
+    assert scores["paper-b1"] < scores["bicubic"]
+
+
+def test_other_upscalers_stand_in_the_same_table(place, tmp_path):
+    spandrel = pytest.importorskip("spandrel")
+    from spandrel.architectures.SPAN import SPAN
+
+    torch.manual_seed(0)
+    net = SPAN(num_in_ch=3, num_out_ch=3, feature_channels=16, upscale=4)
+    torch.save(net.state_dict(), tmp_path / "other.pth")
+    more = ("--others", tmp_path / "other.pth", "--limit", 1)
+    assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path / "out", *more)) == 0
+    assert table(tmp_path / "out")[-1]["model"] == "other (SPAN)" and spandrel
+
+
+def test_what_is_missing_is_said(place, tmp_path, capsys):
+    assert evaluate.main(words("--models", place[1], "--output", tmp_path)) == 2
+    assert "Give --truth" in capsys.readouterr().err
+    assert evaluate.main(words("--truth", tmp_path, "--models", place[1], "--output", tmp_path)) == 1
+    assert "None of 0 files" in capsys.readouterr().err
+    assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path, "--others", "no.pth")) == 2
+    assert "no.pth" in capsys.readouterr().err
+
+
+def test_pyiqa_is_asked_for_with_its_licence(place, tmp_path, capsys):
+    try:
+        import pyiqa  # noqa: F401
+    except ImportError:
+        more = ("--truth", place[0], "--models", place[1], "--output", tmp_path, "--pyiqa", "True")
+        assert evaluate.main(words(*more)) == 2
+        assert "non-commercial" in capsys.readouterr().err

@@ -1,0 +1,64 @@
+"""train_autoencoder.py: its losses, exact resume, and a file that the engine takes for an autoencoder."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from resshift_core.checkpoint import load_autoencoder, read_file
+from training import train_autoencoder
+from training.train_autoencoder import codebook_loss
+
+from .training_run import make_pictures
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def words(data, output, *more) -> list[str]:
+    small = ("--ch", 32, "--ch-mult", 1, 2, "--num-res-blocks", 1, 1, "--n-embed", 32, "--crop", 32, "--batch-size", 2)
+    run = ("--data", data, "--output", output, "--device", "cpu", "--lpips", 0, "--workers", 0, "--precision", "fp32")
+    return [str(word) for word in (*run, *small, "--learning-rate", 1e-3, "--save-every", 5, *more)]
+
+
+def test_gradients_of_the_codebook_loss():
+    codes, z = torch.randn(1, 2, 3, 3, requires_grad=True), torch.randn(1, 2, 3, 3, requires_grad=True)
+    codebook_loss(codes, z, 0.25).backward()
+    torch.testing.assert_close(codes.grad, 2 * (codes - z).detach() / codes.numel())
+    torch.testing.assert_close(z.grad, 0.25 * 2 * (z - codes).detach() / z.numel())
+
+
+def test_a_trained_autoencoder_loads_and_resumes_exactly(tmp_path):
+    data = make_pictures(tmp_path / "pictures", 3, 48)
+    late = ("--iterations", 14, "--adversarial-from", 8)
+    assert train_autoencoder.main(words(data, tmp_path / "whole", *late)) == 0
+    assert train_autoencoder.main(words(data, tmp_path / "parts", "--iterations", 10, "--adversarial-from", 8)) == 0
+    assert train_autoencoder.main(words(data, tmp_path / "parts", *late)) == 2  # holds a run already
+    assert train_autoencoder.main(words(data, tmp_path / "parts", *late, "--resume", "auto")) == 0
+    whole, _ = read_file(tmp_path / "whole" / "autoencoder.safetensors")
+    parts, _ = read_file(tmp_path / "parts" / "autoencoder.safetensors")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    config, state = load_autoencoder(tmp_path / "whole" / "autoencoder.safetensors")
+    assert (config.ch, config.ch_mult, config.n_embed) == (32, (1, 2), 32) and state
+    assert list((tmp_path / "whole" / "pictures").glob("*.png"))
+
+
+def test_training_makes_reconstructions_better(tmp_path):
+    data = make_pictures(tmp_path / "pictures", 3, 48)
+    more = ("--iterations", 60, "--save-every", 60, "--adversarial", 0)
+    assert train_autoencoder.main(words(data, tmp_path / "run", *more)) == 0
+    from training.report import Table
+
+    rows = Table.read(tmp_path / "run" / "log.csv")
+    assert rows[-1]["l1"] < 0.8 * rows[0]["l1"]
+
+
+def test_levels_must_match(tmp_path, capsys):
+    data = make_pictures(tmp_path / "pictures", 1, 48)
+    assert train_autoencoder.main(words(data, tmp_path / "run", "--ch-mult", 1, 2, 4)) == 2
+    assert "one number per level" in capsys.readouterr().err

@@ -1,0 +1,256 @@
+"""Data and settings of training: the check before the start, crops, pairs, loader workers, files of settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import resshift_core as rs
+from training.data import Crops, CropSettings, PairedCrops, Positions, load_batches, match_pairs
+from training.scan import DataError, Picture, find_images, inspect, read_rgb, scan
+from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
+from training.settings import TrainSettings as Settings
+from training.validation import hold_out, middle
+
+from .training_run import ROOT, make_pictures
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def pictures(folder) -> list[Picture]:
+    return [inspect(path) for path in find_images(folder)]
+
+
+# ---------------------------------------------------------------------------------------------------- the check
+
+
+def test_everything_odd_is_named(tmp_path):
+    data = make_pictures(tmp_path / "data" / "deep" / "folder", 2)
+    Image.new("RGB", (20, 90), "red").save(data / "narrow.png")
+    Image.fromarray(np.tile(np.arange(72, dtype=np.uint8), (72, 1))).save(data / "grey.jpg")
+    (data / "text.webp").write_text("no picture")
+    (data / "cut.png").write_bytes((data / "picture_0.png").read_bytes()[:300])
+    with Image.open(data / "picture_1.png") as image:
+        image.save(data / "same_pixels.bmp")
+    (data / "notes.txt").write_text("not looked at")
+    found = scan(find_images(tmp_path / "data"), 64, tmp_path / "scan.json")
+    assert [Path(p.path).name for p in found.used] == ["grey.jpg", "picture_0.png", "picture_1.png"]
+    named = {
+        kind: [Path(line.split(" (")[0]).name for line in getattr(found, kind)]
+        for kind in ("unreadable", "tiny", "duplicate", "grey")
+    }
+    assert named == {
+        "unreadable": ["cut.png", "text.webp"], "tiny": ["narrow.png"], "duplicate": ["same_pixels.bmp"], "grey": ["grey.jpg"],
+    }  # fmt: skip
+    for name in ("cut.png", "text.webp", "narrow.png", "same_pixels.bmp", "grey.jpg"):
+        assert name in found.report()
+
+
+def test_the_check_is_not_repeated_for_files_that_did_not_change(folder, tmp_path, monkeypatch):
+    memory = tmp_path / "scan.json"
+    first = scan(find_images(folder), 32, memory)
+    monkeypatch.setattr("training.scan.read_rgb", lambda path: pytest.fail(f"{path} was decoded again"))
+    assert scan(find_images(folder), 32, memory) == first
+
+
+def test_a_damaged_memory_of_the_check_is_made_anew(folder, tmp_path):
+    (tmp_path / "scan.json").write_text("{")
+    assert len(scan(find_images(folder), 32, tmp_path / "scan.json").used) == 6
+
+
+def test_the_split_of_a_manifest(folder, tmp_path):
+    (tmp_path / "MANIFEST.csv").write_text("file,split\na.png,train\nb.png,val\nc.png,train\n")
+    assert [path.name for path in find_images(tmp_path, "train")] == ["a.png", "c.png"]
+    assert [path.name for path in find_images(tmp_path, "val")] == ["b.png"]
+
+
+def test_pictures_are_upright_and_opaque(tmp_path):
+    image = Image.new("RGBA", (4, 2), (255, 0, 0, 0))
+    image.save(tmp_path / "clear.png")
+    assert bool((read_rgb(tmp_path / "clear.png") == 255).all())
+    turned = Image.new("RGB", (4, 2), "blue")
+    exif = turned.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert read_rgb(tmp_path / "turned.jpg").shape == (3, 4, 2)
+
+
+def test_nothing_to_train_on_is_an_error(folder):
+    with pytest.raises(DataError, match="None of 6 files can be used for crops of 500 pixels"):
+        scan(find_images(folder), 500)
+
+
+# ---------------------------------------------------------------------------------------------------- crops
+
+
+def test_a_crop_depends_on_its_number_alone(folder):
+    settings = CropSettings(32, drawn_share=0.3)
+    one, other = (Crops(pictures(folder), settings, seed=4, cache_mib=mib) for mib in (0, 100))
+    for n in (0, 7, 10**9):
+        assert torch.equal(one[n]["hr"], other[n]["hr"])
+    assert not torch.equal(one[0]["hr"], Crops(pictures(folder), settings, seed=5)[0]["hr"])
+
+
+def test_a_crop_is_a_piece_of_a_picture(folder):
+    crops = Crops(pictures(folder)[:1], CropSettings(32, rescale_share=0.0, turns=False), seed=0)
+    image = read_rgb(find_images(folder)[0]).float() / 255
+    places = image.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)  # (rows, columns, 3, 32, 32)
+    for n in range(5):
+        crop = crops[n]["hr"]
+        assert any(bool((places == view).flatten(2).all(2).any()) for view in (crop, crop.flip(2)))
+
+
+def test_a_picture_that_vanishes_is_named_and_replaced(tmp_path, caplog):
+    data = make_pictures(tmp_path / "data", 2)
+    crops = Crops(pictures(data), CropSettings(32), seed=0)
+    (data / "picture_0.png").unlink()
+    for n in range(8):
+        assert crops[n]["hr"].shape == (3, 32, 32)
+    assert "picture_0.png cannot be read any more" in caplog.text
+    (data / "picture_1.png").unlink()
+    with pytest.raises(DataError, match="in a row cannot be read"):
+        crops[0]
+
+
+def test_the_cache_keeps_what_fits(folder, monkeypatch):
+    crops = Crops(pictures(folder), CropSettings(32), cache_mib=1)  # a picture has 15.2 KiB
+    assert crops.store.keep == 6
+    crops.store.fill()
+    monkeypatch.setattr("training.data.read_rgb", lambda path: pytest.fail("decoded again"))
+    crops[0]
+    assert Crops(pictures(folder), CropSettings(32), cache_mib=0).store.keep == 0
+
+
+def test_holes_of_inpainting(folder):
+    crops = Crops(pictures(folder), CropSettings(64, holes=True))
+    shares = [float(crops[n]["hole"].mean()) for n in range(30)]
+    assert crops[0]["hole"].shape == (1, 64, 64) and 0.02 < np.mean(shares) < 0.6
+    assert {float(value) for value in crops[1]["hole"].unique()} <= {0.0, 1.0}
+
+
+def test_pairs_are_cut_at_the_same_place(folder, tmp_path):
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            image.resize((18, 18), Image.Resampling.BOX).save(tmp_path / f"{path.stem}.bmp")
+    found = pictures(folder)
+    partners = match_pairs(found, folder, tmp_path, 4)
+    crops = PairedCrops(found, [partners[p.path] for p in found], 4, CropSettings(32), seed=1)
+    for n in range(10):
+        pair = crops[n]
+        small = torch.nn.functional.avg_pool2d(pair["hr"][None], 4)[0]
+        assert float((small - pair["lq"]).abs().max()) < 1.01 / 255
+
+
+def test_pairs_that_do_not_fit_are_named(folder, tmp_path):
+    for path in folder.iterdir():
+        with Image.open(path) as image:
+            image.resize((18, 20)).save(tmp_path / path.name)
+    with pytest.raises(DataError, match="picture_0.png is 72x72, its partner 18x20"):
+        match_pairs(pictures(folder), folder, tmp_path, 4)
+
+
+def test_processes_share_every_batch():
+    whole, parts = Positions(5, 6, 0, 1), [Positions(5, 6, rank, 3) for rank in range(3)]
+    for numbers, *shares in zip(range(4), whole, *parts):
+        assert [n for share in shares[1:] for n in share] == shares[0] == list(range((5 + numbers) * 6, (6 + numbers) * 6))
+
+
+def test_loader_workers_give_the_same_batches(folder):
+    crops = Crops(pictures(folder), CropSettings(32), cache_mib=10)
+    plain, worked = (load_batches(crops, Positions(3, 4, 0, 1), workers) for workers in (0, 2))
+    for _, (numbers, batch), (other_numbers, other) in zip(range(3), plain, worked):
+        assert numbers == other_numbers and torch.equal(batch["hr"], other["hr"])
+
+
+def test_held_out_pictures_are_chosen_by_content(folder):
+    found = pictures(folder)
+    train, held = hold_out(found)
+    assert len(held) == 2 and not {p.path for p in train} & {p.path for p in held}
+    assert hold_out(found[::-1])[1] == held[::-1]
+    assert hold_out(found[:3]) == (found[:3], [])
+
+
+def test_the_middle_has_the_right_multiple():
+    assert middle(torch.rand(3, 70, 131), 64, 4).shape == (3, 64, 64)
+    assert middle(torch.rand(3, 30, 33), 64, 4).shape == (3, 28, 32)
+
+
+# ---------------------------------------------------------------------------------------------------- settings
+
+
+def line(*more) -> list[str]:
+    return ["--data", "in", "--output", "out", *(str(word) for word in more)]
+
+
+def test_order_of_preset_file_and_command_line(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("training:\n  micro_batch: 3\n  learning_rate: 1e-3\n  betas: [0.8, 0.9]\n", encoding="utf-8")
+    settings = parse(line("--preset", "12gb", "--config", file, "--learning-rate", 0.5))
+    assert settings.checkpointing and settings.micro_batch == 3 and settings.learning_rate == 0.5
+    assert settings.betas == (0.8, 0.9) and settings.preset == "12gb"
+    for name in PRESETS:
+        assert parse(line("--preset", name)).micro_batch == PRESETS[name]["micro_batch"]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"training": {"learing_rate": 1}}', "unknown settings: learing_rate"),
+        ('{"trainings": {}}', "'model' and 'training' and nothing else"),
+        ('{"training": {"iterations": "many"}}', "iterations is 'many'; it must be int"),
+        ('{"training": {"degradation": "blurry"}}', "degradation is 'blurry'"),
+        ("{", "cannot be read as a configuration"),
+    ],
+)
+def test_wrong_files_are_said(tmp_path, text, message):
+    (tmp_path / "own.json").write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        parse(line("--config", tmp_path / "own.json"))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--damaged-share", 2), "--damaged-share is 2.0; it must lie between 0 and 1"),
+        (("--iterations", 0), "--iterations is 0; it must be above 0"),
+        (("--degradation", "paired"), "needs --pairs"),
+        (("--pairs", "low"), "Add --degradation paired"),
+    ],
+)
+def test_wrong_values_are_said(words, message):
+    with pytest.raises(SettingsError, match=message):
+        parse(line(*words))
+
+
+def test_unknown_words_of_the_command_line_stop_it():
+    with pytest.raises(SystemExit) as stop:
+        parse(line("--learing-rate", 1))
+    assert stop.value.code == 2
+
+
+def test_what_is_left_open_is_chosen_for_the_model():
+    published = resolve(parse(line()), rs.ModelConfig())
+    assert (published.crop, published.learning_rate, published.loss, published.own_share) == (256, 5e-5, "mse", 0)
+    builtin = rs.ModelConfig.from_dict(read_config(ROOT / "training/configs/builtin.json")["model"])
+    assert resolve(parse(line()), builtin).crop == 160
+    with pytest.raises(SettingsError, match="--crop is 200; this network needs a multiple of 256"):
+        resolve(parse(line("--crop", 200)), rs.ModelConfig())
+
+
+def test_recipes_survive_a_file():
+    settings = resolve(parse(line("--fonts", "fonts")), rs.ModelConfig())
+    again = typed(Settings, json.loads(json.dumps(to_dict(settings))), "the file")
+    assert {**again} == {name: getattr(settings, name) for name in again}
+
+
+def test_the_built_in_models_recipe_is_readable():
+    settings = parse(line("--config", ROOT / "training/configs/builtin.json"))
+    assert settings.iterations > 1000 and 0 < settings.damaged_share < 1 and settings.loss == "l1"

@@ -1,0 +1,329 @@
+"""Measure models as the ResShift paper does: tables and the perception-distortion plot, on your own pictures.
+
+    python training/evaluate.py --truth PICTURES --output OUT                          # degraded by the paper's Appendix B.1
+    python training/evaluate.py --truth PICTURES --degradation bicubic --output OUT    # or plainly
+    python training/evaluate.py --truth HIGH --lq LOW --output OUT                     # pairs by the same names
+    python training/evaluate.py --lq LOW --pyiqa True --output OUT                     # no truth: CLIPIQA and MUSIQ alone
+
+    --models builtin OUT/best.safetensors     several models in one table
+    --steps 1 2 4 --kappa 1 2 --p 0.3 1       every combination (the paper's Table 1); left out: as trained
+    --others RealESRGAN_x4.pth SwinIR.pth     other upscalers, through spandrel (pip install spandrel)
+
+Writes OUT/table.md, OUT/table.csv and OUT/plot.png (the paper's Fig. 7). PSNR and SSIM are taken of the luminance unless
+--channel rgb; LPIPS where its weights are on this machine, or with --lpips True (they are then fetched once). --pyiqa True
+adds CLIPIQA and MUSIQ by pyiqa, which you install yourself: it and its weights are for non-commercial use only.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: let it be the module that `python -m training.evaluate` runs
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import csv
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from tqdm import tqdm
+
+import resshift_core as rs
+from training.data import match_pairs
+from training.degradation import make_degradation
+from training.losses import OfflineError, make_lpips
+from training.metrics import lpips_is_here, luma, psnr, ssim
+from training.report import save_picture
+from training.scan import DataError, find_images, read_rgb, scan
+from training.settings import SettingsError
+from training.validation import Pair, make_pairs
+
+PYIQA_LICENCE = "pyiqa and the weights it fetches are licensed for non-commercial use only (PolyForm NC, NTU S-Lab)."
+PERCEPTUAL = ("lpips", "clipiqa", "musiq")
+ARROWS = {"psnr": "PSNR ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "clipiqa": "CLIPIQA ↑", "musiq": "MUSIQ ↑"}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """What to measure on what."""
+
+    output: Path  # folder for the tables and the plot
+    truth: Path | None = None  # folder of ground truth
+    lq: Path | None = None  # folder of low-resolution pictures
+    models: tuple[str, ...] = ("builtin",)  # registry names or files
+    variant: str | None = None  # of all of them, where a file leaves it open
+    autoencoder: str | None = None
+    others: tuple[Path, ...] = ()  # other upscalers' files
+    steps: tuple[int, ...] = ()
+    kappa: tuple[float, ...] = ()
+    p: tuple[float, ...] = ()
+    sampler: Literal["stochastic", "deterministic"] = "stochastic"
+    degradation: Literal["paper-b1", "realesrgan", "bicubic"] = "paper-b1"
+    crop: int = 0  # pixels of the truth's middle; 0 = whole pictures; the paper's are 256
+    limit: int = 0  # pictures; 0 = all
+    channel: Literal["y", "rgb"] = "y"  # of PSNR and SSIM
+    lpips: bool = False  # fetch LPIPS' weights if they are not here
+    pyiqa: bool = False  # CLIPIQA and MUSIQ
+    save: bool = False  # keep the results as OUT/NAME/*.png
+    device: str = "auto"
+    dtype: str = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One row of the table: how it is called, and what it makes of a low-resolution picture."""
+
+    name: str
+    steps: str
+    kappa: str
+    p: str
+    upscale: Callable[[torch.Tensor], torch.Tensor]  # (1, 3, H, W) in [0, 1] -> (1, 3, H s, W s)
+
+
+# ---------------------------------------------------------------------------------------------------- candidates
+
+
+def _own_candidates(settings: EvaluationSettings, model: rs.ResShiftModel, name: str) -> Iterator[Candidate]:
+    """Every combination of steps, kappa and p; None = as trained."""
+    for steps, kappa, p in itertools.product(settings.steps or (None,), settings.kappa or (None,), settings.p or (None,)):
+        trained = model.schedule
+
+        def upscale(image, steps=steps, kappa=kappa, p=p):
+            return rs.upscale(model, image, steps=steps, kappa=kappa, p=p, seed=settings.seed, sampler=settings.sampler)
+
+        shown = (steps or model.config.default_steps, kappa if kappa is not None else trained.kappa, p or trained.p)
+        yield Candidate(name, *(f"{value:g}" for value in shown), upscale)
+
+
+def load_other(path: Path, scale: int, device) -> Candidate:
+    """Another upscaler's file, by spandrel.
+
+    Raises:
+        SettingsError: spandrel is missing, or the model is of another kind or scale.
+    """
+    try:
+        import spandrel
+    except ImportError as error:
+        raise SettingsError(f"{path.name} needs spandrel to be read: pip install spandrel") from error
+    try:
+        model = spandrel.ModelLoader(device=device).load_from_file(str(path))
+    except Exception as error:
+        raise SettingsError(f"{path} cannot be read by spandrel ({error}).") from error
+    if not isinstance(model, spandrel.ImageModelDescriptor) or model.scale != scale:
+        raise SettingsError(f"{path.name} is no upscaler by {scale}; all rows of a table must have one scale.")
+    model.eval()
+
+    @torch.inference_mode()
+    def upscale(image):
+        return model(image.to(device)).float().cpu().clamp(0, 1)
+
+    return Candidate(f"{path.stem} ({model.architecture.name})", "", "", "", upscale)
+
+
+def bicubic_candidate(scale: int) -> Candidate:
+    def upscale(image):
+        return F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
+
+    return Candidate("bicubic", "", "", "", upscale)
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture to measure on; truth is None where there is none."""
+
+    name: str
+    lq: torch.Tensor
+    truth: torch.Tensor | None
+
+
+def load_samples(settings: EvaluationSettings, scale: int) -> list[Sample]:
+    """The pictures, degraded or paired.
+
+    Raises:
+        SettingsError, DataError: neither folder is given, or nothing can be read.
+    """
+    if settings.truth is None and settings.lq is None:
+        raise SettingsError("Give --truth, a folder of pictures to be degraded and restored, or --lq, or both as pairs.")
+    found = scan(find_images(settings.truth or settings.lq), 1 if settings.truth is None else scale * 2, quiet=False)
+    pictures = sorted(found.used, key=lambda picture: picture.path)[: settings.limit or None]
+    names = [Path(picture.path).stem for picture in pictures]
+    if settings.truth is None:
+        return [Sample(name, read_rgb(picture.path)[None].float() / 255, None) for name, picture in zip(names, pictures)]
+    if settings.lq is None:
+        degrade = make_degradation(settings.degradation, scale, settings.seed)
+        side = settings.crop or 10**6
+        pairs = make_pairs(pictures, degrade, scale, side)
+        return [Sample(name, pair.lq, pair.truth) for name, pair in zip(names, pairs)]
+    partners = match_pairs(pictures, settings.truth, settings.lq, scale)
+    pairs = [
+        Pair(read_rgb(picture.path)[None].float() / 255, read_rgb(partners[picture.path])[None].float() / 255)
+        for picture in pictures
+    ]
+    return [Sample(name, pair.lq, pair.truth) for name, pair in zip(names, pairs)]
+
+
+# ---------------------------------------------------------------------------------------------------- metrics
+
+
+class Metrics:
+    """All metrics that can be had here. metrics(result, truth or None) -> {name: value}."""
+
+    def __init__(self, settings: EvaluationSettings):
+        self.luminance, self.lpips, self.blind = settings.channel == "y", None, {}
+        if settings.lpips or lpips_is_here("alex"):
+            self.lpips = make_lpips("alex")
+        if settings.pyiqa:
+            self.blind = self._pyiqa()
+
+    @staticmethod
+    def _pyiqa() -> dict[str, Callable]:
+        try:
+            import pyiqa
+        except ImportError as error:
+            raise SettingsError(f"--pyiqa needs pyiqa: pip install pyiqa. {PYIQA_LICENCE}") from error
+        print(PYIQA_LICENCE)
+        return {name: pyiqa.create_metric(name) for name in ("clipiqa", "musiq")}
+
+    @torch.no_grad()
+    def __call__(self, result: torch.Tensor, truth: torch.Tensor | None) -> dict[str, float]:
+        values = {}
+        if truth is not None:
+            a, b = (luma(result), luma(truth)) if self.luminance else (result, truth)
+            values = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
+            if self.lpips is not None:
+                values["lpips"] = float(self.lpips(result * 2 - 1, truth * 2 - 1))
+        for name, metric in self.blind.items():
+            values[name] = float(metric(result))
+        return values
+
+
+def measure(candidate: Candidate, samples: Sequence[Sample], metrics: Metrics, keep: Path | None = None) -> dict:
+    """A row of the table: means over the samples, and seconds per picture (the first one warms up and is not timed)."""
+    values, seconds = [], []
+    for sample in tqdm(samples, desc=candidate.name, leave=False):
+        began = time.perf_counter()
+        result = candidate.upscale(sample.lq).cpu()
+        seconds.append(time.perf_counter() - began)
+        result = result.mul(255).round().div(255)  # as it is in a file
+        values.append(metrics(result, sample.truth))
+        if keep is not None:
+            save_picture(result[0], keep / f"{sample.name}.png")
+    timed = seconds[1:] or seconds
+    row = {"model": candidate.name, "steps": candidate.steps, "kappa": candidate.kappa, "p": candidate.p}
+    row.update({name: sum(value[name] for value in values) / len(values) for name in values[0]})
+    return {**row, "seconds": sum(timed) / len(timed)}
+
+
+# ---------------------------------------------------------------------------------------------------- results
+
+
+def as_markdown(rows: Sequence[dict]) -> str:
+    """The table as people read it."""
+    columns = list(rows[0])
+    digits = {"psnr": 2, "musiq": 2, "seconds": 3}
+
+    def cell(row, name):
+        value = row[name]
+        return f"{value:.{digits.get(name, 4)}f}" if isinstance(value, float) else str(value)
+
+    head = "| " + " | ".join(ARROWS.get(name, name) for name in columns) + " |"
+    rule = "|" + "|".join("---" if name == "model" else "---:" for name in columns) + "|"
+    body = ["| " + " | ".join(cell(row, name) for name in columns) + " |" for row in rows]
+    return "\n".join([head, rule, *body]) + "\n"
+
+
+def write_csv(rows: Sequence[dict], path: Path) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def write_plot(rows: Sequence[dict], path: Path) -> bool:
+    """Perception against distortion, one point per row, one line per model; False without a pair of metrics to plot."""
+    perceptual = next((name for name in (*PERCEPTUAL, "ssim") if name in rows[0]), None)
+    if perceptual is None or "psnr" not in rows[0]:
+        return False
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for name in dict.fromkeys(row["model"] for row in rows):
+        own = [row for row in rows if row["model"] == name]
+        axis.plot([row["psnr"] for row in own], [row[perceptual] for row in own], marker="o", label=name)
+        for row in own:
+            if row["steps"]:
+                label = f"T={row['steps']} κ={row['kappa']} p={row['p']}"
+                axis.annotate(label, (row["psnr"], row[perceptual]), fontsize=7, xytext=(4, 4), textcoords="offset points")
+    axis.set_xlabel("PSNR, dB (higher: less distortion)")
+    axis.set_ylabel(ARROWS[perceptual])
+    if perceptual == "lpips":
+        axis.invert_yaxis()
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.savefig(path, dpi=120)
+    return True
+
+
+def run(settings: EvaluationSettings) -> list[dict]:
+    """Measure everything and write the files; returns the rows.
+
+    Raises:
+        SettingsError, DataError, OfflineError, rs.ResShiftError: told as sentences.
+    """
+    models = {
+        name: rs.load_model(
+            name, autoencoder=settings.autoencoder, variant=settings.variant, device=settings.device, dtype=settings.dtype
+        )
+        for name in settings.models
+    }
+    scales = {model.scale for model in models.values()} or {4}
+    if len(scales) != 1:
+        raise SettingsError(f"The models have the scales {sorted(scales)}; all rows of a table must have one.")
+    scale = scales.pop()
+    metrics = Metrics(settings)
+    samples = load_samples(settings, scale)
+    candidates = [bicubic_candidate(scale)]
+    for name, model in models.items():
+        candidates += _own_candidates(settings, model, Path(name).stem if Path(name).suffix else name)
+    device = "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu")
+    candidates += [load_other(path, scale, device) for path in settings.others]
+    settings.output.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for candidate in candidates:
+        label = "_".join(filter(None, (candidate.name, candidate.steps, candidate.kappa, candidate.p))).replace(" ", "_")
+        rows.append(measure(candidate, samples, metrics, settings.output / label if settings.save else None))
+    (settings.output / "table.md").write_text(as_markdown(rows), encoding="utf-8")
+    write_csv(rows, settings.output / "table.csv")
+    write_plot(rows, settings.output / "plot.png")
+    print(f"{len(samples)} pictures\n{as_markdown(rows)}")
+    return rows
+
+
+def main(argv=None) -> int:
+    """The program. Exit status 0 done, 1 something cannot be read or fetched, 2 wrong settings."""
+    try:
+        run(tyro.cli(EvaluationSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (DataError, OfflineError, rs.ResShiftError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

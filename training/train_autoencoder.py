@@ -1,0 +1,244 @@
+"""Train a VQGAN from nothing: the latent space that a ResShift network of one's own can work in.
+
+    python training/train_autoencoder.py --data PICTURES --output OUT                      # the published f4 configuration
+    python training/train_autoencoder.py --data PICTURES --output OUT --ch 64 --ch-mult 1 2 4 8 --num-res-blocks 1 2 3 4 \\
+        --z-channels 8 --embed-dim 8 --n-embed 4096                                        # the face one (f8)
+
+Loss: absolute error + --lpips times LPIPS + codebook and commitment terms + a patch discriminator from
+--adversarial-from on. Writes OUT/autoencoder.safetensors (for `load_model(autoencoder=)`, or the `model` part of a
+configuration for finetune.py --config), OUT/state/ (--resume auto goes on exactly), OUT/log.csv and OUT/pictures/*.png.
+Runs in one process.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if not __package__:  # run as a file: let it be the module that `python -m training.train_autoencoder` runs
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from tqdm import tqdm
+
+import resshift_core as rs
+from resshift_core.checkpoint import save_weights
+from training.data import Crops, CropSettings, Positions, default_workers, load_batches
+from training.losses import Discriminator, OfflineError, hinge, make_lpips
+from training.metrics import psnr
+from training.report import Table, save_picture
+from training.scan import DataError, find_images, scan
+from training.settings import SettingsError
+from training.state import load_state, save_state
+from training.trainer import choose_precision, make_average
+
+log = logging.getLogger("resshift.training")
+
+
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """Architecture and training; the defaults are the published f4 autoencoder."""
+
+    data: Path  # folder of pictures, searched through
+    output: Path
+    # Architecture
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 4)
+    num_res_blocks: tuple[int, ...] = (2, 2, 2)
+    z_channels: int = 3
+    embed_dim: int = 3
+    n_embed: int = 8192
+    # Training
+    iterations: int = 100000
+    batch_size: int = 8
+    crop: int = 256
+    learning_rate: float = 4.5e-5
+    ema: float = 0.999
+    commitment: float = 0.25  # of the encoder to its code, beside the codebook's own term
+    lpips: float = 1.0  # 0 = without (its weights are fetched once)
+    adversarial: float = 0.5
+    adversarial_from: int = 20000  # iteration
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    device: str = "auto"
+    resume: Literal["never", "auto"] = "never"
+    seed: int = 0
+    save_every: int = 1000
+    workers: int | None = None
+    cache_mib: int = 4096
+
+    @property
+    def architecture(self) -> rs.VQGANConfig:
+        return rs.VQGANConfig(self.ch, self.ch_mult, self.num_res_blocks, self.z_channels, self.embed_dim, self.n_embed)
+
+
+def codebook_loss(codes: torch.Tensor, z: torch.Tensor, commitment: float) -> torch.Tensor:
+    """||sg(z) - e||^2 + commitment ||z - sg(e)||^2 (van den Oord et al., 2017). Both (B, C, h, w)."""
+    return F.mse_loss(codes, z.detach()) + commitment * F.mse_loss(z, codes.detach())
+
+
+class AutoencoderTrainer:
+    """Weights, optimisers and average of one run."""
+
+    def __init__(self, settings: AutoencoderSettings, device: torch.device):
+        torch.manual_seed(settings.seed)
+        self.settings, self.device, self.iteration = settings, device, 0
+        self.net = rs.VQGAN(settings.architecture).to(device)
+        self.average = make_average(self.net, settings.ema)
+        self.judge = Discriminator().to(device)
+        betas = (0.5, 0.9)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), settings.learning_rate, betas=betas)
+        self.judge_optimizer = torch.optim.Adam(self.judge.parameters(), settings.learning_rate, betas=betas)
+        self.lpips = make_lpips("vgg", device) if settings.lpips else None
+        self.precision = choose_precision("bf16" if settings.precision == "bf16" else settings.precision, device)
+        if self.precision == torch.float16:
+            self.precision = torch.float32  # without a scaler
+
+    def parts(self) -> dict:
+        return {
+            "net": self.net, "average": self.average, "judge": self.judge,
+            "optimizer": self.optimizer, "judge_optimizer": self.judge_optimizer,
+        }  # fmt: skip
+
+    def reconstruct(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(reconstruction in [-1, 1], codebook loss)."""
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            z = self.net.encode(image)
+            with torch.autocast(self.device.type, enabled=False):
+                z = z.float()
+                codes = self.net.quantize.embedding(self.net.quantize.codes(z)).permute(0, 3, 1, 2)
+                book = codebook_loss(codes, z, self.settings.commitment)
+                straight = z + (codes - z).detach()
+            return self.net.decode(straight, quantize=False).float(), book
+
+    def step(self, image: torch.Tensor) -> dict[str, float]:
+        """One update from (B, 3, H, W) in [-1, 1]; a loss that is not finite changes nothing."""
+        settings = self.settings
+        result, book = self.reconstruct(image)
+        parts = {"l1": F.l1_loss(result, image), "codebook": book}
+        loss = parts["l1"] + book
+        if self.lpips is not None:
+            parts["lpips"] = self.lpips(result, image).mean()
+            loss = loss + settings.lpips * parts["lpips"]
+        adversarial = settings.adversarial if self.iteration >= settings.adversarial_from else 0.0
+        if adversarial:
+            loss = loss - adversarial * self.judge(result).mean()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
+            self.average.update_parameters(self.net)
+        else:
+            log.warning("The loss of iteration %d is not finite; the step is skipped.", self.iteration)
+        if adversarial:
+            parts["discriminator"] = hinge(self.judge(image), self.judge(result.detach()))
+            self.judge_optimizer.zero_grad(set_to_none=True)
+            parts["discriminator"].backward()
+            self.judge_optimizer.step()
+        self.iteration += 1
+        return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in parts.items()}}
+
+    def save(self) -> None:
+        """State, and OUTPUT/autoencoder.safetensors with the averaged weights."""
+        output = self.settings.output
+        state = {name: part.state_dict() for name, part in self.parts().items()}
+        save_state(output / "state", self.iteration, {**state, "iteration": self.iteration})
+        notes = {
+            "format": "pt",
+            "steps_trained": str(self.iteration),
+            "training": json.dumps(asdict(self.settings), default=str),
+        }
+        save_weights(self.average.module.state_dict(), notes, output / "autoencoder.safetensors")
+
+    def resume(self) -> bool:
+        state = load_state(self.settings.output / "state")
+        if state is None:
+            return False
+        for name, part in self.parts().items():
+            part.load_state_dict(state[name])
+        self.iteration = state["iteration"]
+        return True
+
+    @torch.no_grad()
+    def show(self, image: torch.Tensor) -> float:
+        """Write input and reconstruction side by side; PSNR in dB."""
+        result = self.average.module.decode(self.average.module.encode(image)).float().clamp(-1, 1)
+        both = torch.cat([image, result], 3).add(1).div(2)
+        save_picture(torch.cat(list(both[:4]), 1), self.settings.output / "pictures" / f"{self.iteration:09d}.png")
+        return psnr(result.add(1).div(2), image.add(1).div(2))
+
+
+def loop(trainer: AutoencoderTrainer, crops: Crops, workers: int) -> None:
+    """Until the last iteration."""
+    settings, device = trainer.settings, trainer.device
+    table = Table(settings.output / "log.csv", ["loss", "l1", "codebook", "lpips", "discriminator", "psnr"], trainer.iteration)
+    positions = Positions(trainer.iteration, settings.batch_size, 0, 1)
+    bar = tqdm(total=settings.iterations, initial=trainer.iteration, desc="training")
+    for _, batch in load_batches(crops, positions, workers, pin=device.type == "cuda"):
+        if trainer.iteration >= settings.iterations:
+            break
+        image = batch["hr"].to(device, non_blocking=True) * 2 - 1
+        values = trainer.step(image)
+        bar.update()
+        bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
+        done = trainer.iteration >= settings.iterations
+        if trainer.iteration % settings.save_every == 0 or done:
+            values["psnr"] = trainer.show(image)
+            trainer.save()
+        if trainer.iteration % 10 == 0 or done:
+            table.add(trainer.iteration, values)
+    bar.close()
+
+
+def run(settings: AutoencoderSettings) -> None:
+    """Everything from the pictures to the file.
+
+    Raises:
+        SettingsError, DataError, OfflineError: told as sentences.
+    """
+    try:
+        factor = settings.architecture.factor
+        multiple = factor if len(settings.ch_mult) == len(settings.num_res_blocks) else 0
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    if not multiple or settings.crop % multiple:
+        raise SettingsError(
+            f"--ch-mult and --num-res-blocks need one number per level, and --crop ({settings.crop}) must be a multiple of {factor}."
+        )
+    if settings.resume != "auto" and any((settings.output / "state").glob("*.pt")):
+        raise SettingsError(f"{settings.output} holds a run already. Add --resume auto, or choose another --output.")
+    device = torch.device(
+        "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu")
+    )
+    found = scan(find_images(settings.data, "train"), settings.crop, settings.output / "scan.json", quiet=False)
+    print(found.report())
+    trainer = AutoencoderTrainer(settings, device)
+    if settings.resume == "auto" and trainer.resume():
+        print(f"Going on from iteration {trainer.iteration}.")
+    crops = Crops(found.used, CropSettings(settings.crop), settings.seed, settings.cache_mib)
+    loop(trainer, crops, default_workers(device, 1) if settings.workers is None else settings.workers)
+
+
+def main(argv=None) -> int:
+    """The program. Exit status 0 done, 1 the data or the weights of a loss are missing, 2 wrong settings."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        run(tyro.cli(AutoencoderSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (DataError, OfflineError, rs.ResShiftError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
