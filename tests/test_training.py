@@ -5,9 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import multiprocessing
+import os
 import random
+import runpy
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import time
@@ -21,6 +24,8 @@ import resshift_core as rs
 from training import finetune
 
 from .training_run import ROOT, arguments, command, environment, make_pictures, save_tiny_model, weights
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here; run --slow for fresh ones")
 
 
 @pytest.fixture(scope="module")
@@ -137,49 +142,79 @@ def test_a_run_is_not_overwritten(place, tmp_path, capsys):
     assert "--resume auto" in capsys.readouterr().err
 
 
-def kill_and_resume(place, folder: Path, kills: int, seed: int) -> tuple[Path, int]:
-    """Start the same command again and again, kill -9 it at random moments, let the last one finish.
+def in_child(words: list[str], **variables: str):
+    """finetune.py in a forked process: the imports of a fresh one take longer than these runs. Returns the started process."""
 
-    Returns the output folder and how often a process was killed while it trained.
+    def run():
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        os.environ.update(variables)
+        os._exit(finetune.main(words))
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+class Fresh(subprocess.Popen):
+    """finetune.py as people start it, with the few methods of multiprocessing.Process that are used here."""
+
+    def __init__(self, words):
+        super().__init__(command(*words), cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def is_alive(self):
+        return self.poll() is None
+
+    def join(self):
+        self.wait()
+
+    @property
+    def exitcode(self):
+        return self.returncode
+
+
+def kill_and_resume(start, words: list[str], output: Path, kills: int) -> int:
+    """Start the same run again and again, kill -9 it at random moments, let the last one finish.
+
+    Returns how often it was killed before it had finished.
     """
-    output, killed, rng = folder / "broken" / "run", 0, random.Random(seed)
-    words = command(*arguments(place[0], output, place[1], *LONG, "--resume", "auto"))
+    killed, rng, log = 0, random.Random(kills), output / "log.csv"
     for _ in range(kills):
-        process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        before = (output / "log.csv").stat().st_mtime_ns if (output / "log.csv").exists() else None
-        while process.poll() is None:  # until it writes its log: the imports before that cannot be interrupted wrongly
-            if (output / "log.csv").exists() and (output / "log.csv").stat().st_mtime_ns != before:
-                break
-            time.sleep(0.005)
-        time.sleep(rng.uniform(0, 1.2))
-        process.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
-        killed += process.wait() != 0
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return output, killed
+        before = log.stat().st_mtime_ns if log.exists() else None
+        process = start(words)
+        while process.is_alive() and (not log.exists() or log.stat().st_mtime_ns == before):
+            time.sleep(0.005)  # until the loop begins
+        time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        process.join()
+        killed += process.exitcode != 0
+    process = start(words)
+    process.join()
+    assert process.exitcode == 0
+    return killed
 
 
-LONG = ("--iterations", 150, "--save-every", 4, "--degradation", "paper-b1", "--validate-every", 60, "--adversarial", 0.01)
+LONG = ("--iterations", 120, "--save-every", 4, "--degradation", "paper-b1", "--validate-every", 60, "--adversarial", 0.01)
 
 
-def compare_with_unbroken(place, folder: Path, kills: int) -> None:
-    unbroken = folder / "unbroken" / "run"
-    words = command(*arguments(place[0], unbroken, place[1], *LONG))
-    subprocess.run(words, cwd=ROOT, env=environment(), check=True, capture_output=True)
-    broken, killed = kill_and_resume(place, folder, kills, seed=kills)
-    assert killed >= min(3, kills)
+def compare_with_unbroken(start, place, folder: Path, kills: int) -> None:
+    unbroken, broken = folder / "unbroken" / "run", folder / "broken" / "run"
+    assert finetune.main(arguments(place[0], unbroken, place[1], *LONG)) == 0
+    killed = kill_and_resume(start, arguments(place[0], broken, place[1], *LONG, "--resume", "auto"), broken, kills)
+    assert killed >= 3
     for name in ("last.safetensors", "best.safetensors"):
         assert contents(broken / name) == contents(unbroken / name), name
     assert losses(broken) == losses(unbroken)
 
 
+@needs_fork
 def test_killed_and_resumed_runs_end_in_the_same_bytes(place, tmp_path):
-    compare_with_unbroken(place, tmp_path, kills=3)
+    compare_with_unbroken(in_child, place, tmp_path, kills=4)
 
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments(place, tmp_path):
-    compare_with_unbroken(place, tmp_path, kills=20)
+    """Each a process of its own, from the command line."""
+    compare_with_unbroken(Fresh, place, tmp_path, kills=20)
 
 
 def test_a_torn_state_falls_back_to_the_one_before(place, tmp_path, caplog):
@@ -206,20 +241,38 @@ def test_changed_settings_are_named_when_resuming(place, tmp_path, caplog):
 # ---------------------------------------------------------------------------------------------------- processes
 
 
-def test_two_processes_compute_what_one_does(place, tmp_path):
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def by_variables(words: list[str]) -> None:
+    """Two processes with the variables that torchrun sets."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = [in_child(words, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+
+
+def by_torchrun(words: list[str]) -> None:
+    whole = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", *command(*words)[1:]]
+    done = subprocess.run(whole, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "launch", [pytest.param(by_variables, marks=needs_fork), pytest.param(by_torchrun, marks=pytest.mark.slow)]
+)
+def test_two_processes_compute_what_one_does(place, tmp_path, launch):
     """SGD: the weights after a few steps are the sum of the gradients."""
     more = ("--iterations", 3, "--optimizer", "sgd", "--learning-rate", 0.5, "--warmup-share", 0, "--clip", 0, "--ema", 0)
     more += ("--degradation", "paper-b1")
     assert finetune.main(arguments(*place[:1], tmp_path / "one", place[1], *more)) == 0
-    words = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    words += command(*arguments(place[0], tmp_path / "two", place[1], *more))[1:]
-    done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    start, one, two = (
-        weights(place[1]),
-        weights(tmp_path / "one" / "last.safetensors"),
-        weights(tmp_path / "two" / "last.safetensors"),
-    )
+    launch(arguments(place[0], tmp_path / "two", place[1], *more))
+    start = weights(place[1])
+    one, two = (weights(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     moved = max(float((one[key] - start[key]).abs().max()) for key in one)
     apart = max(float((one[key] - two[key]).abs().max()) for key in one)
     assert moved > 1e-3 and apart < 1e-4 * moved
@@ -237,15 +290,27 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(place, tmp_path, capsys, m
 # ---------------------------------------------------------------------------------------------------- what goes wrong
 
 
-def test_the_module_form_shows_the_manual():
-    done = subprocess.run(
-        [sys.executable, "-m", "training.finetune", "--help"],
-        cwd=ROOT,
-        env=environment(COLUMNS="120"),
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and "--resume auto" in done.stdout and "--degradation" in done.stdout
+@pytest.mark.parametrize("form", ["module", "file"])
+def test_both_forms_of_the_program_show_its_manual(form, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", ["first", *sys.path])
+    monkeypatch.setattr(sys, "argv", ["finetune", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        if form == "module":
+            runpy.run_module("training.finetune", run_name="__main__")
+        else:
+            runpy.run_path(str(ROOT / "training" / "finetune.py"), run_name="__main__")
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0 and "python training/finetune.py" in shown and "--resume auto" in shown
+    assert form == "module" or sys.path[0] == str(ROOT)  # as `python -m` from the root has it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["finetune", "distill", "evaluate", "train_autoencoder"])
+def test_every_program_starts_in_both_forms(name):
+    for words in (["-m", f"training.{name}"], [str(Path("training", f"{name}.py"))]):
+        whole = [sys.executable, *words, "--help"]
+        done = subprocess.run(whole, cwd=ROOT, env=environment(COLUMNS="120"), capture_output=True, text=True)
+        assert done.returncode == 0 and f"python training/{name}.py" in done.stdout
 
 
 def test_bad_pictures_are_named_and_left_out(place, tmp_path, capsys):
