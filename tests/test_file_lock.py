@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from resshift_core import file_lock as module
 from resshift_core.file_lock import file_lock
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,24 @@ def test_threads_take_turns_however_many_wait(tmp_path, monkeypatch):
     for thread in threads:
         thread.join(30)
     assert len(turns) == 40 and max(most) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be deleted there")
+def test_a_lock_on_a_deleted_file_does_not_count(tmp_path, monkeypatch):
+    """The holder before us deletes its file; whoever had it open already would lock a file that nobody else sees."""
+    path, lock = tmp_path / "x.lock", module._lock
+
+    def lock_after_deletion(handle):
+        path.unlink()
+        monkeypatch.setattr(module, "_lock", lock)
+        return lock(handle)
+
+    monkeypatch.setattr(module, "_lock", lock_after_deletion)
+    waits = []
+    with file_lock(path, lambda: waits.append(1)):
+        assert waits == [1] and path.exists()
+        with pytest.raises(GaveUp), file_lock(path, give_up):
+            pytest.fail("the lock was had twice")
 
 
 def test_an_error_inside_frees_it(tmp_path):

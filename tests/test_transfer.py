@@ -89,6 +89,7 @@ def test_without_a_validator_only_a_known_size_is_resumed(server, part):
 def test_a_server_that_ignores_range(server, part):
     server.script = [answer(cut=100_000), answer(ranges=False)]
     assert fetch(server, part) == CONTENT
+    assert len(server.requests) == 2
 
 
 def test_a_server_that_ignores_range_and_always_breaks(server, part):
@@ -122,6 +123,19 @@ def test_leftovers_of_unknown_origin_are_not_used(server, part):
     assert fetch(server, part) == CONTENT
     part.write_bytes(OTHER)  # longer than the file can be
     assert fetch(server, part, len(CONTENT)) == CONTENT
+
+
+def test_no_crash_leaves_old_bytes_with_a_new_origin(server, part, monkeypatch):
+    """Else the next run would go on from bytes of another file."""
+
+    def crash(path):
+        raise KeyboardInterrupt
+
+    part.write_bytes(OTHER[:1000])
+    monkeypatch.setattr(transfer, "atomic_path", crash)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(server, part)
+    assert not part.exists() and not origin_file(part).exists()
 
 
 def test_a_complete_part_needs_no_request(server, part):
