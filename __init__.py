@@ -1,6 +1,7 @@
 """ResShift for ComfyUI. ComfyUI imports this folder as a package named after its path; everything else passes it by."""
 
 import importlib.util
+from pathlib import Path
 
 NODE_CLASS_MAPPINGS: dict = {}
 NODE_DISPLAY_NAME_MAPPINGS: dict = {}
@@ -20,7 +21,7 @@ if _in_comfyui():
     try:  # the page's plots need it, the nodes do not
         from .nodes.routes import add_routes
 
-        add_routes()
+        add_routes(Path(__file__).parent)
     except Exception as error:
         import logging
 

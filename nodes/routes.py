@@ -1,6 +1,10 @@
-"""What the page asks the server: facts of a model, for the curve and the memory estimate on the nodes."""
+"""What the page asks the server: facts of a model, and this pack's own files where ComfyUI does not find them."""
 
 from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import quote
 
 from aiohttp import web
 from server import PromptServer
@@ -11,12 +15,29 @@ from .facts import describe
 PATH = "/resshift/model"
 
 
-def add_routes() -> None:
-    """Register the route with ComfyUI's server; called once, when the pack is imported."""
+def add_routes(pack: Path) -> None:
+    """Register the routes with ComfyUI's server; called once, when the pack in the folder `pack` is imported."""
+    routes = PromptServer.instance.routes
 
-    @PromptServer.instance.routes.get(PATH)
+    @routes.get(PATH)
     async def model_facts(request):
         try:
             return web.json_response(describe(request.query.get("name", "")))
         except (ResShiftError, OSError, ValueError) as error:
             return web.json_response({"error": str(error)}, status=404)
+
+    if quote(pack.name) != pack.name:  # aiohttp 3.11 and later: static folders whose names need quoting are never found
+        routes.get(f"/extensions/{{pack:{re.escape(pack.name)}}}/{{path:.+}}")(_files_of(pack / "web"))
+
+
+def _files_of(folder: Path):
+    """A handler that serves the files below a folder, and nothing above it."""
+    folder = folder.resolve()
+
+    async def serve(request):
+        path = (folder / request.match_info["path"]).resolve()
+        if folder not in path.parents or not path.is_file():
+            raise web.HTTPNotFound()
+        return web.FileResponse(path)
+
+    return serve

@@ -8,6 +8,8 @@ import io
 import os
 import re
 import time
+import urllib.error
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -98,9 +100,15 @@ class TestLoading:
 
     def test_the_page_gets_scripts_help_and_translations(self, comfy):
         extensions = comfy.get("/extensions")
-        ours = [path for path in extensions if PACK in path]
-        assert ours and all(path.endswith(".js") for path in ours)
-        quoted = f"/extensions/{PACK}/docs/ResShiftUpscaleImage".replace(" ", "%20").replace("ü", "%C3%BC")
+        quoted = "/extensions/" + urllib.parse.quote(PACK)
+        ours = [path for path in extensions if path.startswith(quoted)]
+        assert f"{quoted}/resshift.js" in ours
+        for path in ours:
+            name = path.removeprefix(quoted).removeprefix("/")
+            assert comfy._ask(path) == (ROOT / "web" / name).read_bytes()
+        with pytest.raises(urllib.error.HTTPError):
+            comfy._ask(f"{quoted}/..%2F__init__.py")
+        quoted += "/docs/ResShiftUpscaleImage"
         assert b"ResShift Upscale" in comfy._ask(f"{quoted}.md")
         assert b"ResShift" in comfy._ask(f"{quoted}/fr.md")
         french = comfy.get("/i18n")["fr"]["nodeDefs"]["ResShiftUpscaleImage"]
@@ -108,7 +116,10 @@ class TestLoading:
 
     def test_facts_of_a_model(self, comfy):
         facts = comfy.get("/resshift/model?name=builtin")
-        assert (facts["scale"], facts["trained_steps"], facts["kappa"], facts["p"]) == (4, 4, 0.1, 0.3)
+        config = rs.load_model("builtin", device="cpu").config
+        assert [facts[word] for word in ("scale", "trained_steps", "kappa", "p")] == [
+            config.scale, config.steps, config.kappa, config.p
+        ]  # fmt: skip
         assert comfy.get(f"/resshift/model?name={INPAINTING}")["task"] == "inpaint"
 
 

@@ -1,0 +1,13 @@
+"""What the scripts in web/ say, in English; translated like everything else."""
+
+from __future__ import annotations
+
+PAGE_WORDS = (
+    "before",
+    "after",
+    "as trained",
+    "grey: as trained",
+    "{size}: {count} tiles of {tile}",
+    "{memory} per batch (fp32)",
+)
+HELP_WORDS = ("Inputs", "Outputs", "Name", "Type", "Default", "Range", "Meaning", "Notes", "optional")

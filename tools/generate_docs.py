@@ -1,0 +1,134 @@
+"""Writes locales/, web/docs/ and web/strings.js from nodes/inputs.py and nodes/translations/. Run it after changing those.
+
+python tools/generate_docs.py [--check]      --check writes nothing and fails where a file is out of date
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es", "ru")
+
+
+def load(name: str):
+    """A module of nodes/ by path: a package called `nodes` may belong to someone else."""
+    key = f"resshift_{name}"
+    if key not in sys.modules:
+        spec = importlib.util.spec_from_file_location(key, ROOT / "nodes" / f"{name}.py")
+        sys.modules[key] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[key])
+    return sys.modules[key]
+
+
+class Language:
+    """Looks English sentences up; English itself is its own translation.
+
+    Raises KeyError on a sentence that nobody has translated.
+    """
+
+    def __init__(self, code: str):
+        self.code = code
+        path = ROOT / "nodes" / "translations" / f"{code}.json"
+        self.words = None if code == "en" else json.loads(path.read_text(encoding="utf-8"))
+
+    def __call__(self, english: str) -> str:
+        return english if self.words is None or not english else self.words[english]
+
+
+def sentences() -> list[str]:
+    """Every English sentence that is shown to people, once, in the table's order."""
+    page, found = load("page_words"), []
+    for node in load("inputs").NODES.values():
+        found += [node.title, node.description, *node.notes]
+        for item in (*node.inputs, *node.outputs):
+            found += [item.name, item.tooltip]
+    return list(dict.fromkeys([*found, *page.PAGE_WORDS, *page.HELP_WORDS]))
+
+
+def node_definitions(translate: Language) -> dict:
+    """ComfyUI's nodeDefs.json of one language."""
+    definitions = {}
+    for node in load("inputs").NODES.values():
+        definitions[node.key] = {
+            "display_name": translate(node.title),
+            "description": translate(node.description),
+            "inputs": {i.id: {"name": translate(i.name), "tooltip": translate(i.tooltip)} for i in node.inputs},
+            "outputs": {
+                str(number): {"name": translate(output.name), "tooltip": translate(output.tooltip)}
+                for number, output in enumerate(node.outputs)
+            },
+        }
+    return definitions
+
+
+def _range(item) -> str:
+    if isinstance(item.choices, tuple) and item.choices:
+        return ", ".join(f"`{choice}`" for choice in item.choices)
+    if item.minimum is None:
+        return ""
+    return f"{item.minimum:g} – {item.maximum:g}" if item.maximum < 1e6 else f"{item.minimum:g} – 2⁶⁴-1"
+
+
+def _row(*cells) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def help_page(node, translate: Language) -> str:
+    """The Markdown that the node's help panel shows."""
+    t = translate
+    lines = [f"# {t(node.title)}", "", t(node.description), "", f"## {t('Inputs')}", ""]
+    lines += [_row(*(t(word) for word in ("Name", "Type", "Default", "Range", "Meaning"))), _row(*["---"] * 5)]
+    for item in node.inputs:
+        name = f"**{t(item.name)}**" + ("" if item.required else f" ({t('optional')})")
+        default = "" if item.default is None else f"`{item.default}`"
+        lines.append(_row(name, item.kind, default, _range(item), t(item.tooltip)))
+    lines += ["", f"## {t('Outputs')}", "", _row(t("Name"), t("Type"), t("Meaning")), _row(*["---"] * 3)]
+    lines += [_row(f"**{t(output.name)}**", output.kind, t(output.tooltip)) for output in node.outputs]
+    if node.notes:
+        lines += ["", f"## {t('Notes')}"]
+        for note in node.notes:
+            lines += ["", t(note)]
+    return "\n".join(lines) + "\n"
+
+
+def page_strings() -> str:
+    """web/strings.js: what the scripts say, by language."""
+    words = load("page_words").PAGE_WORDS
+    strings = {code: {word: Language(code)(word) for word in words} for code in LANGUAGES}
+    text = json.dumps(strings, ensure_ascii=False, indent=2)
+    return f"// Written by tools/generate_docs.py from nodes/page_words.py and nodes/translations/.\n\nexport const STRINGS = {text}\n"
+
+
+def files() -> dict[Path, str]:
+    """Every generated file and its text."""
+    made = {ROOT / "web" / "strings.js": page_strings()}
+    for code in LANGUAGES:
+        translate = Language(code)
+        definitions = json.dumps(node_definitions(translate), ensure_ascii=False, indent=2) + "\n"
+        made[ROOT / "locales" / code / "nodeDefs.json"] = definitions
+        for node in load("inputs").NODES.values():
+            page = f"{node.key}.md" if code == "en" else f"{node.key}/{code}.md"
+            made[ROOT / "web" / "docs" / page] = help_page(node, translate)
+    return made
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = {path: text for path, text in files().items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
+    for path, text in stale.items():
+        print(("out of date: " if check else "written: ") + str(path.relative_to(ROOT)))
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8", newline="\n")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

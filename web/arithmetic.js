@@ -1,0 +1,51 @@
+// What the drawings on the nodes show, as plain numbers: the schedule's curve and where tiles lie.
+// The same as schedule.py and tiles.py of resshift_core; tests/test_web.py compares them.
+
+/** sqrt(eta_t) for t = 1..T between the trained end points (eq. 10). */
+export function sqrtEta(steps, p, first, last) {
+  if (steps <= 1) return [last]
+  const span = Math.log(last / first)
+  return Array.from({ length: steps }, (_, i) => first * Math.exp((i / (steps - 1)) ** p * span))
+}
+
+/** Where tiles start along one side, and how long they are. All in pixels of the input. */
+export function layAxis(length, tile, overlap, multiple, unit) {
+  const padded = Math.ceil(length / multiple) * multiple
+  if (padded <= tile) return { tile: padded, starts: [0] }
+  const shared = Math.min(Math.ceil(overlap / unit), Math.floor(Math.floor(tile / 2) / unit)) * unit
+  const count = Math.ceil((padded - shared) / (tile - shared))
+  const side = Math.ceil((padded + (count - 1) * shared) / (count * multiple)) * multiple
+  const room = Math.floor((padded - side) / unit)
+  return { tile: side, starts: Array.from({ length: count }, (_, i) => Math.floor((i * room) / (count - 1)) * unit) }
+}
+
+/** [tile, overlap] that a run uses: zeros are the model's own, tiles are rounded up to its multiple. */
+export function chooseTile(facts, tile, overlap) {
+  const rounded = Math.ceil((tile || facts.tile) / facts.multiple) * facts.multiple
+  const wanted = overlap || Math.min(facts.overlap, Math.floor(rounded / 4))
+  return [rounded, Math.min(wanted, Math.floor(rounded / 2))]
+}
+
+/** How many pixels wrap-around adds on both sides of a length, together. */
+export function wrapMargin(length, multiple) {
+  const margin = Math.ceil(32 / multiple) * multiple
+  return 2 * margin + ((multiple - (length % multiple)) % multiple)
+}
+
+/** Tiles of a picture: {rows, columns, bytes}; bytes are what one batch of them needs beside the weights, in fp32. */
+export function layTiles(facts, width, height, { tile, overlap, tile_batch, wrap }) {
+  const around = (length, words) => length + (words.includes(wrap) ? wrapMargin(length, facts.multiple) : 0)
+  const [side, shared] = chooseTile(facts, tile, overlap)
+  const rows = layAxis(around(height, ['y', 'both']), side, shared, facts.multiple, facts.unit)
+  const columns = layAxis(around(width, ['x', 'both']), side, shared, facts.multiple, facts.unit)
+  const together = Math.min(tile_batch || 1, rows.starts.length * columns.starts.length)
+  return { rows, columns, bytes: facts.bytes_per_pixel * rows.tile * columns.tile * together }
+}
+
+/** 1234567 -> "1.2 MB" */
+export function readable(bytes) {
+  const units = ['B', 'kB', 'MB', 'GB', 'TB']
+  let i = 0
+  for (; bytes >= 999.5 && i < units.length - 1; i++) bytes /= 1000
+  return `${bytes < 9.95 && i ? bytes.toFixed(1) : Math.round(bytes)} ${units[i]}`
+}

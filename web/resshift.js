@@ -1,0 +1,215 @@
+// The extension: adds the curve, the tile grid and the before/after slider to the nodes. Without it the nodes work the same.
+
+import { layTiles, readable, sqrtEta } from './arithmetic.js'
+import { drawCurve, drawTiles, element } from './drawing.js'
+import { Slider } from './slider.js'
+import { STRINGS } from './strings.js'
+
+const CURVED = ['ResShiftUpscaleImage', 'TiledResShiftUpscaleImage', 'ResShiftInpaint', 'ResShiftToUpscaleModel']
+const COMPARED = ['ResShiftUpscaleImage', 'TiledResShiftUpscaleImage', 'ResShiftInpaint']
+const TILED = 'TiledResShiftUpscaleImage'
+const LOADER = 'LoadResShiftModel'
+const EXAMPLE = [960, 540] // pixels of a picture that is not known yet
+const PAUSE_MS = 300
+
+const app = window.comfyAPI.app.app
+const api = window.comfyAPI.api.api
+
+function language() {
+  try {
+    return app.extensionManager?.setting?.get('Comfy.Locale') ?? app.ui.settings.getSettingValue('Comfy.Locale') ?? 'en'
+  } catch {
+    return 'en'
+  }
+}
+
+function word(key, values = {}) {
+  const strings = STRINGS[language()] ?? STRINGS.en
+  return (strings[key] ?? STRINGS.en[key]).replace(/\{(\w+)\}/g, (_, name) => values[name])
+}
+
+// ------------------------------------------------------------------------------------------ what is connected
+
+/** The node behind an input, through reroutes; undefined where nothing is connected. */
+function source(node, name, depth = 0) {
+  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1
+  const before = slot < 0 ? undefined : node.getInputNode?.(slot)
+  if (before?.type === 'Reroute' && depth < 20) return source(before, before.inputs[0].name, depth + 1)
+  return before
+}
+
+const value = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value
+
+function modelName(node) {
+  const loader = source(node, 'model')
+  return loader?.comfyClass === LOADER ? value(loader, 'model') : 'builtin'
+}
+
+const facts = new Map() // model name -> facts, or null while they are fetched or where there are none
+
+function factsOf(name) {
+  if (!facts.has(name)) {
+    facts.set(name, null)
+    api
+      .fetchApi(`/resshift/model?name=${encodeURIComponent(name)}`)
+      .then((answer) => (answer.ok ? answer.json() : null))
+      .then((found) => facts.set(name, found))
+      .catch(() => {})
+  }
+  return facts.get(name)
+}
+
+const sizes = new Map() // address of a picture -> [width, height], or null while it is fetched
+
+function sizeOf(address) {
+  if (!sizes.has(address)) {
+    sizes.set(address, null)
+    const image = new Image()
+    image.onload = () => sizes.set(address, [image.naturalWidth, image.naturalHeight])
+    image.src = address
+  }
+  return sizes.get(address)
+}
+
+/** [width, height, known]: of the picture that the last run worked on, of a connected LoadImage, or an example. */
+function pictureSize(node) {
+  const loader = source(node, 'image')
+  const file = loader?.comfyClass === 'LoadImage' ? value(loader, 'image') : undefined
+  if (typeof file === 'string') {
+    const slash = file.lastIndexOf('/')
+    const query = new URLSearchParams({ filename: file.slice(slash + 1), subfolder: file.slice(0, Math.max(0, slash)), type: 'input' })
+    const size = sizeOf(api.apiURL(`/view?${query}`))
+    if (size) return [...size, true]
+  }
+  return [...(node.resshiftSize ?? EXAMPLE), Boolean(node.resshiftSize)]
+}
+
+// ------------------------------------------------------------------------------------------ what is drawn
+
+function redrawCurve(node, svg) {
+  const model = factsOf(modelName(node))
+  if (!model) return
+  const steps = value(node, 'steps') || model.steps
+  const kappa = value(node, 'kappa') || model.kappa
+  const p = value(node, 'p') || model.p
+  const curve = (count, shape) => sqrtEta(count, shape, model.sqrt_eta_1, model.sqrt_eta_T)
+  const same = steps === model.trained_steps && p === model.p
+  drawCurve(svg, {
+    trained: curve(model.trained_steps, model.p),
+    chosen: curve(Math.min(steps, 1000), p),
+    kappaRatio: model.kappa ? kappa / model.kappa : 1,
+    words: {
+      settings: `T ${steps} · κ ${+kappa.toFixed(3)} · p ${+p.toFixed(3)}`,
+      trained: same && kappa === model.kappa ? word('as trained') : word('grey: as trained'),
+    },
+  })
+}
+
+function redrawTiles(node, svg) {
+  const model = factsOf(modelName(node))
+  if (!model) return
+  const [width, height, known] = pictureSize(node)
+  const [tile, overlap, tile_batch, wrap] = ['tile', 'overlap', 'tile_batch', 'wrap'].map((name) => value(node, name))
+  const layout = layTiles(model, width, height, { tile, overlap, tile_batch, wrap })
+  const count = layout.rows.starts.length * layout.columns.starts.length
+  const shape = `${layout.columns.tile} × ${layout.rows.tile}`
+  drawTiles(svg, {
+    width, height, layout, wrap,
+    words: {
+      count: word('{size}: {count} tiles of {tile}', { size: `${known ? '' : '≈ '}${width} × ${height}`, count, tile: shape }),
+      memory: word('{memory} per batch (fp32)', { memory: readable(layout.bytes) }),
+    },
+  })
+}
+
+/** What a drawing depends on; it is made again when this changes. Widgets change in many ways, so they are looked at. */
+function signature(node) {
+  const name = modelName(node)
+  return JSON.stringify([
+    name, Boolean(factsOf(name)), language(), pictureSize(node),
+    ...['steps', 'kappa', 'p', 'tile', 'overlap', 'tile_batch', 'wrap'].map((id) => value(node, id)),
+  ])
+}
+
+const drawings = new Map() // node -> [redraw functions]
+
+function refresh() {
+  for (const [node, redraws] of drawings) {
+    const now = signature(node)
+    if (now === node.resshiftDrawn) continue
+    node.resshiftDrawn = now
+    for (const redraw of redraws) redraw()
+  }
+}
+
+// ------------------------------------------------------------------------------------------ the widgets
+
+/** A drawing in the node. It holds no value: nothing of it is saved, and positions of other widgets stay as they are. */
+function addPanel(node, name, content, height) {
+  const holder = document.createElement('div')
+  holder.className = `resshift-panel ${name}`
+  holder.style.cssText = `box-sizing:border-box;width:100%;height:${height}px;padding:2px 0;overflow:hidden`
+  holder.append(content)
+  const widget = node.addDOMWidget(name, 'resshift', holder, {
+    serialize: false, hideOnZoom: false, getValue: () => undefined, setValue: () => {}, getMinHeight: () => height, getMaxHeight: () => height,
+  })
+  widget.serialize = false
+  widget.computeLayoutSize = () => ({ minHeight: height, maxHeight: height, minWidth: 120 })
+  widget.label = '' // Nodes 2.0 would print the name
+  return widget
+}
+
+function addDrawing(node, name, height, redraw) {
+  const svg = element('svg', { width: '100%', height: '100%', preserveAspectRatio: 'xMidYMid meet' })
+  addPanel(node, name, svg, height)
+  drawings.set(node, [...(drawings.get(node) ?? []), () => redraw(node, svg)])
+}
+
+function addSlider(node, pair) {
+  const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
+  if (!node.resshiftSlider) {
+    node.resshiftSlider = new Slider({ before: word('before'), after: word('after') })
+    const height = Math.round(Math.min(280, Math.max(120, (240 * pair.height) / pair.width)))
+    addPanel(node, 'resshift_compare', node.resshiftSlider.element, height)
+    const [wide, high] = node.computeSize()
+    node.setSize([Math.max(node.size[0], wide), Math.max(node.size[1], high)])
+  }
+  node.resshiftSlider.show(address(pair.before), address(pair.after))
+  node.setDirtyCanvas?.(true, true)
+}
+
+/** The slider takes the place of the last live preview, which ComfyUI would keep below it. */
+function forgetPreview(node) {
+  app.revokePreviews?.(node.id)
+  if (app.nodePreviewImages) delete app.nodePreviewImages[node.id]
+  node.imgs = undefined
+}
+
+function listen(node) {
+  const before = node.onExecuted
+  node.onExecuted = function (output) {
+    before?.apply(this, arguments)
+    const pair = output?.resshift_compare?.[0]
+    if (!pair) return
+    forgetPreview(node)
+    addSlider(node, pair)
+  }
+}
+
+app.registerExtension({
+  name: 'resshift.nodes',
+  setup() {
+    setInterval(refresh, PAUSE_MS)
+  },
+  nodeCreated(node) {
+    if (CURVED.includes(node.comfyClass)) addDrawing(node, 'resshift_curve', 100, redrawCurve)
+    if (node.comfyClass === TILED) addDrawing(node, 'resshift_tiles', 148, redrawTiles)
+    if (COMPARED.includes(node.comfyClass)) listen(node)
+    if (!drawings.has(node)) return
+    const removed = node.onRemoved
+    node.onRemoved = function () {
+      drawings.delete(node)
+      removed?.apply(this, arguments)
+    }
+  },
+})

@@ -1,0 +1,60 @@
+// Written by tools/generate_docs.py from nodes/page_words.py and nodes/translations/.
+
+export const STRINGS = {
+  "en": {
+    "before": "before",
+    "after": "after",
+    "as trained": "as trained",
+    "grey: as trained": "grey: as trained",
+    "{size}: {count} tiles of {tile}": "{size}: {count} tiles of {tile}",
+    "{memory} per batch (fp32)": "{memory} per batch (fp32)"
+  },
+  "zh": {
+    "before": "放大前",
+    "after": "放大后",
+    "as trained": "与训练相同",
+    "grey: as trained": "灰色：训练时",
+    "{size}: {count} tiles of {tile}": "{size}：{count} 个 {tile} 的图块",
+    "{memory} per batch (fp32)": "每批 {memory}（fp32）"
+  },
+  "ja": {
+    "before": "前",
+    "after": "後",
+    "as trained": "学習時と同じ",
+    "grey: as trained": "灰色：学習時",
+    "{size}: {count} tiles of {tile}": "{size}：{tile} のタイル {count} 枚",
+    "{memory} per batch (fp32)": "1 バッチ {memory}（fp32）"
+  },
+  "ko": {
+    "before": "전",
+    "after": "후",
+    "as trained": "학습 때와 같음",
+    "grey: as trained": "회색: 학습 때",
+    "{size}: {count} tiles of {tile}": "{size}: {tile} 타일 {count}개",
+    "{memory} per batch (fp32)": "배치당 {memory} (fp32)"
+  },
+  "fr": {
+    "before": "avant",
+    "after": "après",
+    "as trained": "comme à l’entraînement",
+    "grey: as trained": "gris : entraînement",
+    "{size}: {count} tiles of {tile}": "{size} : {count} tuiles de {tile}",
+    "{memory} per batch (fp32)": "{memory} par lot (fp32)"
+  },
+  "es": {
+    "before": "antes",
+    "after": "después",
+    "as trained": "como se entrenó",
+    "grey: as trained": "gris: como se entrenó",
+    "{size}: {count} tiles of {tile}": "{size}: {count} teselas de {tile}",
+    "{memory} per batch (fp32)": "{memory} por lote (fp32)"
+  },
+  "ru": {
+    "before": "до",
+    "after": "после",
+    "as trained": "как при обучении",
+    "grey: as trained": "серое: при обучении",
+    "{size}: {count} tiles of {tile}": "{size}: тайлов {count}, по {tile}",
+    "{memory} per batch (fp32)": "{memory} на пакет (fp32)"
+  }
+}
