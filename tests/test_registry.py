@@ -74,6 +74,18 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         get_entry("realsr")
 
 
+def test_the_documentation_says_the_same():
+    text = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}
+    for entry in REGISTRY.values():
+        row = rows[entry.name]
+        assert f"`{entry.file}`" in row and entry.licence.split(" (")[0].replace("License ", "") in row
+        assert entry.size is None or f"{entry.size:,} bytes".replace(",", " ") in row
+        assert entry.variant == "" or f"`{VARIANTS[entry.variant].autoencoder}`" in row
+        assert entry.sha256 is None or entry.sha256 in rows[entry.file]
+    assert all(f"`{word}`" in text for word in VARIANTS)
+
+
 # ------------------------------------------------------------------------------------------------------------ folders
 
 
