@@ -238,7 +238,7 @@ def test_unknown_words_of_the_command_line_stop_it():
 
 def test_what_is_left_open_is_chosen_for_the_model():
     published = resolve(parse(line()), rs.ModelConfig())
-    assert (published.crop, published.learning_rate, published.loss, published.own_share) == (256, 5e-5, "mse", 0)
+    assert (published.crop, published.learning_rate, published.loss, published.rollout_share) == (256, 5e-5, "mse", 0)
     builtin = rs.ModelConfig.from_dict(read_config(ROOT / "training/configs/builtin.json")["model"])
     assert resolve(parse(line()), builtin).crop == 160
     with pytest.raises(SettingsError, match="--crop is 200; this network needs a multiple of 256"):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.utils import ModelEmaV3
 
 import resshift_core as rs
+from resshift_core.sampler import sample
 from training import finetune
 from training.chain import Chain
 from training.degradation import make_degradation
@@ -109,27 +110,27 @@ def test_the_prediction_is_the_engines(overrides):
             torch.testing.assert_close(found[i : i + 1], wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_own_points_are_what_the_sampler_meets():
-    """With T = 2 the only earlier step is reached from x_T by one posterior draw; the means must be those of eq. 2."""
-    model = tiny(steps=2, kappa=0.5)
-    chain = Chain(model, make_degradation("bicubic", 4, 0), 0, 0.0, "cpu", own_share=1.0)
-    count = 600
-    points = chain.draw(range(count), {"hr": crops(1, 16)["hr"].expand(count, -1, -1, -1)})
-    assert torch.equal(points.own, points.t == 0)
-    rolled = chain.roll_out(points)
-    untouched = points.t == 1
-    assert torch.equal(rolled.x_t[untouched], points.x_t[untouched])
-    schedule, y0 = model.schedule, points.y0[:1]
-    ends, generator = [], torch.Generator().manual_seed(1)
-    for _ in range(count):  # the chain itself
-        x_T = y0 + schedule.prior(y0)[1] * torch.randn(y0.shape, generator=generator)
+def test_rolled_points_are_what_the_sampler_arrives_at():
+    """The engine's `sample` with the same noise, stopped at every step."""
+    model = tiny(steps=4, kappa=0.5)
+    chain = Chain(model, make_degradation("bicubic", 4, 0), 0, 0.0, "cpu", rollout_share=1.0)
+    points = chain.draw(range(12), crops(12))
+    assert torch.equal(points.rolled, points.t < 3)
+    rolled, seen = chain.roll_out(points), set(points.t.tolist())
+    for i, t in enumerate(points.t.tolist()):
+        if t == 3:
+            assert torch.equal(rolled.x_t[i], points.x_t[i])
+            continue
+        condition = model.unet.condition(points.lq[i : i + 1])
+        y0, arrived = points.y0[i : i + 1], {}
         with torch.no_grad():
-            x0 = y0 + model.unet(x_T * schedule.input_scale(2, "pixel"), torch.ones(1), lq=points.lq[:1])
-        mean, std = schedule.posterior(x_T, x0, 2)
-        ends.append(mean + std * torch.randn(y0.shape, generator=generator))
-    ends, found = torch.cat(ends), rolled.x_t[~untouched]
-    assert float(found.std(0).mean()) == pytest.approx(float(ends.std(0).mean()), rel=0.05)
-    assert float((found.mean(0) - ends.mean(0)).abs().mean()) < 0.15 * float(ends.std(0).mean())
+            sample(
+                lambda x, step: model.denoise(x, y0, model.schedule, step, condition), y0, model.schedule,  # noqa: B023
+                lambda draw: points.noise[1 + draw, i : i + 1] if draw < 4 else None,  # noqa: B023
+                on_step=lambda number, step, x0, x: arrived.update({step - 2: x}),  # noqa: B023
+            )  # fmt: skip
+        torch.testing.assert_close(rolled.x_t[i : i + 1], arrived[t], atol=1e-4, rtol=1e-4)
+    assert seen == {0, 1, 2, 3}
 
 
 # ---------------------------------------------------------------------------------------------------- losses

@@ -98,7 +98,7 @@ def run(settings: DistillSettings, processes: Processes) -> None:
         raise SettingsError(
             f"--{not_here[0].replace('_', '-')} is of no use here: the student has its teacher's chain and losses."
         )
-    settings, start = prepare(replace(settings, loss="mse", last_step_share=1.0, own_share=0.0), processes)
+    settings, start = prepare(replace(settings, loss="mse", last_step_share=1.0, rollout_share=0.0), processes)
     if start.model.config.default_steps == 1:
         raise SettingsError(f"{settings.model} runs in one step already; give a model of several steps.")
     teacher = copy.deepcopy(start.model)

@@ -314,6 +314,8 @@ def run(settings: EvaluationSettings) -> list[dict]:
 
 def main(argv=None) -> int:
     """The program. Exit status 0 done, 1 something cannot be read or fetched, 2 wrong settings."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # arrows, on a console that has none
     try:
         run(tyro.cli(EvaluationSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
     except SettingsError as error:

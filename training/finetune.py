@@ -135,7 +135,7 @@ def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         OfflineError: LPIPS is asked for and its weights are not to be had.
     """
     degrade = _make_degradation(settings, model.scale)
-    chain = Chain(model, degrade, settings.seed, settings.last_step_share, processes.device, settings.own_share)
+    chain = Chain(model, degrade, settings.seed, settings.last_step_share, processes.device, settings.rollout_share)
     lpips = make_lpips(settings.lpips_net, processes.device) if settings.lpips else None
     kind = LossSettings(settings.loss, settings.eq8_weight, settings.lpips, settings.adversarial)
     return Trainer(model, settings, Objective(chain, kind, lpips), processes)

@@ -43,7 +43,7 @@ class TrainSettings:
     p: float | None = None  # exponent of the schedule
     predict: Literal["x0", "residual"] | None = None  # what the network returns
     last_step_share: float | None = None  # of samples trained at t = T, where the picture is made; the rest is uniform in t
-    own_share: float | None = None  # of samples at t < T whose x_t comes from the network's own prediction at T: fidelity
+    rollout_share: float | None = None  # of samples at t < T whose x_t is what the network's own chain arrives at
 
     # Optimisation
     iterations: int = 5000  # updates of the weights
@@ -105,8 +105,8 @@ PRESETS = {
 }
 
 PLACES = ("data", "output", "config", "preset", "resume", "dry_run", "contact_sheet")  # not part of a recipe
-PUBLISHED = {"crop": 256, "learning_rate": 5e-5, "loss": "mse", "last_step_share": 0.0, "own_share": 0.0}
-PIXEL = {"crop": 160, "learning_rate": 5e-4, "loss": "mse", "last_step_share": 0.5, "own_share": 1.0}
+PUBLISHED = {"crop": 256, "learning_rate": 5e-5, "loss": "mse", "last_step_share": 0.0, "rollout_share": 0.0}
+PIXEL = {"crop": 160, "learning_rate": 5e-4, "loss": "mse", "last_step_share": 0.5, "rollout_share": 1.0}
 
 
 def read_config(path: Path) -> dict:
@@ -203,7 +203,7 @@ def check(settings: TrainSettings) -> None:
     """
     shares = (
         "last_step_share",
-        "own_share",
+        "rollout_share",
         "final_rate",
         "warmup_share",
         "damaged_share",
