@@ -51,7 +51,7 @@ class _Picture:
         multiple = config.multiple
         self.padded = tuple(-(-side // multiple) * multiple for side in (height, width))
         self.axes: tuple[Axis, Axis] = tuple(
-            lay_axis(padded, settings.tile, settings.overlap, config.unit) for padded in self.padded
+            lay_axis(padded, settings.tile, settings.overlap, config.unit, multiple) for padded in self.padded
         )
         self.places = [(i, j) for i in range(len(self.axes[0].starts)) for j in range(len(self.axes[1].starts))]
         self.latent_padded = tuple(side * config.scale // config.autoencoder.factor for side in self.padded)

@@ -42,17 +42,21 @@ class Axis:
         return weights
 
 
-def lay_axis(padded: int, tile: int, overlap: int, unit: int) -> Axis:
-    """Tiles of `tile` pixels over a side of `padded` pixels; a side that fits into one tile is one tile of its length.
+def lay_axis(padded: int, tile: int, overlap: int, unit: int, multiple: int = 1) -> Axis:
+    """Equal tiles of at most `tile` pixels, evenly spread over a side of `padded` pixels, overlapping by `overlap` or more.
 
-    The padding is tiled too, so that pixels at the picture's border have the context that they have in a whole run.
-    `unit` is the number of low-resolution pixels per latent position (at least 1): starts are multiples of it.
+    As few tiles as the largest size allows, then as small as that number allows: a side of 512 pixels is covered by 3 tiles
+    of 192 rather than by 3 of 256. The padding is tiled too, so that pixels at the picture's border have the context that
+    they have in a whole run. `unit` is the number of low-resolution pixels per latent position (at least 1): starts are
+    multiples of it. Tiles are multiples of `multiple`.
     """
     if padded <= tile:
         return Axis(padded, padded, (0,), 0)
-    stride = max(unit, (tile - overlap) // unit * unit)
-    starts = list(range(0, padded - tile, stride)) + [padded - tile]
-    return Axis(padded, tile, tuple(starts), min(overlap, tile // 2))
+    overlap = min(-(-overlap // unit), tile // 2 // unit) * unit
+    count = -(-(padded - overlap) // (tile - overlap))
+    tile = -(-(padded + (count - 1) * overlap) // (count * multiple)) * multiple
+    starts = (i * ((padded - tile) // unit) // (count - 1) * unit for i in range(count))
+    return Axis(padded, tile, tuple(starts), overlap)
 
 
 def reflect_index(first: int, last: int, padded: int, length: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Whole runs: recorded pictures, every size and shape, tiles, batches, seeds, progress, faults."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -104,11 +105,25 @@ class TestTiles:
         monkeypatch.setattr("resshift_core.noise.KEEP_BYTES", 0)
         assert torch.equal(rs.upscale(model, lq, tile=32), kept)
 
-    def test_published_networks_run_in_tiles_too(self, published_model):
-        """x4 and inpainting (where the reference crashes); group norms differ by tile, so only roughly equal."""
-        lq = picture(64, 100)
-        out = rs.upscale(published_model("realsr_x4_s4"), lq, steps=1, tile=64, overlap=16)
-        assert out.shape == (1, 3, 256, 400) and torch.isfinite(out).all()
+    @pytest.mark.parametrize("variant", ["realsr_x4_s4", "realsr_x2_s4", "inpaint_imagenet_s4", "faceir_s4"])
+    def test_published_kinds_run_in_tiles_too(self, variant):
+        """Narrow networks of the published structures, every scale and latent factor; inpainting crashes the reference."""
+        config = standin.published_config(variant)
+        narrow = replace(
+            config,
+            unet=replace(config.unet, model_channels=32, swin_channels=32, swin_depth=2, channel_mult=(1, 1, 1, 1)),
+            autoencoder=replace(config.autoencoder, ch=8, num_res_blocks=(1,) * len(config.autoencoder.ch_mult)),
+        )
+        model = standin.standin_model(narrow)
+        side = 2 * model.config.multiple if model.scale > 1 else model.config.multiple + 9
+        lq = picture(side, side - 7)
+        mask = torch.zeros(1, 1, side, side - 7)
+        mask[..., 5:40, 5:40] = 1
+        words = {"mask": mask} if model.config.task == "inpaint" else {}
+        out = rs.upscale(model, lq, steps=1, tile=model.config.multiple, overlap=0, **words)
+        assert out.shape == (1, 3, side * model.scale, (side - 7) * model.scale) and torch.isfinite(out).all()
+        if words:
+            assert torch.equal(out[(mask == 0).expand_as(out)], lq[(mask == 0).expand_as(out)])
 
 
 class TestSeeds:
