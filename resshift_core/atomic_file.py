@@ -33,7 +33,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     When it does not, what was written is deleted, and a file that was at `path` before is untouched.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.part")
+    part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part")  # 40 letters are at most 160 of 255 bytes
     try:
         part.touch()
         mode = part.stat().st_mode

@@ -133,9 +133,9 @@ def write_summary(output: Path) -> Path | None:
         log.warning("matplotlib is not installed (pip install matplotlib); summary.png is left out.")
         return None
     losses, scores = Table.read(output / "log.csv"), Table.read(output / "validation.csv")
-    figure = Figure(figsize=(14, 11), layout="constrained")
+    figure = Figure(figsize=(14, 8.5), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["loss", "psnr", "ssim"], ["grids", "grids", "grids"]], height_ratios=[1, 2.4])
+    axes = figure.subplot_mosaic([["loss", "psnr", "ssim"], ["grids", "grids", "grids"]], height_ratios=[1, 1.8])
     _curve(axes["loss"], losses, "loss", "loss")
     _curve(axes["psnr"], scores, "psnr", "PSNR of held-out pictures, dB")
     _curve(axes["ssim"], scores, "ssim", "SSIM of held-out pictures")

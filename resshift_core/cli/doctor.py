@@ -14,14 +14,16 @@ from pathlib import Path
 import torch
 from PIL import features
 
+from ..arguments import check_tile
 from ..checkpoint import load_model
 from ..checkpoint_file import pickles_are_safe
 from ..device import cpu_has_bf16, free_bytes, resolve_device, resolve_dtype
-from ..errors import Cancelled, ResShiftError
+from ..errors import ResShiftError
 from ..image_io import can_write
 from ..model import ResShiftModel
 from ..pipeline import upscale
 from ..registry import REGISTRY, models_dir
+from ..tiles import Axis, lay_axis
 from ..version import __version__
 from . import arguments as types
 from .console import Console, human_bytes, human_seconds
@@ -168,12 +170,12 @@ def _measure(found: _Findings, args: argparse.Namespace) -> None:
     model = load_model(
         args.model, autoencoder=args.autoencoder, variant=args.variant, device=args.device, dtype=args.dtype
     )  # fmt: skip
-    side = model.config.tile
+    axis = _axis(model)
+    side, tiles = axis.tile, len(axis.starts) ** 2
     tile = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     mask = torch.ones(1, 1, side, side) if model.config.task == "inpaint" else None
     upscale(model, tile, steps=1, mask=mask)  # the first run compiles, allocates and chooses algorithms
     seconds = min(_seconds(model, tile, mask) for _ in range(RUNS))
-    tiles = _tiles(model)
     found.facts["measured model"] = f"{args.model}, {model.config.default_steps} steps, x{model.scale}"
     found.facts["seconds per tile"] = f"{seconds:.3g} ({side} x {side} pixels)"
     found.facts[f"{EXAMPLE_SIDE} x {EXAMPLE_SIDE} picture"] = f"{tiles} tiles, about {human_seconds(tiles * seconds)}"
@@ -186,18 +188,8 @@ def _seconds(model: ResShiftModel, tile: torch.Tensor, mask: torch.Tensor | None
     return time.perf_counter() - start
 
 
-def _tiles(model: ResShiftModel) -> int:
-    """Of the example picture, told by the pipeline itself in a run that is stopped at its beginning."""
-    count = 1
-
-    def stop(event) -> bool:
-        nonlocal count
-        count = event.tiles
-        return False
-
-    picture = torch.zeros(1, 3, EXAMPLE_SIDE, EXAMPLE_SIDE)
-    try:
-        upscale(model, picture, mask=picture[:, :1] if model.config.task == "inpaint" else None, on_step=stop)
-    except Cancelled:
-        pass
-    return count
+def _axis(model: ResShiftModel) -> Axis:
+    """The tiles along one side of the example picture, as `upscale` lays them by default."""
+    multiple = model.config.multiple
+    tile, overlap = check_tile(model, "auto", None, (EXAMPLE_SIDE, EXAMPLE_SIDE))
+    return lay_axis(-(-EXAMPLE_SIDE // multiple) * multiple, tile, overlap, model.config.unit, multiple)

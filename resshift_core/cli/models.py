@@ -66,11 +66,11 @@ def download(parser: argparse.ArgumentParser) -> None:
 
 def run_download(args: argparse.Namespace, console: Console) -> int:
     """Show the licence, then fetch."""
-    from ..downloads import download_with_autoencoder
+    from ..downloads import download_url, download_with_autoencoder
 
     def show_licence(entry) -> bool:
         console.warn(
-            f"{entry.name} ({entry.file}, {human_bytes(entry.size)}) is under the {entry.licence}. Fetching {entry.url}"
+            f"{entry.name} ({entry.file}, {human_bytes(entry.size)}) is under the {entry.licence}. Fetching {download_url(entry)}"
         )
         return True
 
