@@ -20,7 +20,8 @@ from training.scan import find_images, scan
 
 
 def loader_rate(crops: Crops, batch: int, workers: int, seconds: float) -> float:
-    """Crops per second after the first batches, which start the workers and fill the cache."""
+    """Crops per second with a filled cache, after the first batches, which start the workers."""
+    crops.store.fill()
     batches = load_batches(crops, Positions(0, batch, 0, 1), workers)
     for _ in range(4):
         next(batches)
