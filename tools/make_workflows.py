@@ -102,7 +102,7 @@ def upscale() -> Graph:
     graph = Graph()
     loader, image = start(graph)
     run = graph.add(
-        "ResShiftUpscaleImage", (420, 60), (330, 560), widgets("ResShiftUpscaleImage"), model=(loader, 0), image=(image, 0)
+        "ResShiftUpscaleImage", (420, 60), (330, 420), widgets("ResShiftUpscaleImage"), model=(loader, 0), image=(image, 0)
     )
     graph.add("SaveImage", (800, 60), (420, 450), ["ResShift"], images=(run, 0))
     graph.note(
@@ -117,7 +117,7 @@ def tiled() -> Graph:
     graph = Graph()
     loader, image = start(graph)
     run = graph.add(
-        "TiledResShiftUpscaleImage", (420, 60), (330, 720),
+        "TiledResShiftUpscaleImage", (420, 60), (330, 660),
         widgets("TiledResShiftUpscaleImage", tile=128, overlap=32, color_fix="wavelet"), model=(loader, 0), image=(image, 0),
     )  # fmt: skip
     graph.add("SaveImage", (800, 60), (420, 450), ["ResShift_4K"], images=(run, 0))
@@ -135,7 +135,7 @@ def frames() -> Graph:
     second = graph.add("LoadImage", (40, 610), (330, 330), ["example.png", "image"])
     batch = graph.add("ImageBatch", (420, 60), (220, 60), image1=(first, 0), image2=(second, 0))
     run = graph.add(
-        "ResShiftUpscaleImage", (420, 180), (330, 560), widgets("ResShiftUpscaleImage", noise="shared"),
+        "ResShiftUpscaleImage", (420, 180), (330, 420), widgets("ResShiftUpscaleImage", noise="shared"),
         model=(loader, 0), image=(batch, 0),
     )  # fmt: skip
     graph.add("SaveAnimatedWEBP", (800, 60), (420, 450), ["ResShift_frames", 6.0, True, 80, "default"], images=(run, 0))
@@ -189,10 +189,10 @@ def compare_kappa() -> Graph:
     for i, (factor, name) in enumerate(((0.25, "a quarter"), (0, "as trained"), (3, "three times"))):
         kappa = round(factor * trained, 4)
         run = graph.add(
-            "ResShiftUpscaleImage", (420 + 370 * i, 60), (330, 560), widgets("ResShiftUpscaleImage", kappa=kappa),
+            "ResShiftUpscaleImage", (420 + 370 * i, 60), (330, 420), widgets("ResShiftUpscaleImage", kappa=kappa),
             f"kappa: {name}", model=(loader, 0), image=(image, 0),
         )  # fmt: skip
-        graph.add("PreviewImage", (420 + 370 * i, 670), (330, 330), images=(run, 0))
+        graph.add("PreviewImage", (420 + 370 * i, 800), (330, 330), images=(run, 0))
     graph.note(
         (40, 630), (330, 150),
         "**What kappa does**: the same picture and seed with a quarter of the noise that the built-in model was trained with, with "

@@ -39,7 +39,7 @@ export function drawCurve(svg, { trained, chosen, kappaRatio, words }) {
   svg.setAttribute('viewBox', `0 0 ${width} ${height}`)
   const old = points(trained, box)
   const now = points(chosen, box)
-  const noise = points(chosen.map((value) => Math.min(1.15, value * kappaRatio)), box)
+  const noise = points(chosen.map((value) => Math.min(1, value * kappaRatio)), box)
   const floor = box.top + box.height
   const area = `${path(noise)}L${noise.at(-1)[0]} ${floor}L${noise[0][0]} ${floor}Z`
   const shown = [

@@ -144,11 +144,13 @@ function refresh() {
 
 // ------------------------------------------------------------------------------------------ the widgets
 
-/** A drawing in the node. It holds no value: nothing of it is saved, and positions of other widgets stay as they are. */
+/**
+ * A panel in the node, `height` pixels high; 0 hides it until `resize` is called. It holds no value: nothing of it is saved,
+ * and positions of other widgets stay as they are. Nodes 2.0 shows only widgets that are there from the start.
+ */
 function addPanel(node, name, content, height) {
   const holder = document.createElement('div')
   holder.className = `resshift-panel ${name}`
-  holder.style.cssText = `box-sizing:border-box;width:100%;height:${height}px;padding:2px 0;overflow:hidden`
   holder.append(content)
   const widget = node.addDOMWidget(name, 'resshift', holder, {
     serialize: false, hideOnZoom: false, getValue: () => undefined, setValue: () => {}, getMinHeight: () => height, getMaxHeight: () => height,
@@ -156,7 +158,12 @@ function addPanel(node, name, content, height) {
   widget.serialize = false
   widget.computeLayoutSize = () => ({ minHeight: height, maxHeight: height, minWidth: 120 })
   widget.label = '' // Nodes 2.0 would print the name
-  return widget
+  const resize = (pixels) => {
+    height = pixels
+    holder.style.cssText = `box-sizing:border-box;width:100%;height:${height}px;padding:${height ? 2 : 0}px 0;overflow:hidden`
+  }
+  resize(height)
+  return resize
 }
 
 function addDrawing(node, name, height, redraw) {
@@ -165,24 +172,29 @@ function addDrawing(node, name, height, redraw) {
   drawings.set(node, [...(drawings.get(node) ?? []), () => redraw(node, svg)])
 }
 
-function addSlider(node, pair) {
+function addSlider(node) {
+  const slider = new Slider({ before: word('before'), after: word('after') })
+  const resize = addPanel(node, 'resshift_compare', slider.element, 0)
   const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
-  if (!node.resshiftSlider) {
-    node.resshiftSlider = new Slider({ before: word('before'), after: word('after') })
-    const height = Math.round(Math.min(280, Math.max(120, (240 * pair.height) / pair.width)))
-    addPanel(node, 'resshift_compare', node.resshiftSlider.element, height)
+  node.resshiftShow = (pair) => {
+    resize(Math.round(Math.min(280, Math.max(120, (node.size[0] * pair.height) / pair.width))))
+    slider.show(address(pair.before), address(pair.after))
     const [wide, high] = node.computeSize()
     node.setSize([Math.max(node.size[0], wide), Math.max(node.size[1], high)])
+    node.setDirtyCanvas?.(true, true)
   }
-  node.resshiftSlider.show(address(pair.before), address(pair.after))
-  node.setDirtyCanvas?.(true, true)
+  node.resshiftSlider = slider
 }
 
 /** The slider takes the place of the last live preview, which ComfyUI would keep below it. */
 function forgetPreview(node) {
-  app.revokePreviews?.(node.id)
-  if (app.nodePreviewImages) delete app.nodePreviewImages[node.id]
+  const preview = node.widgets?.findIndex((widget) => widget.name === '$$canvas-image-preview') ?? -1
+  if (preview >= 0) {
+    node.widgets[preview].onRemove?.() // it draws node.imgs: both go, or neither
+    node.widgets.splice(preview, 1)
+  }
   node.imgs = undefined
+  if (app.nodePreviewImages) delete app.nodePreviewImages[node.id]
 }
 
 function listen(node) {
@@ -192,7 +204,7 @@ function listen(node) {
     const pair = output?.resshift_compare?.[0]
     if (!pair) return
     forgetPreview(node)
-    addSlider(node, pair)
+    node.resshiftShow(pair)
   }
 }
 
@@ -204,7 +216,10 @@ app.registerExtension({
   nodeCreated(node) {
     if (CURVED.includes(node.comfyClass)) addDrawing(node, 'resshift_curve', 100, redrawCurve)
     if (node.comfyClass === TILED) addDrawing(node, 'resshift_tiles', 148, redrawTiles)
-    if (COMPARED.includes(node.comfyClass)) listen(node)
+    if (COMPARED.includes(node.comfyClass)) {
+      addSlider(node)
+      listen(node)
+    }
     if (!drawings.has(node)) return
     const removed = node.onRemoved
     node.onRemoved = function () {
