@@ -54,17 +54,17 @@ def before_after(model: rs.ResShiftModel, rows: list[tuple[Image.Image, tuple[in
     """One row per (picture, corner of a 240 px window): low resolution, bicubic, ResShift, original."""
     side, titles = 240, ("low resolution", "bicubic ×4", "ResShift, built-in model", "original")
     figure, axes = plt.subplots(len(rows), 4, figsize=(12.4, 3.2 * len(rows)), squeeze=False)
-    for line, (image, (x, y)) in zip(axes, rows):
+    for number, (line, (image, (x, y))) in enumerate(zip(axes, rows)):
         truth = to_tensor(image)
         small = shrink(truth)
         pictures = (F.interpolate(small, scale_factor=4), bicubic(small), rs.upscale(model, small), truth)
         for axis, picture, title in zip(line, pictures, titles):
             axis.imshow(to_array(picture)[y : y + side, x : x + side], interpolation="nearest")
             axis.set_axis_off()
-            if line is axes[0]:
+            if number == 0:
                 axis.set_title(title, fontsize=12)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.94 if len(rows) > 1 else 0.9, wspace=0.02, hspace=0.02)
-    figure.savefig(path, dpi=100)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 0.97, wspace=0.02, hspace=0.02)
+    figure.savefig(path, dpi=100, pil_kwargs={"quality": 92, "subsampling": 0})
     plt.close(figure)
 
 
@@ -152,7 +152,7 @@ def main() -> None:
         photo("ibm-max-pexels-cc0/penguin.webp", 700), photo("pd-art-photos/botanic.webp", 800), photo("met-nasa/met-435809.webp", 1200)
     )  # fmt: skip
     before_after(
-        model, [(cat, (60, 20)), (flower, (250, 300)), (field, (820, 560)), (penguin, (240, 120))], IMAGES / "before_after.png"
+        model, [(cat, (60, 20)), (flower, (250, 300)), (field, (820, 560)), (penguin, (240, 120))], IMAGES / "before_after.jpg"
     )
 
 
