@@ -10,4 +10,4 @@ PAGE_WORDS = (
     "{size}: {count} tiles of {tile}",
     "{memory} per batch (fp32)",
 )
-HELP_WORDS = ("Inputs", "Outputs", "Name", "Type", "Default", "Range", "Meaning", "Notes", "optional")
+HELP_WORDS = ("Inputs", "Outputs", "Default", "Notes", "optional")

@@ -27,7 +27,9 @@ def add_routes(pack: Path) -> None:
             return web.json_response({"error": str(error)}, status=404)
 
     if quote(pack.name) != pack.name:  # aiohttp 3.11 and later: static folders whose names need quoting are never found
-        routes.get(f"/extensions/{{pack:{re.escape(pack.name)}}}/{{path:.+}}")(_files_of(pack / "web"))
+        name = f"{{pack:{re.escape(pack.name)}}}"
+        routes.get(f"/extensions/{name}/{{path:.+}}")(_files_of(pack / "web"))
+        routes.get(f"/workflow_templates/{name}/{{path:.+}}")(_files_of(pack / "example_workflows"))
 
 
 def _files_of(folder: Path):

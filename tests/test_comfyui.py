@@ -114,6 +114,14 @@ class TestLoading:
         french = comfy.get("/i18n")["fr"]["nodeDefs"]["ResShiftUpscaleImage"]
         assert french["inputs"]["image"]["tooltip"].startswith("L’image")
 
+    def test_templates_are_listed_and_served(self, comfy):
+        listed = comfy.get("/workflow_templates")[PACK]
+        assert sorted(listed) == [path.stem for path in WORKFLOWS]
+        for path in WORKFLOWS:
+            address = f"/api/workflow_templates/{urllib.parse.quote(PACK)}/{urllib.parse.quote(path.name)}"
+            assert comfy._ask(address) == path.read_bytes()
+            assert comfy._ask(address.removesuffix("json") + "jpg") == path.with_suffix(".jpg").read_bytes()
+
     def test_facts_of_a_model(self, comfy):
         facts = comfy.get("/resshift/model?name=builtin")
         config = rs.load_model("builtin", device="cpu").config

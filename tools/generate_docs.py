@@ -74,21 +74,21 @@ def _range(item) -> str:
     return f"{item.minimum:g} – {item.maximum:g}" if item.maximum < 1e6 else f"{item.minimum:g} – 2⁶⁴-1"
 
 
-def _row(*cells) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+def _described(name: str, facts: list[str], tooltip: str) -> str:
+    """One line of a list; the help panel is too narrow for tables."""
+    return f"- **{name}** ({'; '.join(fact for fact in facts if fact)}). {tooltip}"
 
 
 def help_page(node, translate: Language) -> str:
     """The Markdown that the node's help panel shows."""
     t = translate
     lines = [f"# {t(node.title)}", "", t(node.description), "", f"## {t('Inputs')}", ""]
-    lines += [_row(*(t(word) for word in ("Name", "Type", "Default", "Range", "Meaning"))), _row(*["---"] * 5)]
     for item in node.inputs:
-        name = f"**{t(item.name)}**" + ("" if item.required else f" ({t('optional')})")
-        default = "" if item.default is None else f"`{item.default}`"
-        lines.append(_row(name, item.kind, default, _range(item), t(item.tooltip)))
-    lines += ["", f"## {t('Outputs')}", "", _row(t("Name"), t("Type"), t("Meaning")), _row(*["---"] * 3)]
-    lines += [_row(f"**{t(output.name)}**", output.kind, t(output.tooltip)) for output in node.outputs]
+        default = "" if item.default is None else f"{t('Default')} `{item.default}`"
+        facts = [item.kind, "" if item.required else t("optional"), _range(item), default]
+        lines.append(_described(t(item.name), facts, t(item.tooltip)))
+    lines += ["", f"## {t('Outputs')}", ""]
+    lines += [_described(t(output.name), [output.kind], t(output.tooltip)) for output in node.outputs]
     if node.notes:
         lines += ["", f"## {t('Notes')}"]
         for note in node.notes:

@@ -160,7 +160,7 @@ function addPanel(node, name, content, height) {
   widget.label = '' // Nodes 2.0 would print the name
   const resize = (pixels) => {
     height = pixels
-    holder.style.cssText = `box-sizing:border-box;width:100%;height:${height}px;padding:${height ? 2 : 0}px 0;overflow:hidden`
+    holder.style.cssText = `box-sizing:border-box;width:100%;height:${height}px;min-height:${height}px;padding:${height ? 2 : 0}px 0;overflow:hidden`
   }
   resize(height)
   return resize
