@@ -172,18 +172,22 @@ class Fresh(subprocess.Popen):
         return self.returncode
 
 
+def newest_state(output: Path) -> str:
+    return max((path.name for path in (output / "state").glob("*.pt")), default="")
+
+
 def kill_and_resume(start, words: list[str], output: Path, kills: int) -> int:
     """Start the same run again and again, kill -9 it at random moments, let the last one finish.
 
     Returns how often it was killed before it had finished.
     """
-    killed, rng, log = 0, random.Random(kills), output / "log.csv"
-    for _ in range(kills):
-        before = log.stat().st_mtime_ns if log.exists() else None
+    killed, rng = 0, random.Random(kills)
+    for n in range(kills):
+        before = newest_state(output)
         process = start(words)
-        while process.is_alive() and (not log.exists() or log.stat().st_mtime_ns == before):
-            time.sleep(0.005)  # until the loop begins
-        time.sleep(rng.uniform(0, 0.6))
+        while n % 3 and process.is_alive() and newest_state(output) == before:  # every third dies before it gets anywhere
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.4))
         process.kill()
         process.join()
         killed += process.exitcode != 0
@@ -208,7 +212,7 @@ def compare_with_unbroken(start, place, folder: Path, kills: int) -> None:
 
 @needs_fork
 def test_killed_and_resumed_runs_end_in_the_same_bytes(place, tmp_path):
-    compare_with_unbroken(in_child, place, tmp_path, kills=4)
+    compare_with_unbroken(in_child, place, tmp_path, kills=7)
 
 
 @pytest.mark.slow

@@ -343,6 +343,25 @@ def test_out_of_memory_halves_the_micro_batch(tmp_path, monkeypatch, fits):
     trainer.step([0, 1, 2, 3], crops())
 
 
+def flat(value) -> list:
+    """Every number in nested dictionaries and lists, tensors as bytes."""
+    if isinstance(value, dict):
+        return [item for key in value for item in flat(value[key])]
+    if isinstance(value, (list, tuple)):
+        return [item for element in value for item in flat(element)]
+    return [value.detach().numpy().tobytes() if isinstance(value, torch.Tensor) else value]
+
+
+def test_trying_out_the_memory_leaves_no_trace(tmp_path):
+    """Otherwise a run that is resumed, and tries again, would not go on exactly."""
+    trainer = trainer_for(tiny(), tmp_path, adversarial=0.1)
+    for _ in range(2):
+        before = flat(trainer.state_dict())
+        fit_micro_batch(trainer, [0, 1, 2, 3], crops())
+        assert flat(trainer.state_dict()) == before
+        trainer.step([0, 1, 2, 3], crops())
+
+
 def test_no_memory_at_all_is_a_sentence(tmp_path, monkeypatch):
     trainer = trainer_for(tiny(), tmp_path)
 

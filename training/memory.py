@@ -21,6 +21,8 @@ def _try(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -
         if not trainer.optimizer.state:  # Adam's two moments do not exist yet
             reserve = [torch.empty_like(parameter) for parameter in trainer.raw.parameters() for _ in range(2)]
         net, trainer.net = trainer.net, trainer.raw  # without the other processes: each finds out for itself
+        if trainer.judge is not None:
+            trainer.judge.eval()  # in training its spectral norm advances with every look, and resuming would not be exact
         try:
             chosen = slice(0, trainer.micro_batch)
             points = trainer.chain.draw(numbers[chosen], {name: value[chosen] for name, value in crops.items()})
@@ -29,6 +31,8 @@ def _try(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -
             loss.backward()
         finally:
             trainer.net = net
+            if trainer.judge is not None:
+                trainer.judge.train()
     except Exception as error:
         if not is_out_of_memory(error):
             raise
