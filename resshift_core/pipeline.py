@@ -100,14 +100,14 @@ class _Picture:
 class _Noise:
     """The noise fields of the pictures at work; pictures with the same seed and size share one field."""
 
-    def __init__(self, channels: int, draws: int, repeat: Repeat | None):
-        self.channels, self.draws, self.repeat = channels, draws, repeat
+    def __init__(self, channels: int, draws: int, repeat: Repeat | None, keep: int):
+        self.channels, self.draws, self.repeat, self.keep = channels, draws, repeat, keep
         self._fields: dict[tuple, NoiseField | RepeatedNoise] = {}
 
     def of(self, picture: _Picture, seed: int) -> NoiseField | RepeatedNoise:
         key = (seed, picture.latent_padded)
         if key not in self._fields:
-            while len(self._fields) >= 16:  # pictures come in order; the oldest are done
+            while len(self._fields) >= self.keep:  # pictures come in order; the oldest are done
                 self._fields.pop(next(iter(self._fields)))
             kind, more = (RepeatedNoise, (self.repeat,)) if self.repeat else (NoiseField, ())
             self._fields[key] = kind(seed, self.draws, self.channels, *picture.latent_padded, *more)
@@ -195,10 +195,10 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
     Raises:
         the device's out-of-memory error, when a batch of one tile does not fit.
     """
-    noise = _Noise(model.config.autoencoder.latent_channels, pictures[0].draws, settings.repeat)
     jobs = [(picture, place) for picture in pictures for place in picture.places]
     rows, columns = pictures[0].axes
     batch = _tile_batch(model, rows.tile, columns.tile, settings.tile_batch)
+    noise = _Noise(model.config.autoencoder.latent_channels, pictures[0].draws, settings.repeat, keep=batch)
     done, redo = 0, {}
     while done < len(jobs):
         part, failed = jobs[done : done + batch], None
@@ -226,9 +226,8 @@ def _run_with_smaller_tiles(model, rgb, mask, settings: Settings, out, on_step) 
         OutOfMemory: the smallest tile does not fit either.
     """
     smallest = max(model.config.multiple, min(settings.tile, 64))
-    tile, overlap, draws = settings.tile, settings.overlap, settings.schedule.steps + 1
-    if settings.sampler == "deterministic":
-        draws = 1
+    tile, overlap = settings.tile, settings.overlap
+    draws = 1 if settings.sampler == "deterministic" else settings.schedule.steps  # the reference's last draw is never used
     while True:
         current = replace(settings, tile=tile, overlap=overlap)
         pictures = [

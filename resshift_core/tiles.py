@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Tiles along one side of a picture: equal lengths, shifted inward at the end, in low-resolution pixels."""
+    """Tiles along one side of a picture: equal lengths, evenly spread, in low-resolution pixels."""
 
     length: int  # of the padded picture
     tile: int
@@ -18,11 +19,7 @@ class Axis:
 
     def weights(self, index: int, scale: int) -> torch.Tensor:
         """Blending weights of tile number `index` for its tile * scale output pixels, float32; all tiles sum to 1."""
-        total = torch.zeros(self.length * scale, dtype=torch.float64)
-        for i, start in enumerate(self.starts):
-            total[start * scale : (start + self.tile) * scale] += self._ramp(i, scale)
-        start = self.starts[index] * scale
-        return (self._ramp(index, scale) / total[start : start + self.tile * scale]).float()
+        return _weights(self, index, scale)
 
     def _ramp(self, index: int, scale: int) -> torch.Tensor:
         """Smooth from 0 to 1 over the middle half of the overlap: the outer quarter, which lacks context, counts nothing.
@@ -40,6 +37,16 @@ class Axis:
         if index < len(self.starts) - 1:
             weights[-width:] *= rise.flip(0)
         return weights
+
+
+@lru_cache(maxsize=256)
+def _weights(axis: Axis, index: int, scale: int) -> torch.Tensor:
+    """Kept, because every tile of a row asks for the same ones."""
+    total = torch.zeros(axis.length * scale, dtype=torch.float64)
+    for i, start in enumerate(axis.starts):
+        total[start * scale : (start + axis.tile) * scale] += axis._ramp(i, scale)
+    start = axis.starts[index] * scale
+    return (axis._ramp(index, scale) / total[start : start + axis.tile * scale]).float()
 
 
 def lay_axis(padded: int, tile: int, overlap: int, unit: int, multiple: int = 1) -> Axis:

@@ -148,6 +148,20 @@ class TestSeeds:
         assert torch.equal(listed[0], shared[0]) and torch.equal(listed[2], shared[0])
         assert not torch.equal(listed[1], shared[0])
 
+    def test_noise_of_finished_pictures_is_let_go(self, model, monkeypatch):
+        """A batch of frames keeps the noise of those at work, not of all."""
+        alive = []
+        real = pipeline._Noise.of
+
+        def spy(self, *args):
+            field = real(self, *args)
+            alive.append(len(self._fields))
+            return field
+
+        monkeypatch.setattr(pipeline._Noise, "of", spy)
+        rs.upscale(model, picture(32, 32, count=6), tile_batch=2)
+        assert max(alive) == 2
+
     def test_deterministic_uses_the_same_start(self, model):
         lq = picture(32, 32)
         assert not torch.equal(rs.upscale(model, lq, sampler="deterministic"), rs.upscale(model, lq))
