@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .normalization import GroupNorm
+from .unet import Upsample
 
 CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes
 QUERIES_CHUNK = 1024  # rows of the middle attention's score matrix at a time
@@ -85,17 +86,6 @@ class Downsample(nn.Module):
 
     def forward(self, x):
         return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Nearest x2, conv3x3."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 class Level(nn.Module):
