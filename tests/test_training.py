@@ -107,6 +107,15 @@ def test_the_saved_configuration_trains_again(finished, place, tmp_path):
     assert model.metadata["parent"] == "" and json.loads(model.metadata["training"])["learning_rate"] == 2e-3
 
 
+def test_a_configuration_without_a_model_is_a_recipe(place, tmp_path):
+    file = tmp_path / "recipe.json"
+    file.write_text('{"training": {"learning_rate": 3e-3}}')
+    words = arguments(place[0], tmp_path / "run", place[1], "--config", file, "--iterations", 2)
+    assert finetune.main(words) == 0
+    metadata = rs.load_model(tmp_path / "run" / "last.safetensors", device="cpu").metadata
+    assert metadata["parent"] == "small" and json.loads(metadata["training"])["learning_rate"] == 3e-3
+
+
 def test_the_schedule_is_retrained(place, tmp_path):
     words = arguments(place[0], tmp_path / "run", place[1], "--iterations", 2, "--steps", 2, "--kappa", 0.3, "--p", 1)
     assert finetune.main(words) == 0

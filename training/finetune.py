@@ -12,7 +12,8 @@ and OUT/best.safetensors (averaged weights), which the nodes, WebUI and the comm
     --resume auto                        go on where OUT stopped, exactly: after Ctrl-C, a crash or a power cut
     --dry-run True --contact-sheet True  check data, memory and speed; look at what the network would be shown
     --steps 4 --kappa 2 --p 0.3          retrain the schedule
-    --config training/configs/builtin.json   train a new network of that configuration from nothing
+    --config training/configs/builtin.json   train a new network of that configuration from nothing; a file that has no
+                                         `model` is a recipe: settings for whatever --model is
     torchrun --nproc_per_node=8 training/finetune.py ...   several GPUs; --batch-size counts the crops of all of them
 
 Before the start every picture is decoded once; unreadable, tiny, grey and duplicate ones are named. If memory does not

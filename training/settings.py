@@ -30,7 +30,7 @@ class TrainSettings:
     model: str = "builtin"  # what to start from: a registry name or a file
     autoencoder: str | None = None  # its autoencoder, where the file does not hold one
     variant: str | None = None  # which published kind it is, where the file leaves that open
-    config: Path | None = None  # JSON or YAML with `model` and `training`: train a new network from nothing
+    config: Path | None = None  # JSON or YAML with `training` (a recipe) and, to train a new network from nothing, `model`
     preset: Literal["8gb", "12gb", "16gb", "24gb", "80gb"] | None = None  # settings that fit a GPU's memory
     device: str = "auto"  # cuda, cpu, or auto
     resume: Literal["never", "auto"] = "never"  # auto: go on from OUTPUT/state where there is one

@@ -49,15 +49,13 @@ def new_model(values: dict) -> rs.ResShiftModel:
 
 
 def load_start(settings: TrainSettings, device: torch.device) -> Start:
-    """--config's new model, or --model.
+    """--config's new model, or --model, which a --config without a model leaves as what to start from.
 
     Raises:
-        SettingsError: --config has no model. rs.CheckpointError, rs.InputError: --model cannot be loaded.
+        SettingsError: --config's model cannot be built. rs.CheckpointError, rs.InputError: --model cannot be loaded.
     """
-    if settings.config is not None:
-        values = read_config(settings.config)
-        if "model" not in values:
-            raise SettingsError(f"{settings.config} has no 'model'; without one there is nothing to train from nothing.")
+    values = {} if settings.config is None else read_config(settings.config)
+    if "model" in values:
         return Start(new_model(values["model"]).to(device, torch.float32), "", "")
     model = rs.load_model(
         settings.model, autoencoder=settings.autoencoder, variant=settings.variant, device=str(device), dtype="fp32"
