@@ -6,9 +6,10 @@ import comfy.model_management as mm
 import torch
 
 from .. import resshift_core as rs
+from ..resshift_core.inputs import as_arguments
 from .described import described
 from .managed import ManagedModel
-from .upscaling import as_trained, upscale_somehow
+from .upscaling import upscale_somehow
 
 
 class UpscaleModel:
@@ -59,5 +60,5 @@ class ResShiftToUpscaleModel:
     def run(self, model, seed, unique_id=None, **widgets):
         if model.model.config.task == "inpaint":
             raise rs.InputError("An inpainting model needs a mask, which upscale nodes do not have. Use ResShift Inpaint.")
-        settings = as_trained(**widgets, seed=seed, sampler="deterministic", noise="periodic")
+        settings = as_arguments(**widgets, seed=seed, sampler="deterministic", noise="periodic")
         return (UpscaleModel(model, settings),)

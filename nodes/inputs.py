@@ -6,43 +6,28 @@ people's workflows: append, never rename or reorder; ranges may only become wide
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from ..resshift_core.inputs import (
+    COLOR_FIX,
+    KAPPA,
+    NOISE,
+    OVERLAP,
+    SAMPLER,
+    SCALE,
+    SEED_MAX,
+    STEPS,
+    TILE,
+    TILE_BATCH,
+    WRAP,
+    Input,
+    P,
+)  # fmt: skip
+from ..resshift_core.inputs import SEED as PLAIN_SEED
 
 MODEL = "RSHIFT_MODEL"
 CATEGORY = "image/upscaling/ResShift"
 ALIASES = ("super resolution", "upscale", "SR", "restore", "4x", "diffusion upscaler", "ResShift")
-SEED_MAX = 0xFFFFFFFFFFFFFFFF
-
-
-@dataclass(frozen=True)
-class Input:
-    """One socket or widget. `choices` is a tuple of words, or the name of a list that is made when it is asked for."""
-
-    id: str
-    kind: str  # "INT", "FLOAT", "COMBO", or the type of a socket
-    name: str  # what the node shows, in English
-    tooltip: str
-    default: int | float | str | None = None
-    minimum: int | float | None = None
-    maximum: int | float | None = None
-    step: int | float | None = None
-    choices: tuple[str, ...] | str = ()
-    required: bool = True
-    extra: tuple[tuple[str, object], ...] = ()  # further options of the front end
-
-    @property
-    def is_socket(self) -> bool:
-        return self.kind not in ("INT", "FLOAT", "COMBO")
-
-    def declaration(self, choices: list[str]) -> tuple:
-        """The (type, options) pair of INPUT_TYPES."""
-        options: dict[str, object] = {"tooltip": self.tooltip, **dict(self.extra)}
-        for word, value in (("default", self.default), ("min", self.minimum), ("max", self.maximum), ("step", self.step)):
-            if value is not None:
-                options[word] = value
-        return (choices if self.kind == "COMBO" else self.kind), options
-
-
 @dataclass(frozen=True)
 class Output:
     kind: str
@@ -64,81 +49,13 @@ class Node:
 
 MODEL_SOCKET = Input("model", MODEL, "model", "A model from Load ResShift Model.")
 IMAGE = Input("image", "IMAGE", "image", "The picture, or the frames, to work on. RGB, RGBA (transparency is kept) or grey.")
-SEED = Input(
-    "seed", "INT", "seed",
-    "Start of the random numbers: the same seed gives the same picture. Picture i of a batch uses seed + i, unless noise "
-    "is shared.",
-    0, 0, SEED_MAX, extra=(("control_after_generate", True),),
-)  # fmt: skip
-STEPS = Input(
-    "steps", "INT", "steps",
-    "How many times the network runs; time grows with it. 0 = as trained. Measured on the built-in model: from 1 to 15 steps "
-    "PSNR changes by less than 0.2 dB.",
-    0, 0, 1000,
-)  # fmt: skip
-KAPPA = Input(
-    "kappa", "FLOAT", "kappa",
-    "Strength of the noise in the chain. 0 = as trained, the only value that a model knows. Measured on the built-in model, "
-    "from a quarter to three times that: less gives slightly more texture, more gives slightly softer pictures that differ "
-    "more from seed to seed; PSNR changes by less than 0.1 dB.",
-    0.0, 0.0, 100.0, 0.01, extra=(("round", 0.0001),),
-)  # fmt: skip
-P = Input(
-    "p", "FLOAT", "p",
-    "Shape of the schedule. 0 = as trained. Larger values spend more of the steps near the end of the chain, where little "
-    "noise is left. Measured on the built-in model: from 0.1 to 3 PSNR changes by less than 0.1 dB.",
-    0.0, 0.0, 100.0, 0.05, extra=(("round", 0.0001),),
-)  # fmt: skip
-SAMPLER = Input(
-    "sampler", "COMBO", "sampler",
-    "stochastic: fresh noise at every step, as published. deterministic: noise at the start only.",
-    "stochastic", choices=("stochastic", "deterministic"),
-)  # fmt: skip
-SCALE = Input(
-    "scale", "FLOAT", "scale",
-    "Size of the result over size of the picture. 0 = the model's own (4 for the built-in model), else any number; the "
-    "model's result is resized to it.",
-    0.0, 0.0, 8.0, 0.25, extra=(("round", 0.0001),),
-)  # fmt: skip
-COLOR_FIX = Input(
-    "color_fix", "COMBO", "colour fix",
-    "Takes colours back from the original. wavelet: its low frequencies. adain: its mean and contrast per channel.",
-    "none", choices=("none", "wavelet", "adain"),
-)  # fmt: skip
-NOISE = Input(
-    "noise", "COMBO", "noise",
-    "per_image: every picture of a batch gets its own noise. shared: all get the same, so that the frames of a film stay "
-    "steady.",
-    "per_image", choices=("per_image", "shared"),
-)  # fmt: skip
+SEED = replace(PLAIN_SEED, extra=(("control_after_generate", True),))
 MASK = Input(
     "mask", "MASK", "mask",
     "Optional. White = ResShift's result, black = plain bicubic enlargement. With an inpainting model: white = fill in.",
     required=False,
 )  # fmt: skip
 HOLE = Input("mask", "MASK", "mask", "White = fill in, black = keep.")
-TILE = Input(
-    "tile", "INT", "tile",
-    "Side of a tile in pixels of the input. 0 = the model's own. Smaller tiles need less memory and more time.",
-    0, 0, 8192, 16,
-)  # fmt: skip
-OVERLAP = Input(
-    "overlap", "INT", "overlap",
-    "How many input pixels neighbouring tiles share; they are blended there. 0 = the model's own; at most half a tile.",
-    0, 0, 4096, 8,
-)  # fmt: skip
-TILE_BATCH = Input(
-    "tile_batch", "INT", "tiles per batch",
-    "Tiles that go through the network together. 0 = as many as fit into free memory on a GPU, 1 on a CPU.",
-    0, 0, 256,
-)  # fmt: skip
-WRAP = Input(
-    "wrap", "COMBO", "wrap-around",
-    "For seamless textures: the picture continues at its opposite side, across x (left and right), y (top and bottom) or "
-    "both, and the result tiles without a seam.",
-    "none", choices=("none", "x", "y", "both"),
-)  # fmt: skip
-
 UPSCALE_INPUTS = (MODEL_SOCKET, IMAGE, SEED, STEPS, KAPPA, P, SAMPLER, SCALE, COLOR_FIX, NOISE)
 UPSCALED = Output("IMAGE", "image", "The result, with the channels that the input had.")
 

@@ -8,6 +8,7 @@ import comfy.model_management as mm
 import torch
 
 from .. import resshift_core as rs
+from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
 from .comparison import compared
 from .described import described
@@ -37,12 +38,6 @@ def fit_mask(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | 
         index = torch.arange(len(images)).clamp(max=len(mask) - 1)
         mask = mask[index]
     return mask
-
-
-def as_trained(steps=0, kappa=0.0, p=0.0, scale=0.0, tile=0, overlap=0, tile_batch=0, **words) -> dict:
-    """The widgets' zeros as the arguments of `upscale` that mean the same."""
-    settings = {"steps": steps, "kappa": kappa, "p": p, "scale": scale, "overlap": overlap, "tile_batch": tile_batch}
-    return {**{word: value or None for word, value in settings.items()}, "tile": tile or "auto", **words}
 
 
 def upscale_somehow(managed: ManagedModel, images: torch.Tensor, **settings) -> torch.Tensor:
@@ -126,7 +121,7 @@ class ResShiftUpscaleImage:
     """See inputs.UPSCALE."""
 
     def run(self, model, image, mask=None, unique_id=None, **widgets):
-        return run_node(model, image, mask, unique_id, **as_trained(**widgets))
+        return run_node(model, image, mask, unique_id, **as_arguments(**widgets))
 
 
 @described
@@ -134,7 +129,7 @@ class TiledResShiftUpscaleImage:
     """See inputs.TILED."""
 
     def run(self, model, image, mask=None, unique_id=None, **widgets):
-        return run_node(model, image, mask, unique_id, **as_trained(**widgets))
+        return run_node(model, image, mask, unique_id, **as_arguments(**widgets))
 
 
 @described
@@ -147,4 +142,4 @@ class ResShiftInpaint:
                 f"{model.model.config.name or 'This model'} does not fill holes. Load an inpainting model, such as "
                 "inpaint_imagenet_s4, or use ResShift Upscale."
             )
-        return run_node(model, image, mask, unique_id, **as_trained(**widgets))
+        return run_node(model, image, mask, unique_id, **as_arguments(**widgets))

@@ -6,9 +6,10 @@ python tools/generate_docs.py [--check]      --check writes nothing and fails wh
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 import json
 import sys
+import types
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,13 +17,10 @@ LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es", "ru")
 
 
 def load(name: str):
-    """A module of nodes/ by path: a package called `nodes` may belong to someone else."""
-    key = f"resshift_{name}"
-    if key not in sys.modules:
-        spec = importlib.util.spec_from_file_location(key, ROOT / "nodes" / f"{name}.py")
-        sys.modules[key] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[key])
-    return sys.modules[key]
+    """A module of nodes/ without the package's own imports: a package called `nodes` may belong to someone else."""
+    for package, folder in (("resshift_pack", ROOT), ("resshift_pack.nodes", ROOT / "nodes")):
+        sys.modules.setdefault(package, types.ModuleType(package)).__path__ = [str(folder)]
+    return importlib.import_module(f"resshift_pack.nodes.{name}")
 
 
 class Language:

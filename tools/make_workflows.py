@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import sys
+import types
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,12 +23,10 @@ CORE = {  # of ComfyUI's own nodes: sockets in, sockets out
 
 
 def table():
-    """nodes/inputs.py, loaded by path: a package called `nodes` may belong to someone else."""
-    spec = importlib.util.spec_from_file_location("resshift_inputs", ROOT / "nodes" / "inputs.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """nodes/inputs.py without the package's own imports: a package called `nodes` may belong to someone else."""
+    for package, folder in (("resshift_pack", ROOT), ("resshift_pack.nodes", ROOT / "nodes")):
+        sys.modules.setdefault(package, types.ModuleType(package)).__path__ = [str(folder)]
+    return importlib.import_module("resshift_pack.nodes.inputs")
 
 
 NODES = table().NODES
