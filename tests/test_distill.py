@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ import resshift_core as rs
 from training import distill
 from training.chain import Chain
 from training.degradation import make_degradation
-from training.distill import Distillation
+from training.distill import Distillation, DistillSettings, shorten_trunk
 
 from . import standin
 from .training_run import arguments, make_pictures, save_tiny_model
@@ -32,9 +35,14 @@ def setting(steps=4):
     return teacher, chain, chain.draw([0, 1], {"hr": hr})
 
 
+def losses(chain, teacher, **weights) -> Distillation:
+    """SinSR's, or with other weights."""
+    return Distillation(chain, teacher, DistillSettings(data=Path(), output=Path(), **weights))
+
+
 def test_the_teacher_is_upscale_with_the_deterministic_sampler():
     teacher, chain, points = setting()
-    objective = Distillation(chain, teacher, 1, 1)
+    objective = losses(chain, teacher)
     noise = torch.randn((1, *points.x0.shape[1:]), generator=torch.Generator().manual_seed(9))
     points = copy.copy(points)
     object.__setattr__(points, "noise", torch.stack([noise, noise]).expand(2, 2, -1, -1, -1))
@@ -46,7 +54,7 @@ def test_the_teacher_is_upscale_with_the_deterministic_sampler():
 
 def test_a_one_step_teacher_is_already_its_student():
     teacher, chain, points = setting(steps=1)
-    _, parts, _ = Distillation(chain, teacher, 0, 0)(chain.model.unet, points)
+    _, parts, _ = losses(chain, teacher, inverse=0, consistency=0)(chain.model.unet, points)
     assert float(parts["mse"]) < 1e-10
 
 
@@ -58,9 +66,10 @@ def test_the_losses_are_sinsrs():
         return torch.zeros_like(x)
 
     chain.model.unet.forward = nothing
-    _, parts, _ = Distillation(chain, teacher, 1, 1)(nothing, points)
+    _, parts, _ = losses(chain, teacher, truth=1)(nothing, points)
     x_T = points.y0 + chain.model.schedule.prior(points.y0)[1] * points.noise[1]
     assert float(parts["inverse"]) == pytest.approx(float((points.y0 - x_T).square().mean()), rel=1e-4)
+    assert float(parts["truth"]) == pytest.approx(float((points.y0 - points.x0).square().mean()), rel=1e-4)
     assert float(parts["consistency"]) == pytest.approx(float((points.y0 - points.x0).square().mean()), rel=1e-4)
 
 
@@ -80,9 +89,81 @@ def test_a_student_runs_in_one_step_and_comes_near_its_teacher(tmp_path):
     assert float((result - wanted).square().mean()) < 0.5 * float((before - wanted).square().mean())
 
 
+def test_weights_and_distance_are_those_asked_for():
+    teacher, chain, points = setting()
+    net = chain.model.unet
+    loss, parts, _ = losses(chain, teacher, loss="l1", inverse=0.5, consistency=2.0, truth=3.0)(net, points)
+    assert list(parts) == ["l1", "truth", "inverse", "consistency"]
+    wanted = parts["l1"] + 3 * parts["truth"] + 0.5 * parts["inverse"] + 2 * parts["consistency"]
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-5)
+
+
+def test_a_shorter_trunk_is_made_of_the_teachers_blocks():
+    teacher = standin.small_model(trunk_blocks=12)
+    whole = teacher.unet.state_dict()
+    for blocks, kept in ((1, [0]), (2, [0, 11]), (3, [0, 6, 11]), (12, range(12))):
+        student = shorten_trunk(teacher, blocks)
+        assert student.config == replace(teacher.config, unet=replace(teacher.config.unet, trunk_blocks=blocks))
+        fresh = rs.ResShiftModel(student.config)
+        fresh.unet.load_state_dict(student.unet.state_dict())  # strict
+        found = student.unet.state_dict()
+        for new, old in enumerate(kept, 1):
+            key = "in_layers.2.weight"
+            assert torch.equal(found[f"trunk.{new}.{key}"], whole[f"trunk.{old + 1}.{key}"])
+        assert torch.equal(found["trunk.0.weight"], whole["trunk.0.weight"])
+    student.unet.trunk[0].weight.zero_()
+    assert torch.equal(teacher.unet.state_dict()["trunk.0.weight"], whole["trunk.0.weight"])
+
+
+def test_a_student_with_a_shorter_trunk_runs_everywhere(tmp_path):
+    """File, metadata, one step, resuming, and a state of another network."""
+    data = make_pictures(tmp_path / "pictures")
+    model = save_tiny_model(tmp_path / "teacher.safetensors", trunk_blocks=4, kappa=0.5)
+    run = tmp_path / "run"
+    assert distill.main(arguments(data, run, model, "--trunk-blocks", 2, "--iterations", 4)) == 0
+    more = ("--trunk-blocks", 2, "--iterations", 6, "--resume", "auto")
+    assert distill.main(arguments(data, run, model, *more)) == 0
+    student = rs.load_model(run / "last.safetensors", device="cpu", dtype="fp32")
+    assert student.config.unet.trunk_blocks == 2 and student.config.default_steps == 1
+    assert student.metadata["steps_trained"] == "6" and student.metadata["parent"] == "small"
+    assert json.loads((run / "config.json").read_text())["model"]["unet"]["trunk_blocks"] == 2
+    image, asked = torch.rand(1, 3, 16, 16), []
+    assert rs.upscale(student, image, on_step=lambda event: asked.append(event.steps)).shape == (1, 3, 64, 64)
+    assert set(asked) == {1}
+
+
+def test_a_state_of_another_network_is_said(tmp_path, capsys):
+    data = make_pictures(tmp_path / "pictures")
+    model = save_tiny_model(tmp_path / "teacher.safetensors", trunk_blocks=4)
+    words = arguments(data, tmp_path / "run", model, "--iterations", 2)
+    assert distill.main([*words, "--trunk-blocks", "2"]) == 0
+    assert distill.main([*words, "--trunk-blocks", "3", "--resume", "auto"]) == 2
+    assert "of another network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "blocks, there, sentence",
+    [(3, 2, "the teacher's trunk has 2, so give 1 to 2"), (0, 2, "give 1 to 2"), (1, 0, "this model has no trunk")],
+)
+def test_trunks_that_cannot_be_are_refused(tmp_path, capsys, blocks, there, sentence):
+    model = save_tiny_model(tmp_path / "teacher.safetensors", trunk_blocks=there)
+    assert distill.main(arguments(tmp_path, tmp_path / "run", model, "--trunk-blocks", blocks)) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_recipe_is_taken_and_a_model_in_it_refused(tmp_path, capsys):
+    model, file = save_tiny_model(tmp_path / "teacher.safetensors"), tmp_path / "recipe.json"
+    file.write_text('{"training": {"trunk_blocks": 9}}')
+    assert distill.main(arguments(tmp_path, tmp_path / "run", model, "--config", file)) == 2
+    assert "--trunk-blocks is 9" in capsys.readouterr().err
+    file.write_text('{"model": {}, "training": {}}')
+    assert distill.main(arguments(tmp_path, tmp_path / "run", model, "--config", file)) == 2
+    assert "Leave 'model' out" in capsys.readouterr().err
+
+
 def test_settings_of_fine_tuning_are_refused(tmp_path, capsys):
     model = save_tiny_model(tmp_path / "teacher.safetensors")
-    for words in (("--steps", 4), ("--lpips", 1)):
+    for words in (("--steps", 4), ("--lpips", 1), ("--rollout-share", 0)):
         assert distill.main(arguments(tmp_path, tmp_path / "run", model, *words)) == 2
         assert "of no use here" in capsys.readouterr().err
 

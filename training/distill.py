@@ -2,14 +2,19 @@
 
     python training/distill.py --data PICTURES --output OUT                       # of the built-in model
     python training/distill.py --data PICTURES --output OUT --model TEACHER       # of any model the core loads
+    python training/distill.py --data PICTURES --output OUT --trunk-blocks 2      # with a shorter trunk, where there is one
 
 The student starts as the teacher. It learns (a) to return at once what the teacher's deterministic sampler reaches in all
 its steps from the same noise; (b) at t = 1 the way back, from the result to x_T (--inverse); (c) to return the true picture
-from the x_T that it would itself assign to it (--consistency). OUT/last.safetensors and OUT/best.safetensors carry one
-default step, so the nodes, WebUI and the command line run them with `steps=1` unasked.
+from the x_T that it would itself assign to it (--consistency); and, if asked, (d) from the x_T of (a) (--truth).
+OUT/last.safetensors and OUT/best.safetensors carry one default step, so the nodes, WebUI and the command line run them with
+`steps=1` unasked.
+
+A network without a trunk so takes 1/T of the teacher's time. A trunk, as the built-in model has one, is run once for all
+steps, and must become shorter for that: --trunk-blocks N keeps N of its blocks, evenly spaced, which training reconciles.
 
 All settings of training/finetune.py apply (data, degradation, memory, --resume auto, torchrun), but those of the schedule,
-which is the teacher's. docs/training.md has numbers.
+which is the teacher's. docs/training.md has numbers; `python -m benchmarks.student` measures both models on your pictures.
 """
 
 from __future__ import annotations
@@ -23,8 +28,8 @@ if not __package__:  # run as a file: let it be the module that `python -m train
 import copy
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 
 import resshift_core as rs
 from resshift_core.sampler import sample
@@ -32,23 +37,52 @@ from training.chain import Chain, Points
 from training.degradation import make_degradation
 from training.distributed import Processes
 from training.finetune import prepare, prepare_data, program, train
-from training.settings import SettingsError, TrainSettings, describe
+from training.losses import distance
+from training.settings import SettingsError, TrainSettings, describe, read_config
+from training.start import Start
 from training.trainer import Trainer
+from training.validation import Validator
+
+NOT_HERE = ("steps", "kappa", "p", "predict", "last_step_share", "rollout_share", "lpips", "adversarial", "eq8_weight")
 
 
 @dataclass(frozen=True)
 class DistillSettings(TrainSettings):
-    """Settings of finetune.py, and the weights of SinSR's losses."""
+    """Settings of finetune.py, and the weights of SinSR's losses; --loss is the distance in all of them (SinSR's: mse)."""
 
     inverse: float = 1.0  # weight of the way back, from the teacher's result to x_T
     consistency: float = 1.0  # weight of the loss against the true picture
+    truth: float = 0.0  # weight of the true picture beside the teacher's result, from the same x_T (not SinSR's)
+    trunk_blocks: int | None = None  # residual blocks of the student's trunk; None: the teacher's
+
+
+def shorten_trunk(model: rs.ResShiftModel, blocks: int) -> rs.ResShiftModel:
+    """A copy with `blocks` of the trunk's residual blocks, evenly spaced, the first and the last among them.
+
+    Raises:
+        SettingsError: the trunk does not have so many, or there is none.
+    """
+    there = model.config.unet.trunk_blocks
+    if not there:
+        raise SettingsError("--trunk-blocks is given, but this model has no trunk; its student needs none to be as fast.")
+    if not 1 <= blocks <= there:
+        raise SettingsError(f"--trunk-blocks is {blocks}; the teacher's trunk has {there}, so give 1 to {there}.")
+    kept = np.linspace(0, there - 1, blocks).round().astype(int)
+    short = copy.copy(model)
+    short.config = replace(model.config, unet=replace(model.config.unet, trunk_blocks=blocks))
+    short.unet = copy.deepcopy(model.unet)
+    short.unet.config = short.config.unet
+    convolution, *residual = short.unet.trunk
+    short.unet.trunk = torch.nn.Sequential(convolution, *(residual[i] for i in kept))
+    return short
 
 
 class Distillation:
     """loss(net, points) -> (loss, its parts, None), with the student as `net`."""
 
-    def __init__(self, chain: Chain, teacher: rs.ResShiftModel, inverse: float, consistency: float):
-        self.chain, self.teacher, self.inverse, self.consistency = chain, teacher, inverse, consistency
+    def __init__(self, chain: Chain, teacher: rs.ResShiftModel, settings: DistillSettings):
+        self.chain, self.teacher, self.settings = chain, teacher, settings
+        self.kind = settings.loss or "mse"
         self.discriminator = None
 
     @torch.no_grad()
@@ -66,53 +100,90 @@ class Distillation:
         """The student's answer to x at t, (B, C, h, w)."""
         return self.chain.predict_x0(net, replace(points, x_t=x, t=t))
 
+    def compare(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        """Mean over a batch of --loss, ()."""
+        return distance(self.kind, found, wanted).mean()
+
+    def way_back(self, net, points: Points, x_T: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """SinSR's inverse loss, ()."""
+        return self.compare(self.ask(net, points, target, torch.zeros_like(points.t)), x_T)
+
+    def round_trip(self, net, points: Points, last: torch.Tensor) -> torch.Tensor:
+        """SinSR's loss against the true picture, from the x_T that the student itself assigns to it, ()."""
+        with torch.no_grad():
+            own = self.ask(self.chain.model.unet, points, points.x0, torch.zeros_like(points.t))
+        return self.compare(self.ask(net, points, own, last), points.x0)
+
     def __call__(self, net, points: Points):
+        settings = self.settings
         last = torch.full_like(points.t, self.chain.model.schedule.steps - 1)
-        first = torch.zeros_like(points.t)
         x_T = self.chain.shifted(points.y0, points.y0, last, points.noise[1])
         target = self.teach(points)
-        loss = F.mse_loss(self.ask(net, points, x_T, last), target)
-        parts = {"mse": loss.detach()}
-        if self.inverse:
-            back = F.mse_loss(self.ask(net, points, target, first), x_T)
-            parts["inverse"] = back.detach()
-            loss = loss + self.inverse * back
-        if self.consistency:
-            with torch.no_grad():
-                own = self.ask(self.chain.model.unet, points, points.x0, first)
-            true = F.mse_loss(self.ask(net, points, own, last), points.x0)
-            parts["consistency"] = true.detach()
-            loss = loss + self.consistency * true
-        return loss, parts, None
+        answer = self.ask(net, points, x_T, last)
+        terms = {self.kind: (1.0, self.compare(answer, target))}
+        if settings.truth:
+            terms["truth"] = settings.truth, self.compare(answer, points.x0)
+        if settings.inverse:
+            terms["inverse"] = settings.inverse, self.way_back(net, points, x_T, target)
+        if settings.consistency:
+            terms["consistency"] = settings.consistency, self.round_trip(net, points, last)
+        loss = sum(weight * term for weight, term in terms.values())
+        return loss, {name: term.detach() for name, (_, term) in terms.items()}, None
+
+
+def check(settings: DistillSettings) -> None:
+    """What belongs to fine-tuning alone, and ranges.
+
+    Raises:
+        SettingsError: the first setting that is wrong.
+    """
+    for name in NOT_HERE:
+        if getattr(settings, name) != getattr(TrainSettings, name):
+            word = name.replace("_", "-")
+            raise SettingsError(f"--{word} is of no use here: the student has its teacher's chain and losses.")
+    if settings.config is not None and "model" in read_config(settings.config):
+        raise SettingsError(f"{settings.config} has a 'model', but the student is made from --model. Leave 'model' out.")
+    if min(settings.inverse, settings.consistency, settings.truth) < 0:
+        raise SettingsError("--inverse, --consistency and --truth are weights; they must not be negative.")
+
+
+def make_student(start: Start, settings: DistillSettings) -> rs.ResShiftModel:
+    """Turn the model of `start` into the student; returns the teacher.
+
+    Raises:
+        SettingsError: the model runs in one step already, or --trunk-blocks does not fit it.
+    """
+    if start.model.config.default_steps == 1:
+        raise SettingsError(f"{settings.model} runs in one step already; give a model of several steps.")
+    teacher = copy.deepcopy(start.model)
+    if settings.trunk_blocks is not None:
+        start.model = shorten_trunk(start.model, settings.trunk_blocks)
+    start.retrain_schedule(settings)
+    start.model.config = replace(start.model.config, default_steps=1)
+    return teacher
 
 
 def run(settings: DistillSettings, processes: Processes) -> None:
     """Everything from the teacher to the student's file.
 
     Raises:
-        SettingsError: settings that belong to fine-tuning alone are given.
+        SettingsError: settings that belong to fine-tuning alone are given, or do not fit the teacher.
     """
-    not_here = [name for name in ("steps", "kappa", "p", "predict", "config") if getattr(settings, name) is not None]
-    not_here += [name for name in ("lpips", "adversarial", "eq8_weight") if getattr(settings, name)]
-    if not_here:
-        raise SettingsError(
-            f"--{not_here[0].replace('_', '-')} is of no use here: the student has its teacher's chain and losses."
-        )
-    settings, start = prepare(replace(settings, loss="mse", last_step_share=1.0, rollout_share=0.0), processes)
-    if start.model.config.default_steps == 1:
-        raise SettingsError(f"{settings.model} runs in one step already; give a model of several steps.")
-    teacher = copy.deepcopy(start.model)
-    start.retrain_schedule(settings)
-    start.model.config = replace(start.model.config, default_steps=1)
+    check(settings)
+    settings = replace(settings, loss=settings.loss or "mse", last_step_share=1.0, rollout_share=0.0)
+    settings, start = prepare(settings, processes)
+    teacher = make_student(start, settings)
     if processes.first:
         print(f"{start.model}\n{describe(settings)}")
     data = prepare_data(settings, start.model, processes)
+    if processes.first and not settings.dry_run:
+        scores = Validator(data.pairs)(teacher).scores
+        print("The teacher on the held-out pictures: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
     degrade = None
     if settings.degradation != "paired":
         degrade = make_degradation(settings.degradation, start.model.scale, settings.seed, settings.damaged_share)
     chain = Chain(start.model, degrade, settings.seed, 1.0, processes.device)
-    objective = Distillation(chain, teacher, settings.inverse, settings.consistency)
-    train(settings, start, Trainer(start.model, settings, objective, processes), data)
+    train(settings, start, Trainer(start.model, settings, Distillation(chain, teacher, settings), processes), data)
 
 
 def main(argv=None) -> int:

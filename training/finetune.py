@@ -159,7 +159,7 @@ class Run:
         """Take over the newest state; False where there is none.
 
         Raises:
-            SettingsError: there is one, and --resume auto was not given.
+            SettingsError: there is one, and --resume auto was not given, or it is of another network.
         """
         if self.settings.resume != "auto":
             if self.processes.first and any(self.states.glob("*.pt")) and not self.settings.dry_run:
@@ -171,7 +171,13 @@ class Run:
         if state is None:
             return False
         self._compare(state)
-        self.trainer.load_state_dict(state["trainer"])
+        try:
+            self.trainer.load_state_dict(state["trainer"])
+        except RuntimeError as error:
+            raise SettingsError(
+                f"The state in {self.states} is of another network than this run's ({error}). Give the settings that it was "
+                "started with, or choose another --output."
+            ) from error
         self.best = state["best"]
         return True
 
@@ -238,7 +244,7 @@ class Run:
         settings, trainer = self.settings, self.trainer
         if self.processes.first:
             self.write_config()
-            names = ["mse", "l1", "charbonnier", "lpips", "adversarial", "discriminator", "inverse", "consistency"]
+            names = ["mse", "l1", "charbonnier", "lpips", "adversarial", "discriminator", "truth", "inverse", "consistency"]
             self.report = Report(self.output, settings.iterations, trainer.position.iteration, names)
             if trainer.position.iteration == 0:
                 self.validate()
