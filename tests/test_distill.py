@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import resshift_core as rs
+from benchmarks import student as benchmark
 from training import distill
 from training.chain import Chain
 from training.degradation import make_degradation
@@ -172,3 +174,18 @@ def test_a_student_cannot_teach(tmp_path, capsys):
     model = save_tiny_model(tmp_path / "student.safetensors", default_steps=1)
     assert distill.main(arguments(tmp_path, tmp_path / "run", model)) == 2
     assert "one step already" in capsys.readouterr().err
+
+
+def test_the_benchmark_compares_a_student_with_its_teacher(tmp_path):
+    """Steps, PSNR and the share of the network's time; a trunk of 1 block of 4 and one step of four is less than half."""
+    data = make_pictures(tmp_path / "pictures", 2, 128)
+    teacher = standin.small_model(model_channels=32, trunk_blocks=4)
+    student = shorten_trunk(teacher, 1)
+    student.config = replace(student.config, default_steps=1)
+    files = [rs.save_model(model, tmp_path / f"{n}.safetensors") for n, model in enumerate((teacher, student))]
+    words = argparse.Namespace(device="cpu", degradation="bicubic", limit=0, crop=0, rounds=5)
+    table = benchmark.measure(*(str(file) for file in files), data, words)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[3:]]
+    assert rows[0][:2] == ["teacher, float32", "4"] and rows[1][:2] == ["student, float32", "1"]
+    assert rows[0][6] == "100.0%" and float(rows[1][6].rstrip("%")) < 70
+    assert float(rows[1][3]) == pytest.approx(float(rows[1][2]) - float(rows[0][2]), abs=0.011)

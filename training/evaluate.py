@@ -42,9 +42,10 @@ from training.metrics import lpips_is_here, luma, psnr, ssim
 from training.report import save_picture
 from training.scan import DataError, find_images, read_rgb, scan
 from training.settings import SettingsError
-from training.validation import Pair, make_pairs
+from training.validation import given_pairs, make_pairs
 
 PYIQA_LICENCE = "pyiqa and the weights it fetches are licensed for non-commercial use only (PolyForm NC, NTU S-Lab)."
+WHOLE = 10**6  # pixels: no picture's middle is cut out
 PERCEPTUAL = ("lpips", "clipiqa", "musiq")
 ARROWS = {"psnr": "PSNR ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "clipiqa": "CLIPIQA ↑", "musiq": "MUSIQ ↑"}
 
@@ -64,7 +65,7 @@ class EvaluationSettings:
     kappa: tuple[float, ...] = ()
     p: tuple[float, ...] = ()
     sampler: Literal["stochastic", "deterministic"] = "stochastic"
-    degradation: Literal["paper-b1", "realesrgan", "bicubic"] = "paper-b1"
+    degradation: Literal["paper-b1", "realesrgan", "bicubic"] | None = None  # None: paper-b1; inpainting: bicubic
     crop: int = 0  # pixels of the truth's middle; 0 = whole pictures; the paper's are 256
     limit: int = 0  # pictures; 0 = all
     channel: Literal["y", "rgb"] = "y"  # of PSNR and SSIM
@@ -84,7 +85,7 @@ class Candidate:
     steps: str
     kappa: str
     p: str
-    upscale: Callable[[torch.Tensor], torch.Tensor]  # (1, 3, H, W) in [0, 1] -> (1, 3, H s, W s)
+    upscale: Callable[..., torch.Tensor]  # ((1, 3, H, W) in [0, 1], hole (1, 1, H, W) or None) -> (1, 3, H s, W s)
 
 
 # ---------------------------------------------------------------------------------------------------- candidates
@@ -95,8 +96,9 @@ def _own_candidates(settings: EvaluationSettings, model: rs.ResShiftModel, name:
     for steps, kappa, p in itertools.product(settings.steps or (None,), settings.kappa or (None,), settings.p or (None,)):
         trained = model.schedule
 
-        def upscale(image, steps=steps, kappa=kappa, p=p):
-            return rs.upscale(model, image, steps=steps, kappa=kappa, p=p, seed=settings.seed, sampler=settings.sampler)
+        def upscale(image, hole=None, steps=steps, kappa=kappa, p=p):
+            mask, seed, sampler = hole if model.config.task == "inpaint" else None, settings.seed, settings.sampler
+            return rs.upscale(model, image, mask=mask, steps=steps, kappa=kappa, p=p, seed=seed, sampler=sampler)
 
         shown = (steps or model.config.default_steps, kappa if kappa is not None else trained.kappa, p or trained.p)
         yield Candidate(name, *(f"{value:g}" for value in shown), upscale)
@@ -121,14 +123,14 @@ def load_other(path: Path, scale: int, device) -> Candidate:
     model.eval()
 
     @torch.inference_mode()
-    def upscale(image):
+    def upscale(image, hole=None):
         return model(image.to(device)).float().cpu().clamp(0, 1)
 
     return Candidate(f"{path.stem} ({model.architecture.name})", "", "", "", upscale)
 
 
 def bicubic_candidate(scale: int) -> Candidate:
-    def upscale(image):
+    def upscale(image, hole=None):
         return F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False).clamp(0, 1)
 
     return Candidate("bicubic", "", "", "", upscale)
@@ -139,15 +141,16 @@ def bicubic_candidate(scale: int) -> Candidate:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture to measure on; truth is None where there is none."""
+    """One picture to measure on; truth is None where there is none, hole where nothing is to be filled in."""
 
     name: str
     lq: torch.Tensor
     truth: torch.Tensor | None
+    hole: torch.Tensor | None = None
 
 
-def load_samples(settings: EvaluationSettings, scale: int) -> list[Sample]:
-    """The pictures, degraded or paired.
+def load_samples(settings: EvaluationSettings, scale: int, holes: bool = False) -> list[Sample]:
+    """The pictures, degraded or paired; `holes`: with a hole in each.
 
     Raises:
         SettingsError, DataError: neither folder is given, or nothing can be read.
@@ -157,19 +160,18 @@ def load_samples(settings: EvaluationSettings, scale: int) -> list[Sample]:
     found = scan(find_images(settings.truth or settings.lq), 1 if settings.truth is None else scale * 2, quiet=False)
     pictures = sorted(found.used, key=lambda picture: picture.path)[: settings.limit or None]
     names = [Path(picture.path).stem for picture in pictures]
+    if settings.truth is None and holes:
+        raise SettingsError("Inpainting is measured against the truth: give --truth; holes are drawn into its pictures.")
     if settings.truth is None:
         return [Sample(name, read_rgb(picture.path)[None].float() / 255, None) for name, picture in zip(names, pictures)]
     if settings.lq is None:
-        degrade = make_degradation(settings.degradation, scale, settings.seed)
-        side = settings.crop or 10**6
-        pairs = make_pairs(pictures, degrade, scale, side)
-        return [Sample(name, pair.lq, pair.truth) for name, pair in zip(names, pairs)]
-    partners = match_pairs(pictures, settings.truth, settings.lq, scale)
-    pairs = [
-        Pair(read_rgb(picture.path)[None].float() / 255, read_rgb(partners[picture.path])[None].float() / 255)
-        for picture in pictures
-    ]
-    return [Sample(name, pair.lq, pair.truth) for name, pair in zip(names, pairs)]
+        kind = settings.degradation or ("bicubic" if holes else "paper-b1")
+        degrade = make_degradation(kind, scale, settings.seed)
+        pairs = make_pairs(pictures, degrade, scale, settings.crop or WHOLE, holes)
+    else:
+        partners = match_pairs(pictures, settings.truth, settings.lq, scale)
+        pairs = given_pairs(pictures, [partners[p.path] for p in pictures], scale, settings.crop or WHOLE, holes)
+    return [Sample(name, pair.lq, pair.truth, pair.hole) for name, pair in zip(names, pairs)]
 
 
 # ---------------------------------------------------------------------------------------------------- metrics
@@ -212,7 +214,7 @@ def measure(candidate: Candidate, samples: Sequence[Sample], metrics: Metrics, k
     values, seconds = [], []
     for sample in tqdm(samples, desc=candidate.name, leave=False):
         began = time.perf_counter()
-        result = candidate.upscale(sample.lq).cpu()
+        result = candidate.upscale(sample.lq, sample.hole).cpu()
         seconds.append(time.perf_counter() - began)
         result = result.mul(255).round().div(255)  # as it is in a file
         values.append(metrics(result, sample.truth))
@@ -294,7 +296,7 @@ def run(settings: EvaluationSettings) -> list[dict]:
         raise SettingsError(f"The models have the scales {sorted(scales)}; all rows of a table must have one.")
     scale = scales.pop()
     metrics = Metrics(settings)
-    samples = load_samples(settings, scale)
+    samples = load_samples(settings, scale, any(model.config.task == "inpaint" for model in models.values()))
     candidates = [bicubic_candidate(scale)]
     for name, model in models.items():
         candidates += _own_candidates(settings, model, Path(name).stem if Path(name).suffix else name)

@@ -71,7 +71,7 @@ class TrainSettings:
     adversarial: float = 0.0  # weight of a patch discriminator, for pixel-space models
 
     # Data
-    degradation: Literal["realesrgan", "paper-b1", "bicubic", "paired"] = "realesrgan"
+    degradation: Literal["realesrgan", "paper-b1", "bicubic", "paired"] | None = None  # none: realesrgan; inpainting: bicubic
     damaged_share: float = 1.0  # of crops that get it; the rest is plainly bicubic
     pairs: Path | None = None  # paired: folder of the low-resolution pictures, by the same names
     crop: int | None = None  # pixels of the high-resolution crop
@@ -225,7 +225,9 @@ def check(settings: TrainSettings) -> None:
     if settings.degradation == "paired" and settings.pairs is None:
         raise SettingsError("--degradation paired needs --pairs, the folder of the low-resolution pictures.")
     if settings.degradation != "paired" and settings.pairs is not None:
-        raise SettingsError(f"--pairs is given, but --degradation is {settings.degradation}. Add --degradation paired.")
+        raise SettingsError(
+            f"--pairs is given, but --degradation is {settings.degradation or 'left out'}. Add --degradation paired."
+        )
     if settings.lpips < 0 or settings.adversarial < 0 or settings.clip < 0:
         raise SettingsError("--lpips, --adversarial and --clip must not be negative.")
 
@@ -243,6 +245,7 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
     chosen["validate_every"] = max(50, -(-settings.iterations // 10))
     chosen["save_every"] = max(50, min(1000, -(-settings.iterations // 10)))
     chosen["licence"] = model.licence
+    chosen["degradation"] = "bicubic" if model.task == "inpaint" else "realesrgan"  # at scale 1, bicubic changes nothing
     open_ = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
     settings = replace(settings, **open_)
     multiple = crop_multiple(model)

@@ -49,25 +49,30 @@ def middle(image: torch.Tensor, side: int, multiple: int) -> torch.Tensor:
     return image[:, top : top + height, left : left + width]
 
 
+def pair_of(number: int, truth: torch.Tensor, lq: torch.Tensor, holes: bool) -> Pair:
+    """Held-out picture `number`; `holes`: with a hole of its own, in which `lq` is black."""
+    if not holes:
+        return Pair(truth, lq)
+    square = draw_hole(max(lq.shape[-2:]), random_for(0, NUMBERS_FROM + number, 5))
+    hole = square[None, :, : lq.shape[2], : lq.shape[3]]
+    return Pair(truth, lq * (1 - hole), hole)
+
+
 def make_pairs(pictures: Sequence[Picture], degrade: Degrade, scale: int, side: int, holes: bool = False) -> list[Pair]:
     """Truths and their degraded versions, the same in every run of the same seed."""
     pairs = []
     for i, picture in enumerate(pictures):
         truth = middle(read_rgb(picture.path), side, scale)[None].float() / 255
-        hole = None
-        if holes:
-            square = draw_hole(max(truth.shape[-2:]), random_for(0, NUMBERS_FROM + i, 5))
-            hole = square[None, :, : truth.shape[2], : truth.shape[3]]
-        pairs.append(Pair(truth, degrade(truth, [NUMBERS_FROM + i]), hole))
+        pairs.append(pair_of(i, truth, degrade(truth, [NUMBERS_FROM + i]), holes))
     return pairs
 
 
-def given_pairs(pictures: Sequence[Picture], small: Sequence, scale: int, side: int) -> list[Pair]:
+def given_pairs(pictures: Sequence[Picture], small: Sequence, scale: int, side: int, holes: bool = False) -> list[Pair]:
     """As `make_pairs`, from files that belong together."""
     pairs = []
-    for picture, path in zip(pictures, small):
+    for i, (picture, path) in enumerate(zip(pictures, small)):
         truth = middle(read_rgb(picture.path), side, scale)[None].float() / 255
-        pairs.append(Pair(truth, middle(read_rgb(path), side // scale, 1)[None].float() / 255))
+        pairs.append(pair_of(i, truth, middle(read_rgb(path), side // scale, 1)[None].float() / 255, holes))
     return pairs
 
 
