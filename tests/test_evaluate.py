@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -106,11 +109,47 @@ def test_other_upscalers_stand_in_the_same_table(place, tmp_path):
     assert table(tmp_path / "out")[-1]["model"] == "other (SPAN)" and spandrel
 
 
+def test_files_of_the_same_name_are_told_apart(place, tmp_path):
+    files = [tmp_path / folder / "last.safetensors" for folder in ("one", "two")]
+    for file in files:
+        file.parent.mkdir()
+        shutil.copy(place[1], file)
+    more = ("--models", *files, place[1], "--limit", 1)
+    assert evaluate.main(words("--truth", place[0], "--output", tmp_path / "out", *more)) == 0
+    assert [row["model"] for row in table(tmp_path / "out")] == ["bicubic", "one/last", "two/last", "tiny"]
+
+
+def test_labels_of_the_plot_say_what_differs():
+    rows = [{"steps": steps, "kappa": "2", "p": p, "psnr": float(steps), "ssim": 0.5} for steps in "14" for p in ("0.3", "1")]
+    assert evaluate._labels(rows, "ssim") == {(1.0, 0.5): "T=1 p=0.3\nT=1 p=1", (4.0, 0.5): "T=4 p=0.3\nT=4 p=1"}
+
+
+@pytest.fixture
+def fake_pyiqa(monkeypatch):
+    """pyiqa's create_metric, as far as it is used here: means of the picture."""
+    made = types.ModuleType("pyiqa")
+    made.create_metric = lambda name: lambda image: image.mean() * {"clipiqa": 1, "musiq": 100}[name]
+    monkeypatch.setitem(sys.modules, "pyiqa", made)
+
+
+def test_pictures_without_truth(place, tmp_path, capsys, fake_pyiqa):
+    more = ("--lq", place[0], "--models", place[1], "--limit", 2, "--output", tmp_path)
+    assert evaluate.main(words(*more)) == 0
+    assert "--pyiqa True adds" in capsys.readouterr().out and "psnr" not in table(tmp_path)[0]
+    assert evaluate.main(words(*more, "--pyiqa", "True")) == 0
+    assert "non-commercial" in capsys.readouterr().out
+    rows = table(tmp_path)
+    assert all(float(row["musiq"]) == pytest.approx(100 * float(row["clipiqa"]), rel=1e-4) for row in rows)
+    assert "CLIPIQA ↑" in (tmp_path / "table.md").read_text(encoding="utf-8")
+
+
 def test_what_is_missing_is_said(place, tmp_path, capsys):
     assert evaluate.main(words("--models", place[1], "--output", tmp_path)) == 2
     assert "Give --truth" in capsys.readouterr().err
     assert evaluate.main(words("--truth", tmp_path, "--models", place[1], "--output", tmp_path)) == 1
     assert "None of 0 files" in capsys.readouterr().err
+    assert evaluate.main(words("--truth", tmp_path / "no", "--models", place[1], "--output", tmp_path)) == 1
+    assert "There is no folder" in capsys.readouterr().err
     assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path, "--others", "no.pth")) == 2
     assert "no.pth" in capsys.readouterr().err
 

@@ -80,7 +80,20 @@ def test_a_run_writes_what_its_docstring_says(finished):
         assert (finished / name).stat().st_size > 0, name
     assert (finished / "contact_sheet.png").is_file()
     assert len(list((finished / "state").glob("*.pt"))) in (1, 2)
-    assert list((finished / "tensorboard").iterdir())
+
+
+def test_tensorboard_shows_losses_scores_and_grids(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(finished / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    assert {"training/loss", "training/rate", "training/images_per_second"} <= set(tags["scalars"])
+    assert {"validation/psnr", "validation/ssim"} <= set(tags["scalars"])
+    assert [event.step for event in board.Scalars("validation/psnr")] == [0, 50, 60]
+    (grids,) = tags["images"]
+    shown = board.Images(grids)[0]
+    assert (shown.width, shown.height) == (3 * 256, 256)
 
 
 def test_training_helps(finished):
@@ -339,6 +352,28 @@ def test_a_folder_without_pictures_is_said(place, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert finetune.main(arguments(tmp_path / "empty", tmp_path / "run", place[1])) == 1
     assert "None of 0 files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, status, sentence",
+    [
+        (("--optimizer", "nosuch"), 2, "--optimizer nosuch is not among timm's: adabelief"),
+        (("--optimizer", "bnbadamw8bit"), 2, "--optimizer bnbadamw8bit cannot be used here"),
+        (("--data", "nowhere"), 1, "There is no folder nowhere"),
+        (("--degradation", "paired", "--pairs", "nowhere"), 1, "There is no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_is_said(place, tmp_path, capsys, words, status, sentence):
+    if "bnb" in str(words) and torch.cuda.is_available():
+        pytest.skip("may be used here")
+    assert finetune.main(arguments(place[0], tmp_path / "run", place[1], *words)) == status
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_output_that_is_a_file_is_said(place, tmp_path, capsys):
+    (tmp_path / "run").write_text("")
+    assert finetune.main(arguments(place[0], tmp_path / "run", place[1])) == 2
+    assert "cannot be made a folder" in capsys.readouterr().err
 
 
 def test_a_missing_model_is_said(place, tmp_path, capsys):

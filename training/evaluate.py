@@ -91,6 +91,15 @@ class Candidate:
 # ---------------------------------------------------------------------------------------------------- candidates
 
 
+def short_names(words: Sequence[str]) -> list[str]:
+    """Names of models for the table: of a file its bare name, with its folder where two would be called the same."""
+    bare = [Path(word).stem if Path(word).suffix else word for word in words]
+    return [
+        f"{Path(word).resolve().parent.name}/{name}" if bare.count(name) > 1 and Path(word).suffix else name
+        for word, name in zip(words, bare)
+    ]
+
+
 def _own_candidates(settings: EvaluationSettings, model: rs.ResShiftModel, name: str) -> Iterator[Candidate]:
     """Every combination of steps, kappa and p; None = as trained."""
     for steps, kappa, p in itertools.product(settings.steps or (None,), settings.kappa or (None,), settings.p or (None,)):
@@ -251,6 +260,18 @@ def write_csv(rows: Sequence[dict], path: Path) -> None:
         writer.writerows(rows)
 
 
+def _labels(rows: Sequence[dict], perceptual: str) -> dict[tuple[float, float], str]:
+    """{place in the plot: the settings of the points there}; settings that all points share are left out."""
+    symbols = {"steps": "T", "kappa": "κ", "p": "p"}
+    varies = [name for name in symbols if len({row[name] for row in rows}) > 1]
+    labels: dict[tuple[float, float], str] = {}
+    for row in rows:
+        place = (round(row["psnr"], 3), round(row[perceptual], 5))
+        text = " ".join(f"{symbols[name]}={row[name]}" for name in varies)
+        labels[place] = f"{labels[place]}\n{text}" if place in labels else text
+    return labels
+
+
 def write_plot(rows: Sequence[dict], path: Path) -> bool:
     """Perception against distortion, one point per row, one line per model; False without a pair of metrics to plot."""
     perceptual = next((name for name in (*PERCEPTUAL, "ssim") if name in rows[0]), None)
@@ -262,13 +283,12 @@ def write_plot(rows: Sequence[dict], path: Path) -> bool:
     figure = Figure(figsize=(8, 6), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
+    axis.margins(0.12)
     for name in dict.fromkeys(row["model"] for row in rows):
-        own = [row for row in rows if row["model"] == name]
+        own = sorted((row for row in rows if row["model"] == name), key=lambda row: row["psnr"])
         axis.plot([row["psnr"] for row in own], [row[perceptual] for row in own], marker="o", label=name)
-        for row in own:
-            if row["steps"]:
-                label = f"T={row['steps']} κ={row['kappa']} p={row['p']}"
-                axis.annotate(label, (row["psnr"], row[perceptual]), fontsize=7, xytext=(4, 4), textcoords="offset points")
+        for place, text in _labels(own, perceptual).items():
+            axis.annotate(text, place, fontsize=7, xytext=(5, -3), textcoords="offset points", va="top")
     axis.set_xlabel("PSNR, dB (higher: less distortion)")
     axis.set_ylabel(ARROWS[perceptual])
     if perceptual == "lpips":
@@ -285,32 +305,35 @@ def run(settings: EvaluationSettings) -> list[dict]:
     Raises:
         SettingsError, DataError, OfflineError, rs.ResShiftError: told as sentences.
     """
-    models = {
-        name: rs.load_model(
-            name, autoencoder=settings.autoencoder, variant=settings.variant, device=settings.device, dtype=settings.dtype
+    models = [
+        rs.load_model(
+            word, autoencoder=settings.autoencoder, variant=settings.variant, device=settings.device, dtype=settings.dtype
         )
-        for name in settings.models
-    }
-    scales = {model.scale for model in models.values()} or {4}
+        for word in settings.models
+    ]
+    scales = {model.scale for model in models} or {4}
     if len(scales) != 1:
         raise SettingsError(f"The models have the scales {sorted(scales)}; all rows of a table must have one.")
     scale = scales.pop()
     metrics = Metrics(settings)
-    samples = load_samples(settings, scale, any(model.config.task == "inpaint" for model in models.values()))
+    samples = load_samples(settings, scale, any(model.config.task == "inpaint" for model in models))
     candidates = [bicubic_candidate(scale)]
-    for name, model in models.items():
-        candidates += _own_candidates(settings, model, Path(name).stem if Path(name).suffix else name)
+    for name, model in zip(short_names(settings.models), models):
+        candidates += _own_candidates(settings, model, name)
     device = "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu")
     candidates += [load_other(path, scale, device) for path in settings.others]
     settings.output.mkdir(parents=True, exist_ok=True)
     rows = []
     for candidate in candidates:
-        label = "_".join(filter(None, (candidate.name, candidate.steps, candidate.kappa, candidate.p))).replace(" ", "_")
+        label = "_".join(filter(None, (candidate.name, candidate.steps, candidate.kappa, candidate.p)))
+        label = label.replace(" ", "_").replace("/", "_")
         rows.append(measure(candidate, samples, metrics, settings.output / label if settings.save else None))
     (settings.output / "table.md").write_text(as_markdown(rows), encoding="utf-8")
     write_csv(rows, settings.output / "table.csv")
     write_plot(rows, settings.output / "plot.png")
     print(f"{len(samples)} pictures\n{as_markdown(rows)}")
+    if settings.truth is None and not settings.pyiqa:
+        print("Without a truth nothing but the time could be measured: --pyiqa True adds CLIPIQA and MUSIQ.")
     return rows
 
 

@@ -289,12 +289,13 @@ class Run:
 
 
 def draw_contact_sheet(trainer: Trainer, crops: Crops, output: Path, count: int = 16) -> Path:
-    """OUTPUT/contact_sheet.png: crops above what the network is given of them, four pairs in a row."""
+    """OUTPUT/contact_sheet.png: crops above what the network is given of them, four pairs in a row, white between pairs."""
     numbers = list(range(count))
     batch = {name: torch.stack([crops[n][name] for n in numbers]) for name in crops[0]}
     points = trainer.chain.draw(numbers, batch)
     small = torch.nn.functional.interpolate(points.lq, size=tuple(points.hr.shape[-2:]), mode="nearest")
     pairs = torch.cat([points.hr, small], 2).add(1).div(2)  # (B, 3, 2 H, W)
+    pairs = torch.nn.functional.pad(pairs, (6, 6, 6, 6), value=1.0)
     rows = [torch.cat(list(pairs[i : i + 4]), 2) for i in range(0, count, 4)]
     path = output / "contact_sheet.png"
     save_picture(torch.cat(rows, 1), path)
@@ -351,6 +352,10 @@ def prepare(settings: TrainSettings, processes: Processes) -> tuple[TrainSetting
     """
     if settings.batch_size % processes.world:
         raise SettingsError(f"--batch-size is {settings.batch_size}; it must be a multiple of the {processes.world} processes.")
+    try:
+        settings.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SettingsError(f"--output {settings.output} cannot be made a folder ({error}).") from error
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = True
     start = load_start(settings, processes.device)

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from resshift_core.atomic_file import atomic_path
+
 log = logging.getLogger("resshift.training")
 
 
@@ -40,7 +42,7 @@ class Table:
         self.path, self.columns = path, ["iteration", *columns]
         kept = [row for row in self.read(path) if row["iteration"] <= iteration] if iteration else []
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="", extrasaction="ignore")
             writer.writeheader()
             writer.writerows({**row, "iteration": int(row["iteration"])} for row in kept)
@@ -118,14 +120,38 @@ class Report:
 def _curve(axis, rows, name: str, title: str) -> None:
     points = [(row["iteration"], row[name]) for row in rows if name in row]
     if points:
-        axis.plot(*zip(*points), marker="o" if len(points) < 30 else None, markersize=3)
+        iterations, values = zip(*points)
+        many = len(points) >= 20
+        axis.plot(iterations, values, marker=None if many else "o", markersize=3, alpha=0.4 if many else 1)
+        if many:  # single batches differ more than a run improves: a mean over a tenth of it
+            width = len(points) // 10
+            means = np.convolve(values, np.ones(width) / width, "valid")
+            axis.plot(iterations[width - 1 :], means, color="C0")
     axis.set_title(title)
     axis.set_xlabel("iteration")
     axis.grid(alpha=0.3)
 
 
+def before_and_after(first: Path, last: Path, side: int = 128) -> np.ndarray:
+    """The middle `side` pixels of two validation grids, two pictures in a row: input, before, after, truth. (H, W, 3)."""
+    grids = [np.asarray(Image.open(path).convert("RGB")) for path in (first, last)]
+    tile = grids[0].shape[1] // 3
+    start = (tile - side) // 2
+
+    def cut(grid, row, column):
+        top, left = row * tile + start, column * tile + start
+        return np.pad(grid[top : top + side, left : left + side], ((2, 2), (2, 2), (0, 0)), constant_values=255)
+
+    strips = []
+    for row in range(min(grid.shape[0] for grid in grids) // tile):
+        cuts = [cut(grids[0], row, 0), cut(grids[0], row, 1), cut(grids[1], row, 1), cut(grids[1], row, 2)]
+        strips.append(np.pad(np.concatenate(cuts, 1), ((0, 0), (0, 12), (0, 0)), constant_values=255))
+    strips += [np.full_like(strips[0], 255)] * (len(strips) % 2)
+    return np.concatenate([np.concatenate(strips[i : i + 2], 1) for i in range(0, len(strips), 2)], 0)
+
+
 def write_summary(output: Path) -> Path | None:
-    """OUTPUT/summary.png: loss and validation curves, and the validation grid before and after. None without matplotlib."""
+    """OUTPUT/summary.png: loss and validation curves, and details before and after. None without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -133,19 +159,18 @@ def write_summary(output: Path) -> Path | None:
         log.warning("matplotlib is not installed (pip install matplotlib); summary.png is left out.")
         return None
     losses, scores = Table.read(output / "log.csv"), Table.read(output / "validation.csv")
-    figure = Figure(figsize=(14, 8.5), layout="constrained")
+    figure = Figure(figsize=(14, 8), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["loss", "psnr", "ssim"], ["grids", "grids", "grids"]], height_ratios=[1, 1.8])
+    axes = figure.subplot_mosaic([["loss", "psnr", "ssim"], ["grids", "grids", "grids"]], height_ratios=[1, 1.3])
     _curve(axes["loss"], losses, "loss", "loss")
     _curve(axes["psnr"], scores, "psnr", "PSNR of held-out pictures, dB")
     _curve(axes["ssim"], scores, "ssim", "SSIM of held-out pictures")
     grids = sorted((output / "validation").glob("*.png"))
     axes["grids"].axis("off")
     if grids:
-        before, after = (np.asarray(Image.open(path).convert("RGB")) for path in (grids[0], grids[-1]))
-        gap = np.full((before.shape[0], 24, 3), 255, np.uint8)
-        axes["grids"].imshow(np.concatenate([before, gap, after], 1))
-        axes["grids"].set_title(f"input, result, truth: before (iteration {int(grids[0].stem)}), after ({int(grids[-1].stem)})")
+        axes["grids"].imshow(before_and_after(grids[0], grids[-1]), interpolation="nearest")
+        times = f"before (iteration {int(grids[0].stem)}), after ({int(grids[-1].stem)})"
+        axes["grids"].set_title(f"held-out pictures: input, {times}, truth")
     path = output / "summary.png"
     figure.savefig(path, dpi=100)
     return path

@@ -73,12 +73,20 @@ class Scan:
 
 
 def find_images(root: str | os.PathLike, split: str | None = None) -> list[Path]:
-    """All pictures below `root`, sorted; `split` keeps those that a MANIFEST.csv in `root` lists under that word."""
+    """All pictures below `root`, sorted; `split` keeps those that a MANIFEST.csv in `root` lists under that word.
+
+    Raises:
+        DataError: there is no such folder.
+    """
     root = Path(root)
+    if not root.is_dir():
+        raise DataError(f"There is no folder {root}.")
     manifest = root / "MANIFEST.csv"
     if split and manifest.is_file():
         with open(manifest, newline="", encoding="utf-8") as file:
-            return sorted(root / row["file"] for row in csv.DictReader(file) if row.get("split") == split)
+            rows = csv.DictReader(file)
+            if {"file", "split"} <= set(rows.fieldnames or ()):
+                return sorted(root / row["file"] for row in rows if row["split"] == split)
     return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
 
 

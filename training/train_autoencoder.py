@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 import resshift_core as rs
 from resshift_core.checkpoint import save_weights
+from resshift_core.device import resolve_device
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
 from training.losses import Discriminator, OfflineError, hinge, make_lpips
 from training.metrics import psnr
@@ -214,9 +215,7 @@ def run(settings: AutoencoderSettings) -> None:
         )
     if settings.resume != "auto" and any((settings.output / "state").glob("*.pt")):
         raise SettingsError(f"{settings.output} holds a run already. Add --resume auto, or choose another --output.")
-    device = torch.device(
-        "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu")
-    )
+    device = resolve_device(settings.device)
     found = scan(find_images(settings.data, "train"), settings.crop, settings.output / "scan.json", quiet=False)
     print(found.report())
     trainer = AutoencoderTrainer(settings, device)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from timm.optim import create_optimizer_v2, get_optimizer_info
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import create_scheduler_v2
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -22,7 +22,7 @@ from resshift_core.unet import ResBlock, Stage
 from .chain import Chain
 from .distributed import Processes
 from .losses import Discriminator, Objective, hinge
-from .settings import TrainSettings
+from .settings import SettingsError, TrainSettings
 
 log = logging.getLogger("resshift.training")
 
@@ -91,11 +91,20 @@ def choose_precision(word: str, device: torch.device) -> torch.dtype:
 
 
 def make_optimizer(parameters, settings: TrainSettings):
-    """timm's, by name."""
-    betas = {"betas": settings.betas} if get_optimizer_info(settings.optimizer).has_betas else {}
-    return create_optimizer_v2(
-        parameters, settings.optimizer, lr=settings.learning_rate, weight_decay=settings.weight_decay, **betas
-    )
+    """timm's, by name.
+
+    Raises:
+        SettingsError: the name is unknown, or the optimiser lacks what it needs (a package, a CUDA device).
+    """
+    name = settings.optimizer
+    if name not in list_optimizers():
+        needs = " It needs bitsandbytes: pip install bitsandbytes." if name.startswith("bnb") else ""
+        raise SettingsError(f"--optimizer {name} is not among timm's: {', '.join(list_optimizers())}.{needs}")
+    betas = {"betas": settings.betas} if get_optimizer_info(name).has_betas else {}
+    try:
+        return create_optimizer_v2(parameters, name, lr=settings.learning_rate, weight_decay=settings.weight_decay, **betas)
+    except (ImportError, AssertionError) as error:
+        raise SettingsError(f"--optimizer {name} cannot be used here ({error}).") from error
 
 
 def make_scheduler(optimizer, settings: TrainSettings):

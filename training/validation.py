@@ -78,7 +78,7 @@ def given_pairs(pictures: Sequence[Picture], small: Sequence, scale: int, side: 
 
 @dataclass(frozen=True)
 class Validation:
-    """Means over the held-out pictures, and a grid of the first ones: input, result, truth side by side."""
+    """Means over the held-out pictures, and a grid of those that lost most: input, result, truth side by side."""
 
     scores: dict[str, float]
     grid: torch.Tensor  # (3, H, W) in [0, 1]
@@ -87,7 +87,13 @@ class Validation:
 def _tile(image: torch.Tensor) -> torch.Tensor:
     """(1, 3, H, W) -> (3, SHOWN_PX, SHOWN_PX), cut or filled with white."""
     image = middle(image[0], SHOWN_PX, 1)
-    return F.pad(image, (0, SHOWN_PX - image.shape[2], 0, SHOWN_PX - image.shape[1]), value=1.0)
+    down, across = SHOWN_PX - image.shape[1], SHOWN_PX - image.shape[2]
+    return F.pad(image, (across // 2, across - across // 2, down // 2, down - down // 2), value=1.0)
+
+
+def _enlarged(pair: Pair) -> torch.Tensor:
+    """What the network is given, in the size of the truth, its pixels left visible."""
+    return F.interpolate(pair.lq, size=tuple(pair.truth.shape[-2:]), mode="nearest")
 
 
 class Validator:
@@ -95,22 +101,23 @@ class Validator:
 
     def __init__(self, pairs: Sequence[Pair], want_lpips: bool = False):
         self.pairs, self.lpips = list(pairs), None
+        lost = [float((_enlarged(pair) - pair.truth).square().mean()) for pair in self.pairs]
+        self.shown = sorted(range(len(lost)), key=lambda i: -lost[i])[:SHOWN]
         if want_lpips or lpips_is_here():
             from .losses import make_lpips
 
             self.lpips = make_lpips("alex")
 
     def __call__(self, model: rs.ResShiftModel) -> Validation:
-        scores, rows = [], []
-        for pair in self.pairs:
+        scores, rows = [], {}
+        for number, pair in enumerate(self.pairs):
             result = rs.upscale(model, pair.lq, seed=0, mask=pair.hole)
             score = {"psnr": psnr(result, pair.truth), "ssim": ssim(result, pair.truth)}
             if self.lpips is not None:
                 with torch.no_grad():
                     score["lpips"] = float(self.lpips(result * 2 - 1, pair.truth * 2 - 1))
             scores.append(score)
-            if len(rows) < SHOWN:
-                seen = F.interpolate(pair.lq, size=tuple(pair.truth.shape[-2:]), mode="nearest")
-                rows.append(torch.cat([_tile(seen), _tile(result), _tile(pair.truth)], 2))
+            if number in self.shown:
+                rows[number] = torch.cat([_tile(_enlarged(pair)), _tile(result), _tile(pair.truth)], 2)
         means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
-        return Validation(means, torch.cat(rows, 1))
+        return Validation(means, torch.cat([rows[number] for number in self.shown], 1))
