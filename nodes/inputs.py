@@ -28,6 +28,8 @@ from ..resshift_core.inputs import SEED as PLAIN_SEED
 MODEL = "RSHIFT_MODEL"
 CATEGORY = "image/upscaling/ResShift"
 ALIASES = ("super resolution", "upscale", "SR", "restore", "4x", "diffusion upscaler", "ResShift")
+
+
 @dataclass(frozen=True)
 class Output:
     kind: str

@@ -9,7 +9,8 @@ import comfy.model_management as mm
 import comfy.utils
 
 from .. import resshift_core as rs
-from ..resshift_core.registry import REGISTRY, VARIANTS, Entry, find_file
+from ..resshift_core.downloads import missing_files
+from ..resshift_core.registry import REGISTRY, Entry, find_file
 from .described import described
 from .folders import AUTO, download_folder, locate, plain_name
 from .managed import ManagedModel, choose_dtypes
@@ -83,7 +84,7 @@ class LoadResShiftModel:
         found = locate(model)
         if found is None:
             raise rs.CheckpointError(_check(model, "model"))
-        if isinstance(found, str) and not _is_here(REGISTRY[found], autoencoder == AUTO):
+        if isinstance(found, str) and not _is_here(found, autoencoder == AUTO):
             _fetch(found, unique_id)
         network, decoder = choose_dtypes(dtype)
         offload = mm.unet_offload_device()
@@ -97,10 +98,7 @@ class LoadResShiftModel:
         return (ManagedModel(loaded),)
 
 
-def _is_here(entry: Entry, with_autoencoder: bool) -> bool:
+def _is_here(name: str, with_autoencoder: bool) -> bool:
     """Whether the file lies on this machine, and the autoencoder that belongs to it if that is wanted."""
-    if entry.find() is None:
-        return entry.bundled  # then load_model says what to do
-    if not entry.variant or not with_autoencoder:
-        return True
-    return REGISTRY[VARIANTS[entry.variant].autoencoder].find() is not None
+    missing = missing_files(name)
+    return not missing if with_autoencoder else REGISTRY[name] not in missing

@@ -245,3 +245,14 @@ def download_with_autoencoder(
     entry = get_entry(name)
     entries = [entry, get_entry(VARIANTS[entry.variant].autoencoder)] if entry.variant else [entry]
     return _download(entries, folder, on_progress, confirm)
+
+
+def missing_files(name: str) -> list[Entry]:
+    """The entries of a model and its autoencoder that are not on this machine.
+
+    Raises:
+        InputError: the registry knows no such name.
+    """
+    entry = get_entry(name)
+    entries = [entry, get_entry(VARIANTS[entry.variant].autoencoder)] if entry.variant else [entry]
+    return [entry for entry in entries if not entry.bundled and entry.find() is None]

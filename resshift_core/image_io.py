@@ -160,6 +160,14 @@ def _picture(image: Image.Image) -> Picture:
     return Picture(pixels, mode, image.format or "", _matching_profile(icc, mode, notes), exif, text, tuple(notes))
 
 
+def pixels_of(image: Image.Image) -> Picture:
+    """A Pillow picture that a host has decoded and turned upright: pixels, mode and notes, without what lies beside them."""
+    notes: list[str] = []
+    image.load()
+    pixels, mode, _ = _decode(image, "", notes)
+    return Picture(pixels, mode, image.format or "", notes=tuple(notes))
+
+
 def _exif_and_upright(image: Image.Image, notes: list[str]) -> tuple[bytes, Image.Image]:
     """The EXIF block without what belongs to this file's layout, orientation reset; and the picture turned upright."""
     try:

@@ -1,0 +1,128 @@
+"""The accordion in the Extras tab: settings of this run, a pass of its own, and words for the picture's text."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+import gradio as gr
+from modules import scripts_postprocessing, ui_components
+
+from resshift_core.errors import InputError
+from resshift_core.inputs import SCALE
+
+from . import host, loaded
+from .controls import draw
+from .entries import BUILTIN, find_entry, list_entries
+from .session import SESSION, settings_of_options
+from .settings import INPUTS, RANDOM, Settings, check_scale
+from .upscaling import Result, upscale_image
+
+log = logging.getLogger("resshift")
+
+NOTE = (
+    "While this is open, its settings count, not those of the Settings page. If Upscale above uses a ResShift model, they steer "
+    "that; otherwise ResShift runs here, with the model and factor below."
+)
+ROWS = (("steps", "kappa", "p"), ("sampler", "color_fix"), ("seed",), ("tile", "overlap", "tile_batch"), ("compare",))
+UPSCALERS = ("Postprocess upscaler", "Postprocess upscaler 2")  # the host's words for what Upscale used
+
+
+class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
+    """Runs after Upscale (order 1000). The host's API hands None to every control: closed, and the options count."""
+
+    name = "ResShift"
+    order = 1015
+
+    def ui(self):
+        settings = _defaults()
+        with _accordion() as enable:
+            gr.HTML(f"<p class='resshift-note'>{NOTE}</p>")
+            with gr.Row():
+                names = [entry.name for entry in list_entries()]
+                model = gr.Dropdown(label="Model", choices=names, value=BUILTIN, elem_id="resshift_model")
+                scale = draw(SCALE, 0.0)
+            shown = {}
+            for row in ROWS:
+                with gr.Row():
+                    shown |= {word: draw(INPUTS[word], getattr(settings, word)) for word in row}
+                    if "seed" in row:
+                        _seed_buttons(shown["seed"])
+        return {"enable": enable, "model": model, "scale": scale, **shown}
+
+    def process_firstpass(self, pp, enable=None, model=None, scale=None, **controls):
+        """Before any script works on the picture: what the accordion asks, and whether the host's cache still holds."""
+        SESSION.begin(Settings.of(controls) if enable else None)
+        settings = SESSION.settings()
+        fingerprint = (settings, tuple((entry.name, loaded.stamp(entry.source)) for entry in list_entries()))
+        once = settings.is_random or settings.compare  # a cached picture has no new seed, and no sheet
+        if once or SESSION.stopped or fingerprint != SESSION.fingerprint:
+            host.forget_cached_pictures()
+        SESSION.fingerprint, SESSION.stopped, SESSION.sheet = fingerprint, False, None
+
+    def process(self, pp, enable=None, model=None, scale=None, **controls):
+        names = {entry.name for entry in list_entries()}
+        used = next((pp.info[word] for word in UPSCALERS if pp.info.get(word) in names), None)
+        if used is not None:
+            self._describe(pp, used)
+        elif enable:
+            self._run(pp, model, scale, Settings.of(controls))
+
+    def _describe(self, pp, name: str) -> None:
+        """The picture is Upscale's, by one of our entries; from its cache, perhaps."""
+        if SESSION.stopped or name not in SESSION.history:
+            return
+        pp.info.update(SESSION.history[name].as_text())
+        _add_sheet(pp, SESSION.sheet)
+
+    def _run(self, pp, model, scale, settings: Settings) -> None:
+        factor = check_scale(scale or 0)
+        result: Result | None = upscale_image(pp.image, find_entry(model or BUILTIN), settings, scale=factor, owns_bar=True)
+        if result is None:
+            return
+        pp.image = result.image
+        pp.info.update(result.made.as_text())
+        _add_sheet(pp, result.sheet)
+
+    def image_changed(self):
+        """Another picture was put into the tab; nothing of ours depends on that."""
+
+
+def _defaults() -> Settings:
+    try:
+        return settings_of_options()
+    except InputError as error:
+        log.warning("%s The accordion starts with the defaults.", error)
+        return Settings()
+
+
+def _add_sheet(pp, sheet) -> None:
+    if sheet is None or not hasattr(pp, "extra_images"):
+        return
+    copy = getattr(pp, "create_copy", None)
+    pp.extra_images.append(copy(sheet, nametags=["compare"], disable_processing=True) if copy else sheet)
+
+
+@contextlib.contextmanager
+def _accordion():
+    """The host's accordion that is a checkbox as well; hosts before it get one inside a plain accordion."""
+    kind = getattr(ui_components, "InputAccordion", None)
+    if kind is not None:
+        with kind(False, label="ResShift", elem_id="extras_resshift") as enable:
+            yield enable
+        return
+    with gr.Accordion("ResShift", open=False, elem_id="extras_resshift"):
+        yield gr.Checkbox(label="Use these settings", value=False, elem_id="extras_resshift_enable")
+
+
+def _seed_buttons(seed) -> None:
+    kind = getattr(ui_components, "ToolButton", gr.Button)
+    draw_new = kind("\U0001f3b2", elem_id="resshift_seed_random")
+    reuse = kind("\u267b\ufe0f", elem_id="resshift_seed_reuse")
+    draw_new.click(fn=lambda: RANDOM, inputs=[], outputs=[seed])
+    reuse.click(fn=_last_seed, inputs=[], outputs=[seed])
+
+
+def _last_seed():
+    """The seed of the last picture; where there is none, the field stays as it is."""
+    return gr.update() if SESSION.last is None else SESSION.last.settings.seed

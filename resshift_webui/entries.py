@@ -1,0 +1,105 @@
+"""What is listed as an upscaler: the built-in model, files in the models folders, and published models the user wants to see."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from resshift_core import registry
+from resshift_core.detection import is_autoencoder
+from resshift_core.errors import InputError, ResShiftError
+from resshift_core.peek import peek_config
+
+from . import host
+
+SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
+DEFAULT_SCALE = 4  # where only the weights would tell
+BUILTIN = "ResShift built-in 4x"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the host's list of upscalers."""
+
+    name: str  # "... 4x" sets the host's slider where the user wants that
+    source: str  # a name of the registry, or a path
+    scale: int  # output pixels per input pixel
+
+
+def list_entries() -> list[Entry]:
+    """All of them, the built-in model first. Files are not opened further than their headers."""
+    for folder in host.model_folders():
+        registry.add_models_dir(folder)
+    return [Entry(BUILTIN, "builtin", 4), *_published(), *_files()]
+
+
+def find_entry(word: str) -> Entry:
+    """The entry of that name, that name in the registry, or that file name.
+
+    Raises:
+        InputError: there is none; the sentence lists them.
+    """
+    entries = list_entries()
+    for entry in entries:
+        if word in (entry.name, entry.source, Path(entry.source).name):
+            return entry
+    raise InputError(f"There is no ResShift model {word!r} here. There are: {', '.join(entry.name for entry in entries)}.")
+
+
+def selectable() -> list[registry.Entry]:
+    """Published models that upscale: those a user may want listed before they are downloaded."""
+    return [entry for entry in registry.REGISTRY.values() if not entry.bundled and entry.task in ("sr", "face")]
+
+
+def _published() -> list[Entry]:
+    wanted = host.option("visible", [])
+    return [
+        Entry(f"ResShift {entry.name} {entry.scale}x", entry.name, entry.scale)
+        for entry in selectable()
+        if entry.name in wanted or entry.find() is not None
+    ]
+
+
+def _files() -> list[Entry]:
+    known = {Path(entry.file).stem.lower() for entry in registry.REGISTRY.values()}
+    found = [
+        (path, path.relative_to(folder).as_posix())
+        for folder in host.model_folders()
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and path.stem.lower() not in known and path.is_file()
+    ]
+    stems = Counter(Path(name).with_suffix("").as_posix() for _, name in found)
+    listed = []
+    for path, name in found:
+        task, scale = _task_and_scale(path)
+        if task in ("sr", "face"):
+            stem = Path(name).with_suffix("").as_posix()
+            shown = stem if stems[stem] == 1 else name
+            listed.append(
+                Entry(f"ResShift {shown} {scale}x" if scale else f"ResShift {shown}", str(path), scale or DEFAULT_SCALE)
+            )
+    return listed
+
+
+def _task_and_scale(path: Path) -> tuple[str, int]:
+    """(task, scale) by the file's header and name; scale 0 where only its weights would tell, which is no reason to hide it."""
+    try:
+        config = peek_config(path)
+        return config.task, config.scale
+    except ResShiftError:
+        return ("autoencoder" if _holds_autoencoder(path) else "sr"), 0
+
+
+def _holds_autoencoder(path: Path) -> bool:
+    if "autoencoder" in path.stem.lower():
+        return True
+    if path.suffix.lower() != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as file:
+            return is_autoencoder(dict.fromkeys(file.keys()))
+    except (SafetensorError, OSError):  # a damaged file is listed; choosing it says what is wrong
+        return False

@@ -1,0 +1,109 @@
+"""Everything that this package asks of the host's modules, one question a function, with an answer where a host lacks it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from pathlib import Path
+
+import torch
+from modules import devices, shared
+
+log = logging.getLogger("resshift")
+
+FOLDER = "ResShift"  # below the host's models folder
+
+
+def option(key: str, default):
+    """The option resshift_`key`. Options do not exist yet while the host imports its extensions."""
+    value = getattr(shared.opts, f"resshift_{key}", None)
+    return default if value is None else value
+
+
+def model_folders() -> list[Path]:
+    """Where model files lie: --resshift-models-path if it is given, then models/ResShift. Downloads go to the first."""
+    chosen = getattr(shared.cmd_opts, "resshift_models_path", None)
+    own = Path(shared.models_path) / FOLDER
+    return [Path(chosen), own] if chosen and Path(chosen) != own else [own]
+
+
+def device() -> torch.device:
+    """Where upscalers run; `--use-cpu esrgan` (or all) moves them to the processor."""
+    choose = getattr(devices, "get_device_for", None)
+    return torch.device(choose("esrgan") if choose else shared.device)
+
+
+def refuses_half() -> bool:
+    """Whether the host was started with --no-half."""
+    return bool(getattr(shared.cmd_opts, "no_half", False))
+
+
+def interrupted() -> bool:
+    """Whether the user pressed Interrupt or Skip."""
+    state = shared.state  # fetched anew: some hosts replace it
+    return bool(getattr(state, "interrupted", False) or getattr(state, "skipped", False))
+
+
+def job() -> object:
+    """Something that is equal as long as the same job runs, and None where nothing does."""
+    return getattr(shared.state, "time_start", None)
+
+
+def make_room() -> None:
+    """Ask the host to move its own models off the device, where it has a word for that."""
+    with contextlib.suppress(ImportError):
+        from modules_forge.utils import prepare_free_memory
+
+        prepare_free_memory()
+        return
+    with contextlib.suppress(ImportError):
+        from modules_forge.forge_util import prepare_free_memory
+
+        prepare_free_memory()
+
+
+def collect_garbage() -> None:
+    """Give cached memory of the device back."""
+    devices.torch_gc()
+
+
+def without_autocast():
+    """Context: the host's autocast, which is on in hires fix, must not change our number formats."""
+    leave = getattr(devices, "without_autocast", None)
+    return leave() if leave else contextlib.nullcontext()
+
+
+def shows_previews() -> bool:
+    return bool(getattr(shared.opts, "live_previews_enable", True))
+
+
+def show_preview(image) -> None:
+    """Hand a PIL picture to the live preview."""
+    state = shared.state
+    if hasattr(state, "assign_current_image"):
+        state.assign_current_image(image)
+    else:
+        state.current_image = image
+        state.id_live_preview = getattr(state, "id_live_preview", 0) + 1
+
+
+def forget_cached_pictures() -> None:
+    """Empty the Extras tab's cache, which knows pictures and upscalers but not our settings."""
+    from modules import scripts
+
+    runner = getattr(scripts, "scripts_postproc", None)
+    if runner is not None:
+        runner.image_changed()
+
+
+def add_upscalers(data: list) -> None:
+    """List `data` in a host whose list of upscalers is fixed; does nothing where they are listed already."""
+    listed = {upscaler.name for upscaler in shared.sd_upscalers}
+    shared.sd_upscalers.extend(item for item in data if item.name not in listed)
+
+
+def make_folder() -> None:
+    """Create models/ResShift, so that people find where their files go."""
+    with contextlib.suppress(OSError):
+        os.makedirs(model_folders()[0], exist_ok=True)

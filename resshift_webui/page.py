@@ -1,0 +1,46 @@
+"""The section ResShift of the Settings page; its options are called resshift_<input>."""
+
+from __future__ import annotations
+
+import gradio as gr
+from modules import shared
+
+from resshift_core import registry
+
+from .controls import LABELS, component
+from .entries import selectable
+from .loaded import DTYPES
+from .settings import INPUTS, Settings
+
+SECTION = ("resshift", "ResShift")
+
+
+def add_options() -> None:
+    """Add them to the host, once or again; saved values stay."""
+    defaults = Settings()
+    for word, item in INPUTS.items():
+        kind, arguments = component(item)
+        _add(word, getattr(defaults, word), LABELS[word], kind, arguments, item.tooltip)
+    _add("dtype", "auto", "Number format", gr.Radio, {"choices": list(DTYPES)}, "auto: bf16 or fp16 where the hardware has it")
+    _add("keep_loaded", True, "Keep the model in main memory between runs", gr.Checkbox, {}, "it never stays on the GPU")
+    _add("download", True, "Download a listed model when it is first used", gr.Checkbox, {}, "its licence is told in the log")
+    names = [(_label(entry), entry.name) for entry in selectable()]
+    _add(
+        "visible", [], "Published models to list although they are not downloaded yet", gr.Dropdown,
+        {"choices": [name for _, name in names], "multiselect": True},
+        "; ".join(label for label, _ in names) + "; needs Reload UI",
+    )  # fmt: skip
+
+
+def _label(entry: registry.Entry) -> str:
+    size = f"{entry.size / 1e6:.0f} MB" if entry.size else "about 480 MB"
+    return f"{entry.name}: {size}, {entry.licence}"
+
+
+def _add(word: str, default, label: str, kind, arguments: dict, hint: str) -> None:
+    option = shared.OptionInfo(default, label, kind, arguments, section=SECTION)
+    if hasattr(option, "info"):
+        option = option.info(hint)
+    if hasattr(option, "category_id"):
+        option.category_id = "postprocessing"
+    shared.opts.add_option(f"resshift_{word}", option)

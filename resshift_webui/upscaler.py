@@ -1,0 +1,80 @@
+"""The entries in WebUI's lists of upscalers: Extras, hires fix, SD upscale, img2img."""
+
+from __future__ import annotations
+
+import logging
+
+import modules.upscaler
+from PIL import Image
+
+from . import host
+from .entries import BUILTIN, Entry, find_entry, list_entries
+from .session import SESSION
+from .upscaling import upscale_image
+
+log = logging.getLogger("resshift")
+
+BLOCK = 8  # the host's upscalers give sides that are multiples of this
+
+
+def host_size(width: int, height: int, scale: float) -> tuple[int, int]:
+    """(width, height) that the host's own upscalers give: floored to multiples of 8, except where nothing would be left."""
+    return tuple(int(side * scale) // BLOCK * BLOCK or max(1, int(side * scale)) for side in (width, height))
+
+
+class UpscalerResShift(modules.upscaler.Upscaler):
+    """One object for all entries. `upscale` is the host's contract of size, in one pass instead of up to three."""
+
+    name = "ResShift"
+
+    def __init__(self, dirname=None):
+        try:  # an exception here would keep the server from starting
+            super().__init__(False)
+            self.user_path = dirname
+            host.make_folder()
+        except Exception as error:
+            log.warning("ResShift's models folder is not available: %s", error)
+        self.name = "ResShift"
+        self.scalers = self._scalers()
+
+    def _scalers(self) -> list:
+        try:
+            entries = list_entries()
+        except Exception as error:
+            log.warning("The models folder cannot be read (%s); only the built-in model is listed.", error)
+            entries = [Entry(BUILTIN, "builtin", 4)]
+        return [modules.upscaler.UpscalerData(entry.name, entry.source, self, entry.scale) for entry in entries]
+
+    def upscale(self, img: Image.Image, scale, selected_model: str | None = None) -> Image.Image:
+        """img at `scale` times its size. Where the user stops the run, and for factors under 1, img merely resized.
+
+        Raises:
+            rs.ResShiftError: the model cannot be loaded or run; the host shows the sentence.
+        """
+        self.scale = scale
+        size = host_size(img.width, img.height, scale)
+        result = None if scale < 1 else self._run(img, selected_model, size)
+        return result or img.resize(size, Image.Resampling.LANCZOS)
+
+    def do_upscale(self, img: Image.Image, selected_model: str | None = None) -> Image.Image:
+        """img at the model's own scale; where the user stops the run, img."""
+        return self._run(img, selected_model, None) or img
+
+    def load_model(self, path: str):
+        """The host's interface asks for it; models are loaded when they run."""
+        return None
+
+    def _run(self, img: Image.Image, source: str | None, size: tuple[int, int] | None) -> Image.Image | None:
+        if host.interrupted():  # while the host read the picture; its cache will take what we return for the result
+            SESSION.stopped = True
+            return None
+        entry = self._entry(source)
+        result = upscale_image(img, entry, SESSION.settings(), size=size, owns_bar=SESSION.in_extras())
+        return None if result is None else result.image
+
+    def _entry(self, source: str | None) -> Entry:
+        """The entry that was listed with this source; the file may be gone by now, which loading it will say."""
+        for scaler in self.scalers:
+            if source in (scaler.data_path, scaler.name):
+                return Entry(scaler.name, scaler.data_path, int(scaler.scale))
+        return find_entry(source or "builtin")

@@ -1,0 +1,86 @@
+"""One picture through one model: what upscaler, accordion and API have in common."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from PIL import Image
+
+import resshift_core as rs
+from resshift_core.cli.sheet import compare_sheet
+from resshift_core.image_io import Picture, pixels_of, to_image
+from resshift_core.resize import resize, target_size
+
+from . import host, loaded
+from .entries import Entry
+from .progress import Progress
+from .session import SESSION, Made
+from .settings import Settings
+
+MAX_RANDOM = 2**32  # seeds that every browser's numbers hold exactly
+
+
+@dataclass(frozen=True)
+class Result:
+    image: Image.Image
+    made: Made
+    sheet: Image.Image | None = None
+
+
+def upscale_image(
+    image: Image.Image,
+    entry: Entry,
+    settings: Settings,
+    *,
+    size: tuple[int, int] | None = None,
+    scale: float = 0.0,
+    owns_bar: bool = False,
+) -> Result | None:
+    """One diffusion pass, whatever the factor; None where the user stopped it.
+
+    Args:
+        image: any mode; RGBA, LA and L come back as they were, palettes as RGB or RGBA.
+        size: exact (width, height) of the result, else `scale` decides; 0 = the model's own.
+        owns_bar: see Progress.
+
+    Raises:
+        rs.ResShiftError: the model cannot be loaded or run; a sentence.
+    """  # fmt: skip
+    if settings.is_random:
+        settings = replace(settings, seed=random.randrange(MAX_RANDOM))
+    picture = pixels_of(image)
+    images = picture.tensor()
+    try:
+        with Progress(images, owns_bar) as progress, loaded.on_device(entry.source, progress.fetching) as model:
+            progress.begin()
+            with host.without_autocast():
+                out = rs.upscale(model, images, on_step=progress, **settings.as_arguments())
+            made = Made(entry.name, _as_used(model, settings))
+    except rs.Cancelled:
+        SESSION.stopped = True
+        return None
+    height, width = images.shape[-2:]
+    wanted = target_size(height, width, scale or entry.scale) if size is None else (size[1], size[0])
+    result = to_image(resize(out, wanted)[0], picture.mode)
+    SESSION.made(entry.name, made)
+    SESSION.sheet = _sheet(picture, result, made) if settings.compare else None
+    return Result(result, made, SESSION.sheet)
+
+
+def _as_used(model: rs.ResShiftModel, settings: Settings) -> Settings:
+    """The settings with zeros replaced by what they meant for this model."""
+    config = model.config
+    return replace(
+        settings,
+        steps=settings.steps or config.default_steps,
+        kappa=settings.kappa or config.kappa,
+        p=settings.p or config.p,
+        tile=settings.tile or config.tile,
+        overlap=settings.overlap or config.overlap,
+    )
+
+
+def _sheet(picture: Picture, result: Image.Image, made: Made) -> Image.Image:
+    scale = result.width / picture.size[0]
+    return compare_sheet(picture, result, f"{made.model}, x{scale:.3g}, {made.settings.steps} steps")
