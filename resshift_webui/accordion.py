@@ -53,15 +53,13 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
     def process_firstpass(self, pp, enable=None, model=None, scale=None, **controls):
         """Before any script works on the picture: what the accordion asks, and whether the host's cache still holds."""
         SESSION.begin(Settings.of(controls) if enable else None)
-        settings = SESSION.settings()
-        fingerprint = (settings, tuple((entry.name, loaded.stamp(entry.source)) for entry in list_entries()))
-        once = settings.is_random or settings.compare  # a cached picture has no new seed, and no sheet
-        if once or SESSION.stopped or fingerprint != SESSION.fingerprint:
+        fingerprint = _fingerprint()
+        if SESSION.stopped or fingerprint is None or fingerprint != SESSION.fingerprint:
             host.forget_cached_pictures()
         SESSION.fingerprint, SESSION.stopped, SESSION.sheet = fingerprint, False, None
 
     def process(self, pp, enable=None, model=None, scale=None, **controls):
-        names = {entry.name for entry in list_entries()}
+        names = host.listed()
         used = next((pp.info[word] for word in UPSCALERS if pp.info.get(word) in names), None)
         if used is not None:
             self._describe(pp, used)
@@ -86,6 +84,18 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
 
     def image_changed(self):
         """Another picture was put into the tab; nothing of ours depends on that."""
+
+
+def _fingerprint() -> tuple | None:
+    """What a cached picture depends on beside itself and its upscaler's name. None: nothing in the cache is of use."""
+    try:
+        settings = SESSION.settings()
+    except InputError:  # an option out of range matters to those who use our entries, and they are told
+        return None
+    if settings.is_random or settings.compare:  # a cached picture has no new seed, and no sheet
+        return None
+    files = tuple((name, loaded.stamp(source)) for name, source in host.listed().items())
+    return settings, host.option("dtype", "auto"), files
 
 
 def _defaults() -> Settings:

@@ -12,7 +12,7 @@ from modules import devices, shared
 
 log = logging.getLogger("resshift")
 
-FOLDER = "ResShift"  # below the host's models folder
+FOLDER = "ResShift"  # below the host's models folder; also the name of our class of upscalers
 
 
 def option(key: str, default):
@@ -95,6 +95,12 @@ def forget_cached_pictures() -> None:
     runner = getattr(scripts, "scripts_postproc", None)
     if runner is not None:
         runner.image_changed()
+
+
+def listed() -> dict[str, str]:
+    """{name: source} of our entries in the host's list of upscalers."""
+    ours = (item for item in shared.sd_upscalers if getattr(item.scaler, "name", None) == FOLDER)
+    return {item.name: item.data_path for item in ours}
 
 
 def add_upscalers(data: list) -> None:

@@ -1,0 +1,587 @@
+"""The WebUI extension without WebUI: against resshift_core itself, with the host's modules faked."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import resshift_core as rs
+from resshift_core.registry import REGISTRY
+
+from . import standin
+from .webui_fakes import INPUT_IDS, ROOT, Component, Postprocessed, WebUI, forget, installed
+
+BUILTIN = "ResShift built-in 4x"
+
+
+@pytest.fixture
+def host(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    with installed(WebUI(tmp_path), monkeypatch) as webui:
+        webui.load()
+        yield webui
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The number of runs of the chain so far, one-element list."""
+    from resshift_core import pipeline
+
+    runs, real = [0], pipeline.sample
+
+    def sample(*args, **kwargs):
+        runs[0] += 1
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(pipeline, "sample", sample)
+    return runs
+
+
+def part(name: str):
+    return sys.modules[f"resshift_webui.{name}"]
+
+
+def picture(mode: str = "RGB", size: tuple[int, int] = (20, 12), seed: int = 0) -> Image.Image:
+    levels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), dtype=np.uint8)
+    image = Image.fromarray(levels, "RGBA") if mode in ("RGBA", "LA") else Image.fromarray(levels[..., :3])
+    return image.convert(mode)
+
+
+def save(host, model: rs.ResShiftModel, name: str) -> Path:
+    path = host.base / "models" / "ResShift" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rs.save_model(model, path)
+    return path
+
+
+def entry_names(host) -> list[str]:
+    return [item.name for item in host.shared.sd_upscalers]
+
+
+def of_library(image: Image.Image, size: tuple[int, int], model=None, **settings) -> Image.Image:
+    """What the library gives for an RGB picture, at exactly `size`."""
+    from resshift_core.image_io import to_image
+    from resshift_core.resize import resize
+
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+    out = rs.upscale(model or rs.load_model("builtin"), tensor, **settings)
+    return to_image(resize(out, (size[1], size[0]))[0], "RGB")
+
+
+class TestScript:
+    def test_registers_one_postprocessing_script_and_not_its_base(self, host):
+        assert [script.name for script in host.scripts] == ["Upscale", "ResShift"]
+
+    def test_reload_leaves_one_entry_and_one_set_of_callbacks(self, host):
+        once = entry_names(host), {word: len(calls) for word, calls in host.callbacks.items()}
+        host.call("script_unloaded")
+        host.load()
+        host.load()
+        assert (entry_names(host), {word: len(calls) for word, calls in host.callbacks.items()}) == once
+
+    def test_loads_with_the_root_on_the_path_only_meanwhile(self, tmp_path):
+        """As A1111 does it; afterwards the folder is gone from sys.path, and a run must still work."""
+        code = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from tests import webui_fakes as fakes
+from PIL import Image
+sys.path.remove({str(ROOT)!r})
+host = fakes.WebUI(Path({str(tmp_path)!r}))
+sys.modules.update(host.modules)
+sys.path.insert(0, {str(ROOT)!r})
+host.load()
+sys.path.remove({str(ROOT)!r})
+assert host.extras(Image.new("RGB", (9, 7)), {BUILTIN!r}).image.size == (32, 24)
+assert "nodes" not in sys.modules and "training" not in sys.modules
+"""
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+    def test_preload_adds_the_path(self):
+        spec = importlib.util.spec_from_file_location("preload", ROOT / "preload.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        parser = argparse.ArgumentParser()
+        module.preload(parser)
+        assert parser.parse_args(["--resshift-models-path", "x"]).resshift_models_path == "x"
+        assert parser.parse_args([]).resshift_models_path is None
+
+    def test_a_broken_models_folder_does_not_stop_the_host(self, tmp_path, monkeypatch):
+        (tmp_path / "models").write_bytes(b"")  # a file where a folder should be
+        with installed(WebUI(tmp_path), monkeypatch) as webui:
+            webui.load()
+            assert entry_names(webui) == [BUILTIN]
+
+    def test_a_fixed_list_of_upscalers_gets_the_entries_once(self, tmp_path, monkeypatch):
+        with installed(WebUI(tmp_path, fixed_upscalers=True), monkeypatch) as webui:
+            webui.load()
+            webui.call("before_ui")
+            assert entry_names(webui) == [BUILTIN]
+            assert webui.extras(picture(), BUILTIN).image.size == (80, 48)
+
+
+class TestEntries:
+    def test_files_are_named_after_their_stem_and_scale(self, host):
+        save(host, standin.small_model(), "mine.safetensors")
+        save(host, standin.small_model(), "sub/größe 模型.safetensors")
+        host.load()
+        assert entry_names(host) == [BUILTIN, "ResShift mine 4x", "ResShift sub/größe 模型 4x"]
+
+    def test_equal_stems_are_told_apart(self, host):
+        path = save(host, standin.small_model(), "mine.safetensors")
+        path.with_suffix(".pth").write_bytes(b"")
+        host.load()
+        assert set(entry_names(host)) == {BUILTIN, "ResShift mine.safetensors 4x", "ResShift mine.pth"}
+
+    def test_autoencoders_and_inpainting_models_are_no_upscalers(self, host):
+        folder = host.base / "models" / "ResShift"
+        folder.mkdir(parents=True, exist_ok=True)
+        from safetensors.torch import save_file
+
+        keys = ("encoder.conv_in.weight", "quantize.embedding.weight")
+        save_file({key: torch.zeros(1) for key in keys}, folder / "some_vq.safetensors")
+        (folder / "autoencoder_of_mine.pth").write_bytes(b"")
+        (folder / REGISTRY["vq_f4"].file).write_bytes(b"")
+        (folder / "resshift_inpainting_imagenet_s4.pth").write_bytes(b"")
+        host.load()
+        assert entry_names(host) == [BUILTIN]
+
+    def test_damaged_files_are_listed_and_say_what_is_wrong(self, host):
+        path = save(host, standin.small_model(), "half.safetensors")
+        path.write_bytes(path.read_bytes()[:100])
+        host.load()
+        assert entry_names(host) == [BUILTIN, "ResShift half"]
+        with pytest.raises(rs.CheckpointError, match="half.safetensors is damaged"):
+            host.extras(picture(), "ResShift half")
+        assert host.extras(picture(), BUILTIN).image.size == (80, 48)
+
+    def test_a_vanished_file_is_a_sentence(self, host):
+        path = save(host, standin.small_model(), "mine.safetensors")
+        host.load()
+        path.unlink()
+        with pytest.raises(rs.CheckpointError, match="There is no model file"):
+            host.extras(picture(), "ResShift mine 4x")
+
+    def test_published_models_appear_when_present_or_wanted(self, host):
+        (host.base / "models" / "ResShift").mkdir(parents=True, exist_ok=True)
+        (host.base / "models" / "ResShift" / REGISTRY["realsr_x4_s4"].file).write_bytes(b"")
+        host.set(visible=["sinsr_x4_s1"])
+        host.load()
+        assert entry_names(host) == [BUILTIN, "ResShift realsr_x4_s4 4x", "ResShift sinsr_x4_s1 4x"]
+
+    def test_the_flag_names_a_folder_that_is_searched_too(self, host, tmp_path):
+        host.shared.cmd_opts.resshift_models_path = str(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").mkdir()
+        rs.save_model(standin.small_model(), tmp_path / "elsewhere" / "theirs.safetensors")
+        save(host, standin.small_model(), "mine.safetensors")
+        host.load()
+        assert entry_names(host) == [BUILTIN, "ResShift theirs 4x", "ResShift mine 4x"]
+        assert part("host").model_folders()[0] == tmp_path / "elsewhere"
+
+    def test_downloads_only_where_allowed(self, host, file_server, monkeypatch):
+        host.set(visible=["realsr_x4_s4"], download=False)
+        host.load()
+        with pytest.raises(rs.InputError, match="does not allow downloads.*resshift_realsrx4_s4_v3.pth.*S-Lab"):
+            host.extras(picture(), "ResShift realsr_x4_s4 4x")
+
+    def test_a_download_shows_its_progress_and_can_be_stopped(self, host, file_server, monkeypatch, caplog):
+        server = file_server(b"x" * 3_000_000)
+        monkeypatch.setenv("RESSHIFT_MIRROR", server.url)
+        host.set(visible=["sinsr_x4_s1"])
+        host.load()
+        fetching, calls = part("progress").Progress.fetching, []
+
+        def press(self, done, total):
+            calls.append(done)
+            host.shared.state.interrupted = len(calls) == 2
+            fetching(self, done, total)
+
+        monkeypatch.setattr(part("progress").Progress, "fetching", press)
+        pp = host.extras(picture(), "ResShift sinsr_x4_s1 4x")
+        assert len(calls) == 2 and pp.image.size == (80, 48) and "CC BY-NC-SA" in caplog.text
+        assert any("downloading" in text and "MB" in text for text in host.shared.state.texts)
+
+
+class TestUpscaler:
+    @pytest.mark.parametrize(
+        "factor, size", [(4, (256, 184)), (1.5, (96, 64)), (8, (520, 376)), (1, (64, 40)), (3.3, (208, 152))]
+    )
+    def test_size_is_the_hosts_in_one_pass(self, host, counted, factor, size):
+        image = picture(size=(65, 47))
+        result = host.extras(image, BUILTIN, factor)
+        assert result.image.size == size and counted == [1]
+        assert np.array_equal(result.image, of_library(image, size))
+
+    def test_the_hosts_own_arithmetic_gives_that_size(self, host):
+        data = host.shared.sd_upscalers[0]
+        plain = host.upscaler.Upscaler()
+        plain.do_upscale = lambda img, model: img.resize((img.width * 4, img.height * 4))
+        for size in ((65, 47), (8, 9), (33, 100)):
+            image = picture(size=size)
+            assert data.scaler.upscale(image, 4, data.data_path).size == plain.upscale(image, 4).size
+
+    def test_shrinking_runs_no_chain(self, host, counted):
+        assert host.extras(picture(size=(64, 64)), BUILTIN, 0.5).image.size == (32, 32) and counted == [0]
+
+    @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 2)])
+    def test_tiny_pictures_give_something(self, host, size):
+        result = host.extras(picture(size=size), BUILTIN).image
+        assert min(result.size) >= 4
+
+    @pytest.mark.parametrize(
+        "mode, back", [("RGBA", "RGBA"), ("LA", "LA"), ("L", "L"), ("P", "RGB"), ("1", "L"), ("RGB", "RGB")]
+    )
+    def test_modes(self, host, mode, back):
+        assert host.extras(picture(mode), BUILTIN).image.mode == back
+
+    def test_alpha_is_kept(self, host):
+        image = picture()
+        image.putalpha(Image.linear_gradient("L").resize(image.size))
+        alpha = np.asarray(host.extras(image, BUILTIN).image.getchannel("A")).astype(float)
+        want = np.asarray(image.getchannel("A").resize((80, 48), Image.Resampling.BICUBIC)).astype(float)
+        assert np.abs(alpha - want).max() <= 3
+
+    def test_do_upscale_gives_the_models_own_scale(self, host):
+        data = host.shared.sd_upscalers[0]
+        assert data.scaler.do_upscale(picture(size=(65, 47)), data.data_path).size == (260, 188)
+
+    def test_options_steer_it(self, host):
+        host.set(steps=2, seed=7, kappa=0.06, sampler="deterministic", color_fix="wavelet", tile=64)
+        image = picture(size=(70, 66))
+        want = of_library(image, (280, 264), steps=2, seed=7, kappa=0.06, sampler="deterministic", color_fix="wavelet", tile=64)
+        assert np.array_equal(host.extras(image, BUILTIN).image, want)
+
+    @pytest.mark.parametrize(
+        "word, value", [("steps", -1), ("steps", 1.5), ("steps", "x"), ("kappa", float("nan")), ("sampler", "ddim"), ("seed", -2),
+                        ("p", True), ("compare", "yes"), ("dtype", "int8")],
+    )  # fmt: skip
+    def test_wrong_options_are_sentences(self, host, word, value):
+        host.set(**{word: value})
+        with pytest.raises(rs.InputError, match=word):
+            host.extras(picture(), BUILTIN)
+
+    def test_works_before_the_options_exist(self, host):
+        host.shared.opts.data.clear()
+        data = host.shared.sd_upscalers[0]
+        assert data.scaler.upscale(picture(), 4, data.data_path).size == (80, 48)
+
+    def test_no_half_means_float32(self, host, monkeypatch):
+        seen = []
+        real = rs.load_model
+        monkeypatch.setattr(rs, "load_model", lambda *args, **kw: seen.append(kw["dtype"]) or real(*args, **kw))
+        host.shared.cmd_opts.no_half = True
+        host.extras(picture(), BUILTIN)
+        host.set(dtype="bf16")
+        host.extras(picture(), BUILTIN)
+        assert seen == ["fp32", "bf16"]
+
+    def test_the_model_is_loaded_once_and_kept_off_the_device(self, host, monkeypatch):
+        loads, real = [], rs.load_model
+        monkeypatch.setattr(rs, "load_model", lambda *args, **kw: loads.append(args) or real(*args, **kw))
+        host.extras(picture(), BUILTIN)
+        host.extras(picture(seed=1), BUILTIN)
+        assert len(loads) == 1 and host.made_room == 2 and host.collected >= 2
+        host.set(keep_loaded=False)
+        host.extras(picture(seed=2), BUILTIN)
+        assert part("loaded")._keeper.model is None
+        host.set(keep_loaded=True)
+        host.extras(picture(seed=3), BUILTIN)
+        assert len(loads) == 2
+        host.call("script_unloaded")
+        assert part("loaded")._keeper.model is None
+
+    def test_a_changed_file_is_loaded_again(self, host):
+        path = save(host, standin.small_model(), "mine.safetensors")
+        host.load()
+        before = host.extras(picture(), "ResShift mine 4x").image
+        rs.save_model(standin.small_model(model_channels=24), path)
+        after = host.extras(picture(), "ResShift mine 4x").image
+        assert not np.array_equal(before, after)
+
+    def test_outside_extras_the_bar_is_left_alone(self, host):
+        """As in hires fix: the sampling around us owns job and steps."""
+        state = host.shared.state
+        state.begin("txt2img")
+        state.job_no, state.sampling_steps, state.sampling_step = 3, 20, 11
+        data = host.shared.sd_upscalers[0]
+        data.scaler.upscale(picture(), 4, data.data_path)
+        assert set(state.bars) == {(3, 11, 20)} and (state.job_no, state.sampling_steps, state.textinfo) == (3, 20, None)
+        assert any("left" in text for text in state.texts)
+
+
+class TestProgress:
+    def test_bar_text_and_preview_then_all_as_before(self, host):
+        state = host.shared.state
+        host.extras(picture(size=(70, 66)), BUILTIN, enable=True, tile=64)
+        numbers, steps, totals = zip(*state.bars)
+        assert set(numbers) == {0} and set(totals) == {1000} and list(steps) == sorted(steps) and steps[-1] == 1000
+        assert state.id_live_preview > 0 and state.current_image.size == (70, 66)
+        assert any(text.startswith("ResShift: tile 2 of 4, step") for text in state.texts)
+        assert state.textinfo is None and state.job_no == 1
+
+    def test_no_preview_where_the_user_wants_none(self, host):
+        host.shared.opts.data["live_previews_enable"] = False
+        host.extras(picture(), BUILTIN)
+        assert host.shared.state.id_live_preview == 0
+
+    @pytest.mark.parametrize("button", ["interrupted", "skipped"])
+    def test_stopping_returns_the_resized_input_and_is_not_cached(self, host, monkeypatch, button):
+        image = picture()
+        progress = part("progress").Progress
+        real, calls = progress.__call__, []
+
+        def press(self, event):
+            calls.append(event)
+            if len(calls) == 2:
+                setattr(host.shared.state, button, True)
+            return real(self, event)
+
+        monkeypatch.setattr(progress, "__call__", press)
+        stopped = host.extras(image, BUILTIN)
+        assert len(calls) == 2 and "ResShift seed" not in stopped.info
+        assert np.array_equal(stopped.image, image.resize((80, 48), Image.Resampling.LANCZOS))
+        whole = host.extras(image, BUILTIN)
+        assert np.array_equal(whole.image, of_library(image, (80, 48)))
+
+    def test_a_stop_before_the_run_is_not_cached_either(self, host, monkeypatch):
+        image = picture()
+        with monkeypatch.context() as patch:
+            patch.setattr(host.shared.state, "nextjob", lambda: setattr(host.shared.state, "interrupted", True))
+            host.extras(image, BUILTIN)
+        assert np.array_equal(host.extras(image, BUILTIN).image, of_library(image, (80, 48)))
+
+
+class TestExtras:
+    def test_cached_where_nothing_changed(self, host, counted):
+        for _ in range(3):
+            pp = host.extras(picture(), BUILTIN)
+        assert counted == [1] and pp.info["ResShift seed"] == 0  # the words come with a cached picture too
+
+    def test_a_changed_option_gives_a_new_picture_and_the_old_one_returns_as_it_was(self, host):
+        first = host.extras(picture(), BUILTIN).image
+        host.set(seed=1)
+        second = host.extras(picture(), BUILTIN).image
+        host.set(seed=0)
+        third = host.extras(picture(), BUILTIN).image
+        assert not np.array_equal(first, second) and np.array_equal(first, third)
+
+    def test_words_say_what_was_used(self, host):
+        words = host.extras(picture(), BUILTIN).info
+        assert words["ResShift model"] == BUILTIN and words["ResShift steps"] == 4
+        assert (words["ResShift kappa"], words["ResShift p"], words["ResShift seed"]) == (0.05, 0.3, 0)
+
+    def test_words_make_the_same_settings_again(self, host):
+        settings = part("settings").Settings(3, 0.05, 0.5, "deterministic", 12, 64, 16, 0, "adain")
+        as_read = {word: str(value) for word, value in settings.as_text().items()}
+        assert part("settings").Settings.of_text(as_read) == settings
+
+    def test_the_accordion_steers_the_entry_in_upscale(self, host, counted):
+        image = picture()
+        pp = host.extras(image, BUILTIN, enable=True, steps=1, seed=5)
+        assert counted == [1] and pp.info["ResShift steps"] == 1
+        assert np.array_equal(pp.image, of_library(image, (80, 48), steps=1, seed=5))
+
+    def test_a_cached_picture_is_not_upscaled_again_by_the_accordion(self, host, counted):
+        for _ in range(2):
+            pp = host.extras(picture(), BUILTIN, enable=True)
+        assert counted == [1] and pp.image.size == (80, 48)
+
+    def test_the_accordion_makes_a_pass_of_its_own(self, host, counted):
+        image = picture()
+        pp = host.extras(image, None, enable=True, model=BUILTIN, scale=2.5, seed=3)
+        assert counted == [1] and pp.image.size == (50, 30) and pp.info["ResShift seed"] == 3
+        assert np.array_equal(pp.image, of_library(image, (50, 30), seed=3))
+
+    def test_wrong_options_do_not_disturb_who_does_not_use_it(self, host):
+        host.set(steps=-1)
+        image = picture()
+        assert host.extras(image).image is image
+        host.shared.sd_upscalers.append(host.upscaler.UpscalerData("Other", None, host.upscaler.Upscaler(), 4))
+        assert host.extras(image, "Other").image.size == (80, 48)
+
+    def test_closed_it_does_nothing(self, host, counted):
+        image = picture()
+        assert host.extras(image).image is image and counted == [0]
+
+    def test_a_stopped_pass_of_its_own_leaves_the_picture(self, host, monkeypatch):
+        image = picture()
+        monkeypatch.setattr(part("progress").Progress, "__call__", lambda self, event: False)
+        assert host.extras(image, None, enable=True).image is image
+
+    def test_accordion_settings_do_not_outlive_their_job(self, host):
+        host.extras(picture(), None, enable=True, steps=1)
+        host.shared.state.begin("txt2img")
+        assert part("session").SESSION.settings().steps == 0
+
+    def test_random_seeds_differ_and_are_told(self, host):
+        first, second = (host.extras(picture(), BUILTIN, enable=True, seed=-1) for _ in range(2))
+        seeds = first.info["ResShift seed"], second.info["ResShift seed"]
+        assert seeds[0] != seeds[1] and min(seeds) >= 0
+        assert np.array_equal(second.image, of_library(picture(), (80, 48), seed=seeds[1]))
+
+    @pytest.mark.parametrize("upscaler", [None, BUILTIN])
+    def test_the_sheet_is_an_extra_picture_each_time(self, host, upscaler):
+        for _ in range(2):
+            pp = host.extras(picture(), upscaler, enable=True, compare=True)
+            (sheet,) = pp.extra_images
+            assert isinstance(sheet, Postprocessed) and sheet.nametags == ["compare"] and sheet.disable_processing
+            assert sheet.image.width > pp.image.width
+
+
+class TestUI:
+    def test_controls_are_the_settings_and_have_explanations(self, host):
+        controls = host.script.ui()
+        assert tuple(controls)[:3] == ("enable", "model", "scale") and set(controls) == {"enable", "model", "scale", *INPUT_IDS}
+        assert all(controls[word].tooltip for word in INPUT_IDS) and controls["model"].keywords["choices"] == [BUILTIN]
+        assert controls["steps"].keywords["value"] == 0
+
+    def test_hosts_without_tooltips_or_input_accordions(self, host, monkeypatch):
+        monkeypatch.setattr(Component, "knows_tooltips", False)
+        monkeypatch.delattr(host.modules["modules.ui_components"], "InputAccordion")
+        monkeypatch.delattr(host.modules["modules.ui_components"], "ToolButton")
+        controls = host.script.ui()
+        assert controls["enable"].keywords["value"] is False and set(INPUT_IDS) < set(controls)
+
+    def test_it_starts_with_the_options(self, host):
+        host.set(steps=3, seed=9)
+        assert host.script.ui()["steps"].keywords["value"] == 3
+        host.set(steps=-5)
+        assert host.script.ui()["steps"].keywords["value"] == 0
+
+    def test_dice_and_reuse(self, host, monkeypatch):
+        buttons = []
+        real = Component.click
+        monkeypatch.setattr(
+            Component, "click", lambda self, fn, inputs, outputs: buttons.append(fn) or real(self, fn, inputs, outputs)
+        )
+        host.script.ui()
+        dice, reuse = buttons
+        assert dice() == -1 and reuse() == "unchanged"
+        host.extras(picture(), BUILTIN, enable=True, seed=77)
+        assert reuse() == 77
+
+    def test_options_page(self, host):
+        host.call("ui_settings")
+        labels = host.shared.opts.data_labels
+        words = {*INPUT_IDS, "dtype", "keep_loaded", "download", "visible"}
+        assert set(labels) == {f"resshift_{word}" for word in words}
+        assert all(
+            info.section == ("resshift", "ResShift") and info.category_id == "postprocessing" for info in labels.values()
+        )
+        assert labels["resshift_seed"].default == 0
+
+    def test_saved_options_survive(self, host):
+        host.set(steps=2)
+        host.load()
+        assert host.shared.opts.resshift_steps == 2
+
+    def test_settings_are_the_librarys(self, host):
+        from resshift_core import inputs
+
+        table = part("settings").INPUTS
+        assert tuple(sorted(table)) == tuple(sorted(INPUT_IDS)) == tuple(sorted(part("settings").Settings.__dataclass_fields__))
+        for word in set(INPUT_IDS) - {"seed", "compare"}:
+            assert table[word] is getattr(inputs, word.upper())
+            assert getattr(part("settings").Settings(), word) == table[word].default
+
+
+class TestApi:
+    @pytest.fixture
+    def client(self, host):
+        fastapi = pytest.importorskip("fastapi")
+        from fastapi.testclient import TestClient
+
+        def guard(token: str = ""):
+            if token != "let me in":
+                raise fastapi.HTTPException(401, "no")
+
+        app = fastapi.FastAPI()
+        app.add_api_route("/sdapi/v1/extra-single-image", lambda: None, methods=["POST"], dependencies=[fastapi.Depends(guard)])
+        host.call("app_started", None, app)
+        client = TestClient(app)
+        client.params = {"token": "let me in"}
+        return client
+
+    def test_no_routes_where_the_host_has_no_api(self, host):
+        fastapi = pytest.importorskip("fastapi")
+        app = fastapi.FastAPI()
+        host.call("app_started", None, app)
+        assert not [route for route in app.routes if "resshift" in getattr(route, "path", "")]
+
+    def test_the_hosts_guard_is_ours(self, client):
+        client.params = {}
+        assert client.get("/resshift/v1/models").status_code == 401
+        assert client.post("/resshift/v1/upscale", json={"image": ""}).status_code == 401
+
+    def test_models_and_settings(self, host, client):
+        host.set(steps=2)
+        assert client.get("/resshift/v1/models").json() == [{"name": BUILTIN, "source": "builtin", "scale": 4}]
+        assert client.get("/resshift/v1/settings").json()["steps"] == 2
+        host.set(steps=-2)
+        assert client.get("/resshift/v1/settings").status_code == 422
+
+    def test_upscale(self, client):
+        image = picture(size=(21, 13))
+        answer = client.post(
+            "/resshift/v1/upscale", json={"image": encoded(image), "model": "builtin", "scale": 2.5, "seed": 4}
+        )
+        assert answer.status_code == 200 and answer.json()["info"]["ResShift seed"] == 4 and answer.json()["sheet"] == ""
+        result = Image.open(io.BytesIO(base64.b64decode(answer.json()["image"])))
+        assert result.size == (52, 32) and "ResShift seed: 4" in result.text["postprocessing"]
+        assert np.array_equal(result, of_library(image, (52, 32), seed=4))
+
+    def test_sheet_and_data_address(self, client):
+        body = {"image": "data:image/png;base64," + encoded(picture("RGBA")), "compare": True}
+        answer = client.post("/resshift/v1/upscale", json=body).json()
+        assert Image.open(io.BytesIO(base64.b64decode(answer["sheet"]))).mode == "RGB"
+        assert Image.open(io.BytesIO(base64.b64decode(answer["image"]))).mode == "RGBA"
+
+    @pytest.mark.parametrize(
+        "body, words", [({"image": "?"}, "base64"), ({"image": base64.b64encode(b"text").decode()}, "not a picture"),
+                        ({"steps": -1}, "steps is -1"), ({"model": "../../etc/passwd"}, "There is no ResShift model"),
+                        ({"scale": 99}, "scale is 99"), ({"kappa": -1}, "kappa")],
+    )  # fmt: skip
+    def test_wrong_requests_are_sentences(self, client, body, words):
+        answer = client.post("/resshift/v1/upscale", json={"image": encoded(picture()), **body})
+        assert answer.status_code == 422 and words in json.dumps(answer.json())
+
+    def test_a_broken_model_is_a_500_and_the_next_request_works(self, host, client):
+        save(host, standin.small_model(), "bad.safetensors").write_bytes(b"<html>")
+        body = {"image": encoded(picture()), "model": "bad.safetensors"}
+        answer = client.post("/resshift/v1/upscale", json=body)
+        assert answer.status_code == 500 and "bad.safetensors is a web page" in answer.json()["detail"]
+        assert client.post("/resshift/v1/upscale", json={**body, "model": BUILTIN}).status_code == 200
+
+    def test_interrupted(self, host, client, monkeypatch):
+        monkeypatch.setattr(part("progress").Progress, "__call__", lambda self, event: False)
+        assert client.post("/resshift/v1/upscale", json={"image": encoded(picture())}).status_code == 409
+        assert host.shared.state.job == ""
+
+    def test_the_queues_lock_is_held(self, host, client, monkeypatch):
+        lock, held = host.modules["modules.call_queue"].queue_lock, []
+        monkeypatch.setattr(part("progress").Progress, "__call__", lambda self, event: held.append(lock.locked()) or True)
+        client.post("/resshift/v1/upscale", json={"image": encoded(picture())})
+        assert held and all(held) and not lock.locked()
+
+
+def encoded(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_forgetting_leaves_nothing(host):
+    forget()
+    assert not [name for name in sys.modules if name.startswith("resshift_webui")]
