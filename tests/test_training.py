@@ -96,6 +96,20 @@ def test_tensorboard_shows_losses_scores_and_grids(finished):
     assert (shown.width, shown.height) == (3 * 256, 256)
 
 
+def test_validation_takes_lpips_where_it_is_here(place, tmp_path, monkeypatch):
+    """And the best model may be the one of the lowest."""
+    from training import losses, validation
+
+    values = iter([0.5, 0.2, 0.4])
+    monkeypatch.setattr(validation, "lpips_is_here", lambda: True)
+    monkeypatch.setattr(losses, "make_lpips", lambda net: lambda a, b: torch.full((1, 1, 1, 1), next(values)))
+    more = ("--iterations", 4, "--validate-every", 2, "--best-by", "lpips")
+    assert finetune.main(arguments(place[0], tmp_path / "run", place[1], *more)) == 0
+    with open(tmp_path / "run" / "validation.csv", newline="") as file:
+        assert [round(float(row["lpips"]), 3) for row in csv.DictReader(file)] == [0.5, 0.2, 0.4]
+    assert rs.load_model(tmp_path / "run" / "best.safetensors", device="cpu").metadata["steps_trained"] == "2"
+
+
 def test_training_helps(finished):
     with open(finished / "validation.csv", newline="") as file:
         scores = [float(row["psnr"]) for row in csv.DictReader(file)]
@@ -150,7 +164,8 @@ def test_pairs_of_the_same_names(place, tmp_path):
 def test_a_dry_run_trains_nothing(place, tmp_path, capsys):
     output = tmp_path / "run"
     assert finetune.main(arguments(place[0], output, place[1], "--dry-run", "True", "--contact-sheet", "True")) == 0
-    assert "images/s" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "images/s" in shown and "of memory at most" in shown
     assert sorted(path.name for path in output.iterdir()) == ["contact_sheet.png", "scan.json"]
 
 

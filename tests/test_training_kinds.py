@@ -106,6 +106,24 @@ def test_every_kind_is_fine_tuned(pictures, tmp_path, variant):
         assert torch.equal(result * (1 - mask), image * (1 - mask))
 
 
+def test_a_latent_model_is_trained_from_nothing_on_a_trained_autoencoder(pictures, tmp_path, capsys):
+    model, file = narrow("realsr_x4_s4"), tmp_path / "config.json"
+    file.write_text(json.dumps({"model": model.config.to_dict(), "training": {}}))
+    words = words_for(model, pictures, tmp_path, "pth", "--config", file)
+    assert finetune.main(words) == 0
+    new = rs.load_model(tmp_path / "run" / "last.safetensors", device="cpu", dtype="fp32")
+    assert new.metadata["parent"] == "" and new.config.unet == model.config.unet
+    for key, value in model.autoencoder.state_dict().items():
+        assert torch.equal(value, new.autoencoder.state_dict()[key]), key
+    at = words.index("--autoencoder")
+    assert finetune.main(words[:at] + words[at + 2 :]) == 2
+    assert "must be trained beforehand" in capsys.readouterr().err
+    other = replace(model.config, autoencoder=replace(model.config.autoencoder, n_embed=32))
+    file.write_text(json.dumps({"model": other.to_dict()}))
+    assert finetune.main(words) == 2
+    assert "but the configuration asks for" in capsys.readouterr().err
+
+
 def test_pairs_for_inpainting_are_given_holes(pictures, tmp_path):
     start = narrow("inpaint_imagenet_s4")
     more = ("--degradation", "paired", "--pairs", pictures, "--contact-sheet", "True")

@@ -209,6 +209,19 @@ def test_a_published_kind_of_network_learns_in_autocast(tmp_path):
     assert all(p.dtype == torch.float32 for p in trainer.raw.parameters())
 
 
+def test_half_precision_scales_its_loss_and_remembers_by_how_much(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path, precision="fp16", learning_rate=2e-3)
+    found = [trainer.step([0, 1, 2, 3], crops())["loss"] for _ in range(12)]
+    assert found[-1] < found[0] and all(torch.isfinite(p).all() for p in trainer.raw.parameters())
+    trainer.raw.out[2].weight.register_hook(lambda grad: grad * float("inf"))
+    before, scale = trainer.raw.out[2].weight.clone(), trainer.scaler.get_scale()
+    trainer.step([0, 1, 2, 3], crops())
+    assert torch.equal(trainer.raw.out[2].weight, before) and trainer.scaler.get_scale() == scale / 2
+    again = trainer_for(tiny(), tmp_path, precision="fp16")
+    again.load_state_dict(trainer.state_dict())
+    assert again.scaler.get_scale() == scale / 2
+
+
 def test_micro_batches_add_up_to_the_batch(tmp_path):
     found = []
     for micro in (4, 3, 1):

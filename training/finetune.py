@@ -47,7 +47,7 @@ from training.degradation import make_degradation
 from training.distributed import Processes
 from training.losses import LossSettings, Objective, OfflineError, make_lpips
 from training.memory import fit_micro_batch
-from training.report import Report, save_picture, write_summary
+from training.report import Report, memory_text, save_picture, write_summary
 from training.scan import DataError, Picture, Scan, find_images, scan
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, to_dict
 from training.start import Start, load_start
@@ -316,7 +316,8 @@ def dry_run(run: Run, steps: int = 3) -> None:
         hours = seconds * run.settings.iterations / 3600
         rate = run.settings.batch_size / seconds
         print(
-            f"{seconds:.2f} s per update, {rate:.1f} images/s, about {hours:.1f} hours for {run.settings.iterations} updates."
+            f"{seconds:.2f} s per update, {rate:.1f} images/s, about {hours:.1f} hours for {run.settings.iterations} updates, "
+            f"{memory_text(trainer.device)} of memory at most."
         )
 
 

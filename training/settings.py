@@ -28,7 +28,7 @@ class TrainSettings:
     data: Path  # folder of pictures, searched through; where it has a MANIFEST.csv, its split "train"
     output: Path  # folder for models, state, logs and pictures of this run
     model: str = "builtin"  # what to start from: a registry name or a file
-    autoencoder: str | None = None  # its autoencoder, where the file does not hold one
+    autoencoder: str | None = None  # its autoencoder, where the file does not hold one, or of --config's latent model
     variant: str | None = None  # which published kind it is, where the file leaves that open
     config: Path | None = None  # JSON or YAML with `training` (a recipe) and, to train a new network from nothing, `model`
     preset: Literal["8gb", "12gb", "16gb", "24gb", "80gb"] | None = None  # settings that fit a GPU's memory

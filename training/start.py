@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 import resshift_core as rs
-from resshift_core.checkpoint import resolve_path
+from resshift_core.checkpoint import load_autoencoder, resolve_path
 
 from .settings import SettingsError, TrainSettings, read_config
 from .state import sha256_of
@@ -34,18 +34,35 @@ class Start:
         self.model.schedule = rs.ShiftSchedule(config.steps, config.kappa, config.p, config.min_noise_level, config.sqrt_eta_T)
 
 
-def new_model(values: dict) -> rs.ResShiftModel:
+def new_model(values: dict, autoencoder: str | None = None) -> rs.ResShiftModel:
     """A model of the configuration `values`, initialised so that it predicts nothing at first.
 
+    autoencoder: file of the trained VQGAN, where the model has one: only the network is trained here.
+
     Raises:
-        SettingsError: the configuration describes no model.
+        SettingsError: the configuration describes no model, or the VQGAN is missing or another one. rs.CheckpointError: the
+            VQGAN cannot be loaded.
     """
     try:
         model = rs.ResShiftModel(rs.ModelConfig.from_dict(values))
     except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(f"The configuration's model cannot be built ({error!r}).") from error
     zero_init(model.unet)
+    if isinstance(model.config.autoencoder, rs.VQGANConfig):
+        _fill_autoencoder(model, autoencoder)
     return model
+
+
+def _fill_autoencoder(model: rs.ResShiftModel, file: str | None) -> None:
+    if file is None:
+        raise SettingsError(
+            "The configuration's model works on the latents of a VQGAN, which must be trained beforehand: name its file with "
+            "--autoencoder (training/train_autoencoder.py makes one)."
+        )
+    config, state = load_autoencoder(resolve_path(file))
+    if config != model.config.autoencoder:
+        raise SettingsError(f"{file} holds {config}, but the configuration asks for {model.config.autoencoder}.")
+    model.autoencoder.load_state_dict(state)
 
 
 def load_start(settings: TrainSettings, device: torch.device) -> Start:
@@ -56,7 +73,7 @@ def load_start(settings: TrainSettings, device: torch.device) -> Start:
     """
     values = {} if settings.config is None else read_config(settings.config)
     if "model" in values:
-        return Start(new_model(values["model"]).to(device, torch.float32), "", "")
+        return Start(new_model(values["model"], settings.autoencoder).to(device, torch.float32), "", "")
     model = rs.load_model(
         settings.model, autoencoder=settings.autoencoder, variant=settings.variant, device=str(device), dtype="fp32"
     )
