@@ -1,0 +1,192 @@
+"""A real WebUI (Forge) as a subprocess with an empty data folder of its own, and its HTTP interface."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+EXTENSION = "ResShift für WebUI"  # a space and a letter beyond ASCII
+START_S, RUN_S = 300, 300
+USER = "tester:secret"
+ARGUMENTS = (
+    "--nowebui --api --always-cpu --skip-torch-cuda-test --skip-prepare-environment --skip-version-check "
+    f"--server-name 127.0.0.1 --api-auth {USER}"
+)
+# An extension beside ours, for what no route of the host reaches without a Stable Diffusion checkpoint.
+PROBE = '''
+import base64, io
+import torch
+from modules import images, script_callbacks, shared
+from modules.call_queue import queue_lock
+from PIL import Image
+from pydantic import BaseModel
+
+
+class Resize(BaseModel):
+    image: str
+    upscaler: str
+    width: int
+    height: int
+
+
+def resize(request: Resize):
+    """What hires fix and img2img do: images.resize_image, inside the host's autocast."""
+    image = Image.open(io.BytesIO(base64.b64decode(request.image)))
+    with queue_lock, torch.autocast("cpu", torch.bfloat16):
+        result = images.resize_image(0, image, request.width, request.height, upscaler_name=request.upscaler)
+    buffer = io.BytesIO()
+    result.save(buffer, "PNG")
+    return {"image": base64.b64encode(buffer.getvalue()).decode()}
+
+
+def reload_ui():
+    """What the button does to scripts and upscalers."""
+    from modules import initialize
+    script_callbacks.script_unloaded_callback()
+    initialize.initialize_rest(reload_script_modules=False)
+    script_callbacks.before_ui_callback()
+    return {}
+
+
+def add_routes(_, app):
+    app.add_api_route("/probe/resize", resize, methods=["POST"])
+    app.add_api_route("/probe/reload", reload_ui, methods=["POST"])
+
+
+script_callbacks.on_app_started(add_routes)
+'''
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def encoded(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def decoded(text: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(text)))
+
+
+class Refused(Exception):
+    """The server answered with an error status."""
+
+    def __init__(self, status: int, body: dict):
+        super().__init__(f"{status}: {body}")
+        self.status, self.text = status, json.dumps(body)
+
+
+class Server:
+    """`with Server(checkout, base) as webui:`; `base` gets the host's models, outputs and extensions."""
+
+    def __init__(self, checkout: Path, base: Path):
+        self.checkout, self.base, self.port = checkout, base, free_port()
+        self.models = base / "models" / "ResShift"
+        for folder in (self.models, base / "extensions" / "probe" / "scripts"):
+            folder.mkdir(parents=True)
+        (base / "extensions" / "probe" / "scripts" / "probe.py").write_text(PROBE, encoding="utf-8")
+        os.symlink(ROOT, base / "extensions" / EXTENSION, target_is_directory=True)
+
+    @property
+    def python(self) -> str:
+        return os.environ.get("WEBUI_PYTHON", sys.executable)
+
+    def __enter__(self) -> Server:
+        arguments = os.environ.get("WEBUI_ARGS", ARGUMENTS).split()
+        command = [self.python, "launch.py", *arguments, "--port", str(self.port), "--data-dir", str(self.base)]
+        self.log = open(self.base / "server.log", "w+", encoding="utf-8", errors="replace")
+        environment = {"OMP_NUM_THREADS": "2", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+        environment["RESSHIFT_MODELS_DIR"] = str(self.base / "nowhere")
+        self.process = subprocess.Popen(command, cwd=self.checkout, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
+        self._wait_until_it_answers()
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        try:
+            self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait(20)
+        self.log.close()
+
+    def _wait_until_it_answers(self) -> None:
+        end = time.monotonic() + START_S
+        while time.monotonic() < end:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"WebUI ended with {self.process.returncode}:\n{self.text()}")
+            try:
+                self.get("/sdapi/v1/upscalers")
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError, Refused):
+                time.sleep(0.5)
+        raise RuntimeError(f"WebUI did not start in {START_S} s:\n{self.text()}")
+
+    def text(self) -> str:
+        return (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
+
+    def ask(self, path: str, data: dict | None = None, user: str = USER):
+        """GET, or POST where there is `data`. Raises Refused."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {base64.b64encode(user.encode()).decode()}"}
+        body = None if data is None else json.dumps(data).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", body, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=RUN_S) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            text = error.read()
+            raise Refused(error.code, json.loads(text) if text.startswith((b"{", b"[")) else {"text": text.decode()}) from error
+
+    def get(self, path: str):
+        return self.ask(path)
+
+    def post(self, path: str, data: dict | None = None):
+        return self.ask(path, data or {})
+
+    def upscalers(self) -> list[str]:
+        return [item["name"] for item in self.get("/sdapi/v1/upscalers") if item["name"].startswith("ResShift")]
+
+    def extras(self, image: Image.Image, upscaler: str, factor: float = 4.0) -> tuple[Image.Image, str]:
+        """(result, the words of its file) of /sdapi/v1/extra-single-image."""
+        body = {"image": encoded(image), "upscaler_1": upscaler, "upscaling_resize": factor}
+        answer = self.post("/sdapi/v1/extra-single-image", body)
+        return decoded(answer["image"]), answer["html_info"]
+
+    def options(self, **values) -> None:
+        self.post("/sdapi/v1/options", {f"resshift_{word}": value for word, value in values.items()})
+
+    def while_running(self, run, seconds: float = RUN_S):
+        """Start `run` in a thread; gives /sdapi/v1/progress again and again until it has ended."""
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        end = time.monotonic() + seconds
+        while thread.is_alive() and time.monotonic() < end:
+            yield self.get("/sdapi/v1/progress")
+            time.sleep(0.1)
+        thread.join(max(0.0, end - time.monotonic()))
+        assert not thread.is_alive(), self.text()
+
+    def memory(self) -> int:
+        """Bytes of main memory that the server holds (Linux)."""
+        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+        raise RuntimeError("no VmRSS")
