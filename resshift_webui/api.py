@@ -86,7 +86,7 @@ def upscale(request: Request) -> Answer:
 
 def _as_a_job(image: Image.Image, entry: Entry, settings: Settings, scale: float) -> Result | None:
     """Run as the host runs its own: progress is told, Interrupt works."""
-    shared.state.begin(job="resshift")
+    shared.state.begin("resshift")  # positional: the word differs between hosts
     try:
         shared.state.job_count = 1
         shared.state.nextjob()
