@@ -369,6 +369,18 @@ def test_a_folder_without_pictures_is_said(place, tmp_path, capsys):
     assert "None of 0 files" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="torch.compile wants a C++ compiler")
+@pytest.mark.parametrize("checkpointing", ["False", "True"])
+def test_a_compiled_run_computes_the_same(place, tmp_path, checkpointing):
+    more = ("--iterations", 3, "--learning-rate", 1e-3)
+    assert finetune.main(arguments(place[0], tmp_path / "plain", place[1], *more)) == 0
+    more += ("--compile", "True", "--checkpointing", checkpointing)
+    assert finetune.main(arguments(place[0], tmp_path / "compiled", place[1], *more)) == 0
+    plain, compiled = ([float(loss) for _, loss in losses(tmp_path / name)] for name in ("plain", "compiled"))
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
 @pytest.mark.parametrize(
     "words, status, sentence",
     [

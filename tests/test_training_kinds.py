@@ -23,6 +23,7 @@ from .training_run import arguments, make_pictures
 KINDS = {
     "realsr_x4_s15": "safetensors",
     "realsr_x4_s4": "pth",
+    "bicsr_x4_s4": "safetensors",
     "realsr_x2_s4": "pth",
     "inpaint_imagenet_s4": "pth",
     "inpaint_face_s4": "safetensors",

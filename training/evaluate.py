@@ -266,7 +266,7 @@ def _labels(rows: Sequence[dict], perceptual: str) -> dict[tuple[float, float], 
     varies = [name for name in symbols if len({row[name] for row in rows}) > 1]
     labels: dict[tuple[float, float], str] = {}
     for row in rows:
-        place = (round(row["psnr"], 3), round(row[perceptual], 5))
+        place = (round(row["psnr"], 2), round(row[perceptual], 3))  # where two labels would lie on each other
         text = " ".join(f"{symbols[name]}={row[name]}" for name in varies)
         labels[place] = f"{labels[place]}\n{text}" if place in labels else text
     return labels
