@@ -160,7 +160,8 @@ class Comfy:
         )
 
     def _server(self) -> types.ModuleType:
-        instance = types.SimpleNamespace(send_progress_text=lambda text, node_id: self.texts.append(text))
+        routes = types.SimpleNamespace(get=lambda path: lambda handler: handler)
+        instance = types.SimpleNamespace(send_progress_text=lambda text, node_id: self.texts.append(text), routes=routes)
         return self._module("server", PromptServer=types.SimpleNamespace(instance=instance))
 
 

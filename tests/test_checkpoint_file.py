@@ -23,6 +23,7 @@ from resshift_core.checkpoint_file import canonical, describe_text, read_file, s
 
 from .file_server import PAGE
 
+TORCH = tuple(int(number) for number in torch.__version__.split(".")[:2])
 CONTAINERS = (".safetensors", ".pth", "legacy.pth", ".pt", ".ckpt")
 
 
@@ -261,7 +262,8 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, container, endin
     else:
         torch.save(state, path, _use_new_zipfile_serialization=container == "zip")
     text = refused(path, "holds more than tensors, which is refused because such files can run code")
-    assert "mkdir" in text or container == "bare pickle"
+    names_it = container != "bare pickle" and TORCH >= (2, 6)  # before 2.6 torch does not say what
+    assert "mkdir" in text or not names_it
     assert not exploded.exists()
     with open(path, "rb") as file:  # the bomb is real
         pickle.load(file) if container == "bare pickle" else torch.load(file, weights_only=False)
