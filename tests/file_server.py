@@ -74,8 +74,8 @@ def _send(handler: _Handler, body: bytes, cut: int | None, pause: float = 0.0, p
         if pause and handler.server.stopping.wait(pause):
             break
         data = body[:cut][i : i + piece]
+        handler.server.sent += len(data)  # first: the client has its bytes before this thread runs on
         handler.wfile.write(data)
-        handler.server.sent += len(data)
     if cut is not None:
         handler.close_connection = True
 
