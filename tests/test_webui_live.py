@@ -1,4 +1,7 @@
-"""A real Forge, started on the CPU from the checkout in WEBUI_DIR with the Python in WEBUI_PYTHON."""
+"""A real Forge, started on the CPU from the checkout in WEBUI_DIR with the Python in WEBUI_PYTHON.
+
+With WEBUI_CHECKPOINT, a file that webui_checkpoint.py makes, its own pipelines for hires fix, img2img and SD upscale run too.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +40,9 @@ def webui(tmp_path_factory):
     base = tmp_path_factory.mktemp("webui")
     server = Server(Path(checkout), base)
     weights = WEIGHTS.read_bytes()
+    if checkpoint := os.environ.get("WEBUI_CHECKPOINT"):
+        (base / "models" / "Stable-diffusion").mkdir()
+        os.symlink(Path(checkpoint).resolve(), base / "models" / "Stable-diffusion" / "random.safetensors")
     shutil.copy(WEIGHTS, server.models / "mine.safetensors")
     (server.models / "sub").mkdir()
     shutil.copy(WEIGHTS, server.models / "sub" / "größe 模型.safetensors")
@@ -205,6 +211,33 @@ class TestElsewhere:
             done = subprocess.run([webui.python, "-c", code], cwd=webui.checkout, capture_output=True, text=True)
             assert done.returncode == 0, done.stderr
         assert packages() == before
+
+
+@pytest.mark.skipif(not os.environ.get("WEBUI_CHECKPOINT"), reason="WEBUI_CHECKPOINT names no checkpoint")
+class TestPipelines:
+    """Whole runs of the host; Forge says "Cleanup minimal" for each of our passes."""
+
+    COMMON = {"prompt": "x", "steps": 1, "cfg_scale": 1, "seed": 1, "denoising_strength": 0.5}
+
+    def passes(self, webui, path: str, **body) -> tuple[Image.Image, int]:
+        before = webui.text().count("Cleanup minimal inference memory")
+        answer = webui.post(f"/sdapi/v1/{path}", {**self.COMMON, **body})
+        return decoded(answer["images"][0]), webui.text().count("Cleanup minimal inference memory") - before
+
+    def test_hires_fix(self, webui):
+        more = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": BUILTIN, "hr_second_pass_steps": 1}
+        result, passes = self.passes(webui, "txt2img", width=64, height=64, hr_additional_modules=["Use same choices"], **more)
+        assert result.size == (128, 128) and passes == 1
+
+    def test_img2img(self, webui):
+        webui.post("/sdapi/v1/options", {"upscaler_for_img2img": BUILTIN})
+        result, passes = self.passes(webui, "img2img", init_images=[encoded(picture())], width=128, height=96)
+        assert result.size == (128, 96) and passes == 1
+
+    def test_sd_upscale(self, webui):
+        script = {"script_name": "SD upscale", "script_args": ["", 16, BUILTIN, 2.0]}
+        result, passes = self.passes(webui, "img2img", init_images=[encoded(picture())], width=128, height=128, **script)
+        assert result.size == (128, 88) and passes == 1
 
 
 class TestApi:

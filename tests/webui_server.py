@@ -23,7 +23,7 @@ START_S, RUN_S = 300, 300
 USER = "tester:secret"
 ARGUMENTS = (
     "--nowebui --api --always-cpu --skip-torch-cuda-test --skip-prepare-environment --skip-version-check "
-    f"--server-name 127.0.0.1 --api-auth {USER}"
+    f"--disable-nan-check --server-name 127.0.0.1 --api-auth {USER}"
 )
 # An extension beside ours, for what no route of the host reaches without a Stable Diffusion checkpoint.
 PROBE = '''
