@@ -194,13 +194,6 @@ class TestElsewhere:
         extras, _ = webui.extras(picture((64, 48)), BUILTIN, 2)
         assert result.size == (128, 96) and np.array_equal(result, extras)
 
-    def test_reload_twice_leaves_one_entry(self, webui):
-        before = webui.upscalers()
-        for _ in range(2):
-            webui.post("/probe/reload")
-        assert webui.upscalers() == before
-        assert webui.extras(picture(), BUILTIN)[0].size == (256, 184)
-
     def test_the_installer_changes_no_package(self, webui):
         def packages():
             return subprocess.run([webui.python, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout
@@ -282,3 +275,14 @@ class TestApi:
         with pytest.raises(Refused, match="There is no ResShift model") as refused:
             webui.post("/resshift/v1/upscale", {"image": encoded(picture()), "model": "none"})
         assert refused.value.status == 422
+
+
+class TestReload:
+    """Last: without a UI, the scripts of img2img are not set up again by this."""
+
+    def test_reload_twice_leaves_one_entry(self, webui):
+        before = webui.upscalers()
+        for _ in range(2):
+            webui.post("/probe/reload")
+        assert webui.upscalers() == before
+        assert webui.extras(picture(), BUILTIN)[0].size == (256, 184)
