@@ -13,12 +13,14 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import resshift_core as rs
 from training import finetune
@@ -185,6 +187,7 @@ def in_child(words: list[str], **variables: str):
     def run():
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
         os.environ.update(variables)
+        tqdm.set_lock(threading.RLock())  # tqdm's own is shared with all forks, and stays locked when its holder is killed
         os._exit(finetune.main(words))
 
     process = multiprocessing.get_context("fork").Process(target=run)
