@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint_file import read_file, save_weights
+from .checkpoint_file import is_file, read_file, save_weights
 from .detection import (
     SHAPE_TELLS_NOTHING,
     autoencoder_of,
@@ -25,7 +25,7 @@ from .detection import (
     unet_of,
 )
 from .device import resolve_device, resolve_dtype
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, brief
 from .model import ModelConfig, ResShiftModel
 from .pins import check_pin
 from .registry import REGISTRY, VARIANTS, Entry, find_file, models_dir, search_dirs
@@ -36,13 +36,6 @@ log = logging.getLogger("resshift")
 
 CONFIG_KEY = "resshift_config"  # of the metadata: ModelConfig as JSON
 PARTS = ("unet", "autoencoder")
-
-
-def _is_file(path: str | os.PathLike) -> bool:
-    try:
-        return Path(path).expanduser().is_file()
-    except (OSError, ValueError, RuntimeError):  # a name that no file system could hold, a home that is not there
-        return False
 
 
 def _without(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -56,7 +49,7 @@ def resolve_path(model: str | os.PathLike, entry: Entry | None = None) -> Path:
         CheckpointError: a registered model that is not here yet, with the ways to get it; or no such file.
     """
     entry = entry or REGISTRY.get(str(model))
-    if _is_file(model):
+    if is_file(model):
         return Path(model).expanduser()
     if entry is not None:
         path = entry.find()
@@ -143,15 +136,26 @@ def published_config(unet: UNetConfig, autoencoder: VQGANConfig, variant: str, e
     )
 
 
-def _load_own(path: Path, state: dict, metadata: dict[str, str], variant: str | None) -> ResShiftModel:
-    """A file that `save_model` wrote: configuration in the metadata, both networks' weights."""
+def own_config(metadata: dict[str, str], name: str) -> ModelConfig:
+    """The configuration that a file of `save_model` carries.
+
+    Raises:
+        CheckpointError: it is damaged, of a newer version, or describes what no network can be.
+    """
     try:
         config = ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
-        _build(config, metadata)
-    except Exception as error:
+        _build(config, {})
+    except Exception as error:  # JSON of any kind, numbers of any size
         raise CheckpointError(
-            f"{path.name} carries a configuration that this version cannot read ({error}). Update ResShift, or get the file again."
+            f"{name} carries a configuration that this version cannot read ({brief(error)}). Update ResShift, or get the file "
+            "again."
         ) from error
+    return config
+
+
+def _load_own(path: Path, state: dict, metadata: dict[str, str], variant: str | None) -> ResShiftModel:
+    """A file that `save_model` wrote: configuration in the metadata, both networks' weights."""
+    config = own_config(metadata, path.name)
     if variant and variant != config.variant:
         if not config.variant:
             raise InputError(f"{path.name} carries a configuration of its own; variant={variant!r} cannot change it.")
@@ -208,7 +212,7 @@ def load_model(
     kind = resolve_dtype(dtype, where)
     if variant and variant not in VARIANTS:
         raise InputError(f"variant is {variant!r}; known are {', '.join(VARIANTS)}.")
-    entry = REGISTRY.get(str(model)) if not _is_file(model) else None
+    entry = REGISTRY.get(str(model)) if not is_file(model) else None
     path = resolve_path(model, entry)
     state, metadata = _read(path)
     if CONFIG_KEY in metadata:

@@ -6,6 +6,7 @@ What the weights are is the business of `detection`, what becomes of them that o
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import zipfile
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .atomic_file import atomic_path
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, OutOfMemory, brief
 from .registry import REGISTRY
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -25,6 +26,11 @@ WRAPPED_MODULES = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")  # left by Da
 BUFFERS = ("relative_position_index", "attn_mask")  # recomputed, never loaded
 HEAD = 512  # bytes that tell what a file is
 TEXT = bytes(range(32, 127)) + b"\t\r\n\f"
+MAX_WEIGHTS = 20_000  # in one file; the published networks have 600
+MAX_KEY = 300  # letters of a weight's name
+MAX_GROWTH = 2  # bytes of weights for a byte of file: weights hardly compress, but hostile files do
+SPARE_BYTES = 1 << 20  # for the same in tiny files
+ARCHIVE_END = 22  # bytes of the record that ends an archive, if nothing follows it
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -36,6 +42,14 @@ def sha256_of(path: str | os.PathLike) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
         return digest.hexdigest()
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether there is a file of that name; False too for a name that no file system could hold, or a home that is not there."""
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, ValueError, RuntimeError):
+        return False
 
 
 def describe_text(head: bytes) -> str:
@@ -60,27 +74,63 @@ def _read_safetensors(path: Path) -> tuple[dict, dict[str, str]]:
         return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})
 
 
+def _check_archive(path: Path, name: str) -> None:
+    """Refuse a damaged archive, and one that would unpack to far more than it is, before anything is unpacked."""
+    with open(path, "rb") as file:
+        file.seek(-min(ARCHIVE_END, path.stat().st_size), os.SEEK_END)
+        if not file.read(4) == b"PK\5\6":  # elsewhere, torch might find another one than we check
+            raise CheckpointError(f"{name} cannot be read as weights (it does not end as an archive does). Get it again.")
+    with zipfile.ZipFile(path) as archive:
+        size, count = path.stat().st_size, len(archive.infolist())
+        if count > MAX_WEIGHTS:
+            raise CheckpointError(f"{name} has {count} parts, more than any network of this family. Choose another file.")
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > MAX_GROWTH * size + SPARE_BYTES:
+            raise CheckpointError(
+                f"{name} has {size} bytes and would unpack to {unpacked}, which no weights do: it is damaged or hostile. "
+                "Get the original file."
+            )
+        if damaged := archive.testzip():  # torch does not look at the checksums
+            raise CheckpointError(f"{name} is damaged: the checksum of {brief(damaged)} in it is wrong. Get it again.")
+
+
 def _read_pickle(path: Path, name: str, zipped: bool) -> dict:
     if not pickles_are_safe() and sha256_of(path) not in {entry.sha256 for entry in REGISTRY.values()}:
         raise CheckpointError(
             f"{name} is a pickle, which torch {torch.__version__} cannot open safely. Update torch to 2.6 or later, or "
             "convert the file on a machine that has it: resshift convert IN OUT.safetensors."
         )
-    if zipped:  # torch does not look at the checksums
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise CheckpointError(f"{name} is damaged: the checksum of {damaged} in it is wrong. Get it again.")
     with open(path, "rb") as file:  # by the open file, because new versions of torch go by the ending of a path
-        return torch.load(file, map_location="cpu", weights_only=True)
+        if zipped:
+            _check_archive(path, name)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        # A file would be asked for as many bytes as a lying text claims, and Python would make room for them first.
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            return torch.load(view, map_location="cpu", weights_only=True)
+
+
+def _check_memory(state: dict[str, torch.Tensor], size: int, name: str) -> None:
+    """Refuse tensors that are not simply numbers in memory, and those that claim more memory than the file of `size` bytes has.
+
+    A pickle can hold one number and say that it is a million by a million of them; the first copy would be that large.
+    """
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+            kind = "quantised" if value.is_quantized else "empty" if value.device.type == "meta" else str(value.layout)
+            raise CheckpointError(f"{name}: the weight {key} is not a plain tensor ({kind}). Get the original file.")
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    if claimed > MAX_GROWTH * size + SPARE_BYTES:
+        raise CheckpointError(
+            f"{name} has {size} bytes and claims to hold {claimed} bytes of weights: it is damaged or hostile. Get the original."
+        )
 
 
 def _reason(error: Exception) -> str:
     """Why torch would not load a file, in words for a person: torch's own end in advice to switch the protection off."""
     text = str(error).strip()
     if found := re.search(r"GLOBAL ([\w.]+)", text):
-        return f"it asks for {found.group(1)}"
-    first = text.splitlines()[0][:200] if text else type(error).__name__
-    return "it is no plain dictionary of tensors" if first.startswith("Weights only load failed") else first
+        return f"it asks for {brief(found.group(1))}"
+    return "it is no plain dictionary of tensors" if text.startswith("Weights only load failed") else brief(error)
 
 
 def read_weights(path: str | os.PathLike, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -99,16 +149,21 @@ def read_weights(path: str | os.PathLike, name: str) -> tuple[dict[str, torch.Te
             state, metadata = _read_pickle(path, name, zipped=head.startswith(b"PK")), {}
         else:
             raise CheckpointError(f"{name} is damaged, or neither a .safetensors nor a torch file. Get it again.")
-    except (CheckpointError, MemoryError):
+    except CheckpointError:
         raise
+    except MemoryError as error:
+        size = path.stat().st_size / 2**20
+        raise OutOfMemory(f"There is not enough memory to read {name} ({size:.0f} MiB). Close other programs.") from error
     except SafetensorError as error:
-        raise CheckpointError(f"{name} is damaged or no .safetensors file ({error}). Get it again.") from error
+        raise CheckpointError(f"{name} is damaged or no .safetensors file ({brief(error)}). Get it again.") from error
     except Exception as error:  # torch.load raises a dozen kinds for a file that is not what it should be
         raise CheckpointError(
             f"{name} cannot be read as weights ({_reason(error)}). It is damaged, or holds more than tensors, which is refused "
             "because such files can run code. Get the original, or a .safetensors."
         ) from error
-    return canonical(state, name), metadata
+    weights = canonical(state, name)
+    _check_memory(weights, path.stat().st_size, name)
+    return weights, metadata
 
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -120,14 +175,14 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[st
         CheckpointError: the file is missing, damaged, of another kind or unsafe.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise CheckpointError(f"There is no file {path}. Check the path, or see `resshift models` for names.")
     if path.suffix.lower() not in SUFFIXES:
         raise CheckpointError(f"{path.name} is not a model file; known endings are {', '.join(SUFFIXES)}.")
     try:
         return read_weights(path, path.name)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be opened ({error}). Check its permissions.") from error
+        raise CheckpointError(f"{path} cannot be opened ({brief(error)}). Check its permissions.") from error
 
 
 def _unwrap(state):
@@ -146,16 +201,23 @@ def canonical(state, name: str = "the file") -> dict[str, torch.Tensor]:
     """Unwrap nested dictionaries, strip prefixes of DataParallel and torch.compile, drop buffers.
 
     Raises:
-        CheckpointError: there is no dictionary of tensors in it, or two of its keys become the same.
+        CheckpointError: there is no dictionary of tensors in it, it has far too many, two of its keys become the same, or one
+            is no name.
     """
     state = _unwrap(state)
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{name} holds no weights: there is no dictionary of tensors in it.")
+    if len(state) > MAX_WEIGHTS:
+        raise CheckpointError(f"{name} holds {len(state)} weights, more than any network of this family. Choose another file.")
     weights = {}
     for key, value in state.items():
         if not isinstance(value, torch.Tensor) or key == "n_averaged":  # the counter of torch's AveragedModel
             continue
-        plain = WRAPPED_MODULES.sub(r"\1", str(key))
+        if not isinstance(key, str) or len(key) > MAX_KEY or not key.isprintable():
+            raise CheckpointError(
+                f"{name} is damaged: one of its weights is called by something that is no name. Get it again."
+            )
+        plain = WRAPPED_MODULES.sub(r"\1", key)
         if plain in weights:
             raise CheckpointError(f"{name} holds the weight {plain} twice, once as {key}. Get the original file.")
         weights[plain] = value
@@ -190,5 +252,5 @@ def save_weights(state: dict[str, torch.Tensor], metadata: dict[str, str], path:
         with atomic_path(path) as part:
             save_file(_storable(state), part, metadata=metadata)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be written ({error}). Choose another folder, or make room.") from error
+        raise CheckpointError(f"{path} cannot be written ({brief(error)}). Choose another folder, or make room.") from error
     return path

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from .checkpoint_file import sha256_of
-from .errors import CheckpointError, InputError
+from .errors import CheckpointError, InputError, brief
+from .limits import MAX_LEVELS, check_settings
 from .registry import REGISTRY, VARIANTS, Entry
 from .unet import SwinUNet, UNetConfig
 from .vqgan import VQGAN, VQGANConfig
@@ -147,6 +148,8 @@ def detect_autoencoder(state: State) -> VQGANConfig:
     """
     ch = state["encoder.conv_in.weight"].shape[0]
     levels = _indices(state, r"encoder\.down\.(\d+)\.")
+    if len(levels) > MAX_LEVELS:  # each is searched for among all keys
+        raise ValueError(f"{len(levels)} levels")
     blocks = tuple(len(_indices(state, rf"encoder\.down\.{i}\.block\.(\d+)\.")) for i in levels)
     mult = tuple(state[f"encoder.down.{i}.block.0.conv2.weight"].shape[0] // ch for i in levels)
     n_embed, embed_dim = state["quantize.embedding.weight"].shape
@@ -157,12 +160,12 @@ def _detected(detect: Callable, build: Callable, state: State, name: str, what: 
     """(configuration, module on the meta device), or a sentence."""
     try:
         config = detect(state)
+        check_settings(config)
         with torch.device("meta"):
             return config, build(config)
     except Exception as error:
-        reason = (
-            f"the weight {error.args[0]} is missing" if isinstance(error, KeyError) else f"its shapes make no sense: {error}"
-        )
+        missing = isinstance(error, KeyError)
+        reason = f"the weight {brief(error.args[0])} is missing" if missing else f"its shapes make no sense ({brief(error)})"
         raise CheckpointError(f"{name} looks like {what}, but {reason}. Get the original file.") from error
 
 
@@ -248,9 +251,10 @@ def variant_from_name(name: str) -> str:
 def _variant_from_hash(path: Path) -> str:
     """The kind of a published file by its contents, or "". Hashing half a gigabyte takes a second: only where it can help."""
     known = [entry for entry in REGISTRY.values() if entry.sha256 and entry.variant]
-    if path.stat().st_size not in {entry.size for entry in known}:
+    try:
+        digest = sha256_of(path) if path.stat().st_size in {entry.size for entry in known} else ""
+    except OSError:  # it has been read already; whoever took it away since costs a hint
         return ""
-    digest = sha256_of(path)
     return next((entry.variant for entry in known if entry.sha256 == digest), "")
 
 
@@ -274,7 +278,7 @@ def _check_asked(asked: str, candidates: list[str], unet: UNetConfig, path: Path
         )
     stored = metadata.get("variant") or variant_from_name(path.name)
     if stored and stored != asked:
-        log.warning("%s says that it is %s; it is used as %s, as asked.", path.name, stored, asked)
+        log.warning("%s says that it is %s; it is used as %s, as asked.", path.name, brief(stored, 60), asked)
     return asked
 
 

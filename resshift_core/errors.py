@@ -1,6 +1,13 @@
 """Every error that this package raises on purpose: a sentence with the offending value and the remedy."""
 
 
+def brief(error: object, letters: int = 200) -> str:
+    """An error of somebody else as part of a sentence: one line, printable, not too long; it may quote a hostile file."""
+    line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    plain = "".join(letter if letter.isprintable() else "?" for letter in line.strip()).rstrip(".")
+    return plain if len(plain) <= letters else f"{plain[:letters]} ..."
+
+
 class ResShiftError(Exception):
     """Base of all errors below, so that a host can catch one class and show its text to a person."""
 

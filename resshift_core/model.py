@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import torch
 
+from .limits import check_model
 from .schedule import ShiftSchedule
 from .space_to_depth import SpaceToDepth, SpaceToDepthConfig
 from .unet import SwinUNet, UNetConfig
@@ -63,13 +64,15 @@ class ModelConfig:
         """Inverse of `to_dict`. Unknown words are errors: a newer file may mean something else by them.
 
         Raises:
-            ValueError, TypeError, KeyError: the dictionary does not describe a model.
+            ValueError, TypeError, KeyError: the dictionary does not describe a model that could be run.
         """
         values = dict(values)
         unet = _dataclass_from(UNetConfig, values.pop("unet"))
         autoencoder = dict(values.pop("autoencoder"))
         _, config = AUTOENCODERS[autoencoder.pop("kind")]
-        return _dataclass_from(cls, {**values, "unet": unet, "autoencoder": _dataclass_from(config, autoencoder)})
+        made = _dataclass_from(cls, {**values, "unet": unet, "autoencoder": _dataclass_from(config, autoencoder)})
+        check_model(made)
+        return made
 
 
 def _gcd(a: int, b: int) -> int:
@@ -80,7 +83,7 @@ def _dataclass_from(cls, values: dict):
     known = {f.name for f in fields(cls)}
     unknown = set(values) - known
     if unknown:
-        raise ValueError(f"unknown settings {sorted(unknown)}")
+        raise ValueError(f"unknown settings {', '.join(sorted(map(repr, unknown)))}")
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

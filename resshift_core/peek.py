@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from .checkpoint import CONFIG_KEY, published_config, resolve_path
+from .checkpoint import CONFIG_KEY, own_config, published_config, resolve_path
 from .detection import PUBLISHED_VQGANS, published_unet, variant_from_name
-from .errors import CheckpointError
+from .errors import CheckpointError, brief
 from .model import ModelConfig, ResShiftModel
 from .registry import REGISTRY, VARIANTS
 
@@ -29,10 +28,7 @@ def peek_config(model: str | os.PathLike) -> ModelConfig:
     path = resolve_path(model, entry)
     metadata = _metadata(path) if path.suffix.lower() == ".safetensors" else {}
     if CONFIG_KEY in metadata:
-        try:
-            return ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{path.name} carries a configuration that this version cannot read ({error}).") from error
+        return own_config(metadata, path.name)
     variant = metadata.get("variant") or variant_from_name(path.name)
     if variant not in VARIANTS:
         raise CheckpointError(f"What {path.name} is can only be told by loading it.")
@@ -48,7 +44,7 @@ def _metadata(path) -> dict[str, str]:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path.name} is damaged or no .safetensors file ({error}). Get it again.") from error
+        raise CheckpointError(f"{path.name} is damaged or no .safetensors file ({brief(error)}). Get it again.") from error
 
 
 def without_weights(config: ModelConfig) -> ResShiftModel:

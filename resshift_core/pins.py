@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .atomic_file import atomic_path
 from .checkpoint_file import sha256_of
-from .errors import CheckpointError
+from .errors import CheckpointError, brief
 from .file_lock import file_lock
 
 PINS = "hashes.json"
@@ -24,9 +24,9 @@ def _read(folder: Path) -> dict[str, dict]:
     try:
         pins = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): {"sha256": str(pin["sha256"]), **pin} for name, pin in pins.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error}). Delete it; hashes are noted again at the next download."
+            f"{path} cannot be read ({brief(error)}). Delete it; hashes are noted again at the next download."
         ) from error
 
 
@@ -64,10 +64,13 @@ def check_pin(path: str | os.PathLike) -> None:
     noted = _read(path.parent).get(path.name)
     if noted is None:
         return
-    stat = path.stat()
-    if (stat.st_size, stat.st_mtime_ns) == (noted.get("size"), noted.get("mtime_ns")):
-        return
-    found = sha256_of(path)
+    try:
+        stat = path.stat()
+        if (stat.st_size, stat.st_mtime_ns) == (noted.get("size"), noted.get("mtime_ns")):
+            return
+        found = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read ({brief(error)}). Check its permissions.") from error
     if found != noted["sha256"]:
         raise CheckpointError(
             f"{path.name} is not the file that was downloaded at first: its sha256 is {found}, {PINS} beside it says "

@@ -7,6 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def harmless(text: str) -> str:
+    """Names of files and what is in them come from strangers: their control characters must not steer the terminal."""
+    return text.translate(CONTROLS)
+
 
 class Console:
     """Prints beside a progress bar, if there is one.
@@ -34,7 +41,7 @@ class Console:
         self._print(f"error: {text}")
 
     def _print(self, text: str) -> None:
-        line = f"{self.prefix}{text}"
+        line = f"{self.prefix}{harmless(text)}"
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:
@@ -88,7 +95,7 @@ class Progress:
     def describe(self, text: str) -> None:
         """Name what is being worked on, to the left of the bar."""
         if self._bar is not None:
-            self._bar.set_description_str(f"{text} ", refresh=False)
+            self._bar.set_description_str(f"{harmless(text)} ", refresh=False)
 
     def advance(self, amount: float) -> None:
         if self._bar is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..registry import REGISTRY, VARIANTS, list_models, search_dirs
-from .console import Console, human_bytes
+from .console import Console, harmless, human_bytes
 from .table import text_table
 
 TASKS = {"sr": "upscale", "inpaint": "fill in", "face": "faces", "autoencoder": "autoencoder"}
@@ -142,7 +142,7 @@ def run_info(args: argparse.Namespace, console: Console) -> int:
         *_flat("metadata", facts.metadata),
     ]
     width = max(len(name) for name, _ in lines)
-    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in lines))
+    print(harmless("\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)))
     return 0
 
 

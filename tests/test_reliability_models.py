@@ -1,0 +1,229 @@
+"""Model files from strangers: thousands of damaged and hostile ones, and each kind of attack that once went through."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import resshift_core as rs
+from resshift_core import checkpoint_file, pins
+from resshift_core.checkpoint import CONFIG_KEY
+from resshift_core.checkpoint_file import read_file
+from resshift_core.cli import main
+from resshift_core.peek import peek_config
+
+from . import standin
+
+ROOT = Path(__file__).parent.parent
+
+
+def fuzz(module: str, *words: str, minutes: float) -> dict:
+    """Run a fuzzer of tests/fuzz in a process of its own, whose memory nobody else uses; returns its summary."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.fuzz.{module}", *words]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60 * minutes)
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return json.loads(done.stdout)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the fuzzer limits its memory in ways that Windows does not have")
+class TestFuzzer:
+    def test_some_files(self):
+        summary = fuzz("model_files", "--count", "150", minutes=5)
+        assert summary["files"] == 150 and not summary["failures"] and not summary["code_ran"]
+
+    @pytest.mark.slow
+    def test_many_files(self):
+        summary = fuzz("model_files", "--first", "1000", "--count", "5000", minutes=60)
+        assert summary["files"] == 5000 and not summary["failures"] and not summary["code_ran"]
+
+
+def refused(path: Path, told: str) -> None:
+    with pytest.raises(rs.CheckpointError, match=told) as error:
+        read_file(path)
+    assert path.name in str(error.value) and len(str(error.value)) < 2000
+
+
+class TestClaims:
+    """A tensor in a pickle can claim any size. The claim must be checked before somebody makes a copy of that size."""
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    def test_one_number_that_claims_to_be_many(self, tmp_path, zipped):
+        path = tmp_path / "wide.pth"
+        torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, path, _use_new_zipfile_serialization=zipped)
+        refused(path, r"has \d+ bytes and claims to hold 4000000000000 bytes of weights")
+
+    def test_a_few_repeated_numbers_are_no_attack(self, tmp_path):
+        torch.save({"a": torch.zeros(1).expand(1000), "b": torch.ones(2)}, tmp_path / "a.pth")
+        state, _ = read_file(tmp_path / "a.pth")
+        assert state["a"].shape == (1000,)
+
+    @pytest.mark.parametrize(
+        ("value", "told"),
+        [
+            (torch.zeros(2, 2).to_sparse(), "not a plain tensor .*sparse"),
+            (torch.empty(10**6, 10**6, device="meta"), "not a plain tensor .*empty"),
+            (torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8), "not a plain tensor .*quantised"),
+        ],
+    )
+    def test_tensors_that_are_not_numbers_in_memory(self, tmp_path, value, told):
+        path = tmp_path / "odd.pth"
+        torch.save({"a": torch.zeros(1), "b": value}, path)
+        refused(path, told)
+
+
+class TestArchives:
+    def members(self, state) -> dict[str, bytes]:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        with zipfile.ZipFile(buffer) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+
+    def archive(self, path: Path, files: dict[str, bytes], method=zipfile.ZIP_DEFLATED) -> Path:
+        with zipfile.ZipFile(path, "w", method) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return path
+
+    def test_a_bomb_is_refused_before_it_is_unpacked(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: pytest.fail("it was unpacked"))
+        files = {**self.members({"a": torch.zeros(2)}), "archive/data/9": bytes(32 << 20)}
+        refused(self.archive(tmp_path / "bomb.pth", files), r"has \d+ bytes and would unpack to \d+")
+
+    def test_one_that_somebody_packed_again_is_read(self, tmp_path):
+        state = {"a": torch.rand(5000)}
+        read, _ = read_file(self.archive(tmp_path / "again.pth", self.members(state)))
+        assert torch.equal(read["a"], state["a"])
+
+    def test_what_follows_an_archive_could_hide_another_one(self, tmp_path):
+        path = self.archive(tmp_path / "two.pth", self.members({"a": torch.zeros(2)}), zipfile.ZIP_STORED)
+        path.write_bytes(path.read_bytes() + b"\0")
+        refused(path, "does not end as an archive does")
+
+    def test_far_too_many_parts(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(checkpoint_file, "MAX_WEIGHTS", 100)
+        path = tmp_path / "many.pth"
+        torch.save({str(i): torch.zeros(1) for i in range(101)}, path)
+        refused(path, r"has \d+ parts")
+        torch.save({str(i): torch.zeros(1) for i in range(101)}, path, _use_new_zipfile_serialization=False)
+        refused(path, "holds 101 weights")
+
+
+class TestNames:
+    @pytest.mark.parametrize("key", ["x" * 301, "a\x1b[31m", "a\nb", 5, (1, 2), None])
+    def test_keys_that_are_no_names(self, tmp_path, key):
+        path = tmp_path / "names.pth"
+        torch.save({"a": torch.zeros(1), key: torch.zeros(1)}, path)
+        refused(path, "something that is no name")
+
+    def test_what_a_file_says_does_not_steer_the_terminal(self, tmp_path, capsys):
+        path = rs.save_model(standin.small_model(), tmp_path / "m.safetensors", {"note": "\x1b[2J\x1b]0;owned\x07"})
+        assert main(["info", str(path)]) == 0
+        out, _ = capsys.readouterr()
+        assert "\x1b" not in out and "?[2J?]0;owned?" in out
+
+    def test_nor_do_names_of_files(self, tmp_path, capsys):
+        assert main(["info", str(tmp_path / "\x1b[2J.pth")]) == 1
+        assert "\x1b" not in capsys.readouterr().err
+
+    @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "~nobody/x.pth", "", ".", "\ud800.pth"])
+    def test_names_that_no_file_has(self, name):
+        with pytest.raises(rs.CheckpointError):
+            rs.load_model(name)
+        with pytest.raises(rs.CheckpointError):
+            read_file(name)
+
+
+class TestConfigurations:
+    """The configuration in a file's metadata decides what is built, before a weight is compared."""
+
+    @pytest.fixture
+    def saved(self, tmp_path) -> Path:
+        return rs.save_model(standin.small_model(), tmp_path / "model.safetensors")
+
+    def changed(self, path: Path, change) -> Path:
+        state = load_file(path)
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        config = json.loads(metadata[CONFIG_KEY])
+        change(config)
+        save_file(state, path, {**metadata, CONFIG_KEY: json.dumps(config)})
+        return path
+
+    @pytest.mark.parametrize(
+        ("part", "key", "value", "told"),
+        [
+            ("", "steps", 10**9, "steps is 1000000000, not a whole number from 1 to 10000"),
+            ("", "steps", 4.0, "steps is 4.0, not a whole number"),
+            ("", "kappa", float("nan"), "kappa is nan"),
+            ("", "kappa", True, "kappa is True"),
+            ("", "tile", -8, "tile is -8"),
+            ("", "tile", 0, "tile is 0"),
+            ("", "scale", 3, "scale 3 with 0 halvings"),
+            ("", "scale", "4", "scale is '4'"),
+            ("", "task", "inpaint", "task is 'inpaint', but the network has no mask"),
+            ("", "space", "outer", "space is 'outer', not one of latent, pixel"),
+            ("", "name", "a\x1b[2J", "name is 'a\\\\x1b"),
+            ("", "licence", "x" * 201, "not a text of at most 200 letters"),
+            ("unet", "window", 4096, "window is 4096"),
+            ("unet", "num_res_blocks", 10**7, "num_res_blocks is 10000000"),
+            ("unet", "channel_mult", [1] * 9, "not 1 to 8 numbers"),
+            ("unet", "channel_mult", 1, "channel_mult is 1"),
+            ("unet", "mask", 1, "mask is 1, not true or false"),
+            ("unet", "in_channels", 47, "takes 47 and returns 48 latent channels"),
+            ("unet", "mlp_ratio", 10**300, "mlp_ratio"),
+            ("autoencoder", "factor", 0, "factor is 0"),
+            ("autoencoder", "kind", "os.system", "os.system"),
+            ("autoencoder", "__class__", "x", "unknown settings '__class__'"),
+        ],
+    )
+    def test_numbers_that_no_model_has(self, saved, part, key, value, told):
+        self.changed(saved, lambda config: (config[part] if part else config).update({key: value}))
+        for use in (rs.load_model, peek_config):
+            with pytest.raises(rs.CheckpointError, match=f"model.safetensors carries a configuration.*{told}"):
+                use(saved)
+
+    def test_nested_beyond_reason(self, saved):
+        state = load_file(saved)
+        save_file(state, saved, {CONFIG_KEY: "[" * 10**5})
+        for use in (rs.load_model, peek_config):
+            with pytest.raises(rs.CheckpointError, match="carries a configuration that this version cannot read"):
+                use(saved)
+
+    def test_published_kinds_are_within_the_limits(self):
+        for variant in standin.PARTS:
+            config = standin.published_config(variant)
+            assert rs.ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+class TestNotedHashes:
+    def test_nested_beyond_reason(self, tmp_path):
+        (tmp_path / pins.PINS).write_text('{"a":' * 10**5)
+        with pytest.raises(rs.CheckpointError, match="hashes.json cannot be read"):
+            pins.check_pin(tmp_path / "a.pth")
+
+    def test_a_file_that_vanished(self, tmp_path):
+        (tmp_path / pins.PINS).write_text(json.dumps({"a.pth": {"sha256": "0"}}))
+        with pytest.raises(rs.CheckpointError, match="a.pth cannot be read"):
+            pins.check_pin(tmp_path / "a.pth")
+
+
+def test_too_little_memory_is_told_as_such(tmp_path, monkeypatch):
+    save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+
+    def full(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(checkpoint_file, "_read_safetensors", full)
+    with pytest.raises(rs.OutOfMemory, match="not enough memory to read a.safetensors .*Close other programs"):
+        read_file(tmp_path / "a.safetensors")
