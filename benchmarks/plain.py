@@ -1,0 +1,76 @@
+"""The published network written plainly, as a baseline: float32, eager, nothing kept from call to call.
+
+Scores of every attention are materialised, masks and biases are made anew at every call, the distances of all latent vectors to all
+8192 codes stand in memory at once. The mathematics, the weights and the pipeline around it are the same.
+"""
+
+from __future__ import annotations
+
+import types
+
+import torch
+from einops import rearrange
+
+import resshift_core as rs
+from resshift_core import swin, vqgan
+
+
+def make_plain(model: rs.ResShiftModel) -> rs.ResShiftModel:
+    """A float32 copy of a model, row-major, with the plain methods in place of ours."""
+    plain = model.in_float32()
+    for module in (plain.unet, plain.autoencoder):
+        module.to(memory_format=torch.contiguous_format)
+        for layer in module.modules():
+            if type(layer) in METHODS:
+                name, method = METHODS[type(layer)]
+                setattr(layer, name, types.MethodType(method, layer))
+    return plain
+
+
+def _window_attention(self, x, mask=None):
+    q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+    index = swin.relative_position_index.__wrapped__(self.window).to(x.device)
+    scores = scores + self.relative_position_bias_table[index].permute(2, 0, 1)
+    if mask is not None:
+        windows = mask.shape[0]
+        scores = scores.unflatten(0, (-1, windows)) + mask[:, None]
+        scores = scores.flatten(0, 1)
+    return self.proj(rearrange(scores.softmax(-1) @ v, "b h n d -> b n (h d)"))
+
+
+def _swin_block(self, x):
+    rows, columns = x.shape[-2] // self.window, x.shape[-1] // self.window
+    h, mask = self.norm1(x), None
+    if self.shift:
+        h = torch.roll(h, (-self.shift, -self.shift), (2, 3))
+        mask = swin.shift_mask.__wrapped__(self.mask_kind, rows, columns, self.window).to(x.device)
+    h = rearrange(h, "b c (r wy) (s wx) -> (b r s) (wy wx) c", wy=self.window, wx=self.window)
+    h = self.attn(h, mask)
+    h = rearrange(h, "(b r s) (wy wx) c -> b c (r wy) (s wx)", r=rows, s=columns, wy=self.window)
+    if self.shift:
+        h = torch.roll(h, (self.shift, self.shift), (2, 3))
+    x = x + h
+    return x + self.mlp(self.norm2(x))
+
+
+def _middle_attention(self, x):
+    height, width = x.shape[-2:]
+    h = self.norm(x)
+    q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))
+    weights = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1)
+    return x + self.proj_out((weights @ v).transpose(1, 2).unflatten(2, (height, width)))
+
+
+def _codes(self, z):
+    book, vectors = self.embedding.weight, z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+    distances = vectors.square().sum(1, keepdim=True) + book.square().sum(1) - 2 * vectors @ book.T
+    return distances.argmin(1).view(z.shape[0], *z.shape[2:])
+
+
+METHODS = {
+    swin.WindowAttention: ("forward", _window_attention),
+    swin.SwinBlock: ("forward", _swin_block),
+    vqgan.AttnBlock: ("forward", _middle_attention),
+    vqgan.Codebook: ("codes", _codes),
+}
