@@ -115,4 +115,6 @@ def choose_schedule(model: ResShiftModel, steps, kappa, p) -> ShiftSchedule:
             "kappa %g is far from the %g that this model was trained with: expect left-over noise or lost texture.",
             kappa, trained.kappa,
         )  # fmt: skip
+    if steps is not None and steps > 1 and model.config.default_steps == 1:
+        log.warning("This model was distilled to run in one step; with %d steps its pictures are usually worse.", steps)
     return trained.retime(steps or model.config.default_steps, kappa, p)

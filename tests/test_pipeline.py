@@ -303,6 +303,13 @@ class TestOneStepAndRetiming:
         assert torch.equal(rs.upscale(model, lq), rs.upscale(model, lq, steps=4, kappa=0.1, p=0.3))
         assert not torch.equal(rs.upscale(model, lq), rs.upscale(model, lq, p=0.6))
 
+    def test_more_steps_than_a_student_learned_warn(self, small_model, caplog):
+        student = small_model(default_steps=1)
+        rs.upscale(student, torch.rand(1, 3, 8, 8))
+        assert not caplog.text
+        rs.upscale(student, torch.rand(1, 3, 8, 8), steps=4)
+        assert "distilled to run in one step" in caplog.text
+
     def test_a_far_kappa_warns(self, model, caplog):
         rs.upscale(model, picture(16, 16), kappa=0.11)
         assert not caplog.text

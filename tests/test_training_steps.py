@@ -415,3 +415,16 @@ def test_damaged_states_are_passed_over(tmp_path, damage, caplog):
 
 def test_no_state_is_none(tmp_path):
     assert load_state(tmp_path / "nothing") is None
+
+
+def test_gradients_are_clipped(tmp_path):
+    """The norm that is told is the one before; what the optimiser sees has at most the limit."""
+    norms = {}
+    for clip in (0.0, 1e-3):
+        trainer = trainer_for(tiny(), tmp_path, clip=clip)
+        told = trainer.step([0, 1, 2, 3], crops())["gradient"]
+        total = torch.stack([value.norm() for value in gradients(trainer).values()]).norm()
+        norms[clip] = (told, float(total))
+    assert norms[0.0][0] == pytest.approx(norms[0.0][1], rel=1e-4) and norms[0.0][0] > 1e-3
+    assert norms[1e-3][0] == pytest.approx(norms[0.0][0], rel=1e-5)
+    assert norms[1e-3][1] == pytest.approx(1e-3, rel=1e-2)
