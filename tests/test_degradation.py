@@ -14,7 +14,7 @@ from PIL import Image
 
 from training import degradation, kernels
 from training.canvas import Canvas, Noise, add_noise, blur, jpeg, resize
-from training.degradation import make_degradation, paper_b1, realesrgan
+from training.degradation import draw_b1, draw_everyday, make_degradation, paper_b1, random_for, realesrgan
 from training.kernels import Kernel, KernelRange, draw_kernel, draw_sinc, make_kernels
 
 DRAWS = 3000
@@ -251,7 +251,7 @@ def test_poisson_noise_has_the_variance_of_its_counts(level):
 # ---------------------------------------------------------------------------------------------------- pipelines
 
 
-@pytest.mark.parametrize("kind", ["realesrgan", "paper-b1", "bicubic"])
+@pytest.mark.parametrize("kind", ["realesrgan", "paper-b1", "everyday", "bicubic"])
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_a_picture_does_not_depend_on_its_batch(kind, scale):
     images = torch.cat([photo(64, 64), photo(64, 64).flip(2), photo(64, 64).transpose(2, 3), 1 - photo(64, 64)])
@@ -306,3 +306,26 @@ def test_smaller_ranges_are_possible():
 def test_an_unknown_degradation_is_named():
     with pytest.raises(ValueError, match="'blurry'; known are realesrgan"):
         make_degradation("blurry", 4, 0)
+
+
+def test_everyday_damage_is_b1_or_each_part_by_itself():
+    """Shares over 4000 draws, within four standard deviations; noise without JPEG is there, and so is JPEG without noise."""
+    drawn = [draw_everyday(random_for(0, number, 1)) for number in range(4000)]
+    b1 = [draw_b1(random_for(0, number, 1)) for number in range(4000)]
+    same = np.array([plan == other for (plan, _), other in zip(drawn, b1)])
+    assert abs(same.mean() - 0.4) < 0.035
+    others = [(plan, last) for (plan, last), is_b1 in zip(drawn, same) if not is_b1]
+    assert all(last for (_, last), is_b1 in zip(drawn, same) if is_b1)
+    noisy = np.array([plan.noise.strength > 0 for plan, _ in others])
+    compressed = np.array([last for _, last in others])
+    assert abs(noisy.mean() - 0.6) < 0.045 and abs(compressed.mean() - 0.5) < 0.045
+    assert (noisy & ~compressed).mean() > 0.2 and (~noisy & compressed).mean() > 0.1
+    assert max(plan.noise.strength for plan, _ in others) <= 25 and min(plan.quality for plan, _ in others) >= 40
+
+
+def test_everyday_noise_reaches_the_picture_where_no_jpeg_follows():
+    numbers = [n for n in range(200) if not draw_everyday(random_for(0, n, 1))[1]][:8]
+    plans = [draw_everyday(random_for(0, n, 1))[0] for n in numbers]
+    small = make_degradation("everyday", 4, 0)(torch.full((len(numbers), 3, 256, 256), 0.5), numbers) * 255
+    for picture, plan in zip(small, plans):
+        assert abs(float(picture.std()) - plan.noise.strength) < 0.5 + 0.05 * plan.noise.strength

@@ -1,7 +1,7 @@
 """Low-resolution pictures out of high-resolution ones, in batches on the device of the batch.
 
-`bicubic`, `paper-b1` (the paper's Appendix B.1) and `realesrgan` (the two-stage pipeline of Real-ESRGAN with the ranges
-that ResShift trains with). What happens to picture number n of a run depends on (seed, n) alone: not on the batch it is
+`bicubic`, `paper-b1` (the paper's Appendix B.1), `everyday` (B.1, and noise or JPEG alone) and `realesrgan` (the two-stage
+pipeline of Real-ESRGAN with the ranges that ResShift trains with). What happens to picture number n of a run depends on (seed, n) alone: not on the batch it is
 in, on how many processes share the work, or on where a run was resumed.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from .canvas import MODES, Canvas, Noise, add_noise, blur, jpeg, resize
 from .kernels import NO_BLUR, Kernel, KernelRange, draw_kernel, draw_sinc, make_kernels
 
-DEGRADATIONS = ("realesrgan", "paper-b1", "bicubic")
+DEGRADATIONS = ("realesrgan", "paper-b1", "everyday", "bicubic")
 SMALLEST = 4  # pixels: no side gets shorter on the way
 
 Degrade = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # (B, 3, H, W) in [0, 1], numbers -> (B, 3, H / s, W / s)
@@ -99,6 +99,21 @@ def draw_b1(rng: np.random.Generator) -> StagePlan:
     return StagePlan(kernel, 1.0, mode, noise, int(rng.integers(70, 96)))
 
 
+def draw_everyday(rng: np.random.Generator) -> tuple[StagePlan, bool]:
+    """(plan, whether JPEG comes last). Two in five are B.1; the others have blur, stronger noise and JPEG each or not.
+
+    B.1 alone always ends in JPEG: a network that has seen no other noise takes the noise of a picture never compressed for
+    detail, and sharpens it.
+    """
+    plan = draw_b1(rng)
+    if rng.random() < 0.4:
+        return plan, True
+    kernel = plan.kernel if rng.random() < 0.5 else NO_BLUR
+    levels = float(rng.uniform(1, 25)) if rng.random() < 0.6 else 0.0
+    noise = Noise("gaussian", levels, bool(rng.random() < 0.4))
+    return StagePlan(kernel, 1.0, plan.mode, noise, int(rng.integers(40, 96))), bool(rng.random() < 0.5)
+
+
 def random_for(seed: int, number: int, purpose: int) -> np.random.Generator:
     """The generator of one picture of a run for one purpose; purposes do not share numbers."""
     return np.random.default_rng([seed, number, purpose])
@@ -125,13 +140,15 @@ def bicubic(images: torch.Tensor, scale: int = 4) -> torch.Tensor:
     return small.clamp(0, 1).mul(255).round().div(255)
 
 
-def _run_stage(canvas: Canvas, plans: Sequence[StagePlan], generators, base: Sequence[tuple[int, int]], antialias, codec):
-    """Blur, resize to factor * base, noise, JPEG."""
+def _run_stage(
+    canvas: Canvas, plans: Sequence[StagePlan], generators, base: Sequence[tuple[int, int]], antialias, codec, which=None
+):  # fmt: skip
+    """Blur, resize to factor * base, noise, JPEG (of those of `which`, a list of bools)."""
     canvas = blur(canvas, make_kernels([plan.kernel for plan in plans], canvas.pixels.device))
     heights, widths = zip(*([max(SMALLEST, round(side * plan.factor)) for side in size] for plan, size in zip(plans, base)))
     canvas = resize(canvas, heights, widths, [plan.mode for plan in plans], antialias)
     canvas = add_noise(canvas, [plan.noise for plan in plans], generators)
-    return jpeg(canvas, [plan.quality for plan in plans], codec=codec)
+    return jpeg(canvas, [plan.quality for plan in plans], which, codec)
 
 
 @torch.no_grad()
@@ -141,6 +158,16 @@ def paper_b1(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: int
     base = [_small_size(images, scale)] * len(plans)
     generators = _generators(seed, numbers, images.device)
     return _run_stage(Canvas.of(images), plans, generators, base, True, codec).pixels
+
+
+@torch.no_grad()
+def everyday(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: int = 4, codec: str = "auto") -> torch.Tensor:
+    """`draw_everyday` for each picture. (B, 3, H, W) in [0, 1] -> (B, 3, H / s, W / s), 8-bit levels."""
+    plans, compressed = zip(*(draw_everyday(random_for(seed, number, 1)) for number in numbers))
+    base = [_small_size(images, scale)] * len(plans)
+    generators = _generators(seed, numbers, images.device)
+    canvas = _run_stage(Canvas.of(images), plans, generators, base, True, codec, compressed)
+    return canvas.pixels.clamp(0, 1).mul(255).round().div(255)
 
 
 def _finish(canvas: Canvas, plans: Sequence[Plan], size: tuple[int, int], codec) -> torch.Tensor:
@@ -179,7 +206,7 @@ def realesrgan(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: i
     return small
 
 
-PIPELINES = {"paper-b1": paper_b1, "realesrgan": realesrgan}
+PIPELINES = {"paper-b1": paper_b1, "everyday": everyday, "realesrgan": realesrgan}
 
 
 def make_degradation(kind: str, scale: int, seed: int, share: float = 1.0) -> Degrade:

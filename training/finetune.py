@@ -6,8 +6,9 @@ starts from the built-in model, cuts crops out of PICTURES, degrades them on the
 and OUT/best.safetensors (averaged weights), which the nodes, WebUI and the command line load as they are. More:
 
     --model FILE_OR_NAME                 start from another model, e.g. a published checkpoint (add --variant if it is asked for)
-    --degradation bicubic                what makes the low-resolution pictures: realesrgan (default), paper-b1, bicubic
-                                         (default for inpainting, where it changes nothing but the holes), or
+    --degradation bicubic                what makes the low-resolution pictures: realesrgan (default), paper-b1,
+                                         everyday (B.1, or noise and JPEG each or not), bicubic (default for
+                                         inpainting, where it changes nothing but the holes), or
     --degradation paired --pairs LOW     your own pairs: files of the same names in PICTURES and LOW
     --preset 12gb                        settings for a GPU's memory (8gb, 12gb, 16gb, 24gb, 80gb)
     --resume auto                        go on where OUT stopped, exactly: after Ctrl-C, a crash or a power cut

@@ -71,7 +71,9 @@ class TrainSettings:
     adversarial: float = 0.0  # weight of a patch discriminator, for pixel-space models
 
     # Data
-    degradation: Literal["realesrgan", "paper-b1", "bicubic", "paired"] | None = None  # none: realesrgan; inpainting: bicubic
+    degradation: Literal["realesrgan", "paper-b1", "everyday", "bicubic", "paired"] | None = (
+        None  # none: realesrgan; inpainting: bicubic
+    )
     damaged_share: float = 1.0  # of crops that get it; the rest is plainly bicubic
     pairs: Path | None = None  # paired: folder of the low-resolution pictures, by the same names
     crop: int | None = None  # pixels of the high-resolution crop
