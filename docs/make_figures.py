@@ -8,6 +8,8 @@ Needs the extra `train` (matplotlib).
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import sys
 from pathlib import Path
 
@@ -24,6 +26,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import resshift_core as rs
+from benchmarks import line_art, text_pages
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -50,13 +53,25 @@ def bicubic(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
     return F.interpolate(image, scale_factor=scale, mode="bicubic").clamp(0, 1)
 
 
-def before_after(model: rs.ResShiftModel, rows: list[tuple[Image.Image, tuple[int, int]]], path: Path) -> None:
-    """One row per (picture, corner of a 240 px window): low resolution, bicubic, ResShift, original."""
-    side, titles = 240, ("low resolution", "bicubic ×4", "ResShift, built-in model", "original")
+def before_after(
+    model: rs.ResShiftModel,
+    rows: list[tuple[Image.Image, tuple[int, int]]],
+    path: Path,
+    damages=None,
+    side: int = 240,
+    quality: int = 92,
+) -> None:
+    """One row per (picture, corner of a window): low resolution, bicubic, ResShift, original.
+
+    damages: one function per row, of the small picture (1, 3, h, w); None = it is shrunk cleanly.
+    """
+    titles = ("low resolution", "bicubic ×4", "ResShift, built-in model", "original")
     figure, axes = plt.subplots(len(rows), 4, figsize=(12.4, 3.2 * len(rows)), squeeze=False)
     for number, (line, (image, (x, y))) in enumerate(zip(axes, rows)):
         truth = to_tensor(image)
         small = shrink(truth)
+        if damages is not None:
+            small = damages[number](small)
         pictures = (F.interpolate(small, scale_factor=4), bicubic(small), rs.upscale(model, small), truth)
         for axis, picture, title in zip(line, pictures, titles):
             axis.imshow(to_array(picture)[y : y + side, x : x + side], interpolation="nearest")
@@ -64,8 +79,54 @@ def before_after(model: rs.ResShiftModel, rows: list[tuple[Image.Image, tuple[in
             if number == 0:
                 axis.set_title(title, fontsize=12)
     figure.subplots_adjust(0.005, 0.005, 0.995, 0.97, wspace=0.02, hspace=0.02)
-    figure.savefig(path, dpi=100, pil_kwargs={"quality": 92, "subsampling": 0})
+    figure.savefig(path, dpi=100, pil_kwargs={"quality": quality, "subsampling": 0})
     plt.close(figure)
+
+
+def busiest(image: Image.Image, side: int) -> tuple[int, int]:
+    """Corner of the window of side x side pixels with the strongest edges, on a grid of 20 pixels."""
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    edges = np.abs(np.diff(grey, axis=0, append=grey[-1:])) + np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
+    places = [(x, y) for y in range(0, image.height - side, 20) for x in range(0, image.width - side, 20)]
+    return max(places, key=lambda place: edges[place[1] : place[1] + side, place[0] : place[0] + side].sum())
+
+
+def as_jpeg(quality: int):
+    """A damage: what a JPEG file of that quality keeps."""
+
+    def damage(small: torch.Tensor) -> torch.Tensor:
+        buffer = io.BytesIO()
+        Image.fromarray(to_array(small)).save(buffer, "JPEG", quality=quality)
+        return to_tensor(Image.open(buffer))
+
+    return damage
+
+
+def with_noise(levels: float):
+    """A damage: Gaussian noise of that standard deviation."""
+
+    def damage(small: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(small.shape, generator=torch.Generator().manual_seed(0))
+        return (small + noise * levels / 255).clamp(0, 1).mul(255).round() / 255
+
+    return damage
+
+
+def sheets(model: rs.ResShiftModel, photos: Path) -> None:
+    """docs/images/builtin_*.jpg: every validation picture, text and line art, damaged pictures."""
+    with open(photos / "MANIFEST.csv", encoding="utf-8", newline="") as file:
+        names = [row["file"] for row in csv.DictReader(file) if row["split"] == "val"]
+    pictures = [Image.open(photos / name).convert("RGB") for name in names]
+    halved = [picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX) for picture in pictures]
+    big = [small if min(small.size) > 240 else picture for small, picture in zip(halved, pictures)]
+    before_after(model, [(picture, busiest(picture, 240)) for picture in big], IMAGES / "builtin_photos.jpg", quality=82)
+    drawn = [text_pages.make_page(n, 7) for n in (0, 1, 2)] + [line_art.make_drawing(n, 7) for n in (0, 1)]
+    corners = [(60, 60), (60, 400), (300, 60), (200, 200), (300, 300)]
+    before_after(model, list(zip(drawn, corners)), IMAGES / "builtin_drawn.jpg", quality=82)
+    worst = [as_jpeg(70), as_jpeg(30), with_noise(8), with_noise(25)]
+    cat = next(picture for name, picture in zip(names, pictures) if "chelsea" in name)
+    rows = [(cat, (60, 20))] * len(worst)
+    before_after(model, rows, IMAGES / "builtin_damaged.jpg", worst, quality=82)
 
 
 def _box(axis, x, y, width, height, text, colour):
@@ -139,7 +200,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--model", default="builtin")
+    parser.add_argument("--sheets", action="store_true", help="the sheets of docs/builtin.md alone")
     args = parser.parse_args()
+    if args.sheets:
+        sheets(rs.load_model(args.model), args.photos)
+        return
 
     def photo(name, width=None):
         image = Image.open(args.photos / name).convert("RGB")
