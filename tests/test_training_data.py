@@ -12,6 +12,7 @@ from PIL import Image
 
 import resshift_core as rs
 from training.data import Crops, CropSettings, PairedCrops, Positions, load_batches, match_pairs
+from training.drawings import draw_page, usable_fonts
 from training.scan import DataError, Picture, find_images, inspect, read_rgb, scan
 from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
 from training.settings import TrainSettings as Settings
@@ -254,3 +255,14 @@ def test_recipes_survive_a_file():
 def test_the_built_in_models_recipe_is_readable():
     settings = parse(line("--config", ROOT / "training/configs/builtin.json"))
     assert settings.iterations > 1000 and 0 < settings.damaged_share < 1 and settings.loss == "l1"
+
+
+def test_fonts_that_cannot_be_drawn_are_named_and_left_out(tmp_path, caplog):
+    """A colour font of one size, among the system's own, once ended a run at its first page of text."""
+    matplotlib = pytest.importorskip("matplotlib")
+    good = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    (tmp_path / "good.ttf").write_bytes(good.read_bytes())
+    (tmp_path / "bad.ttf").write_bytes(good.read_bytes()[:200])
+    assert usable_fonts(tmp_path) == [str(tmp_path / "good.ttf")] and "bad.ttf is left out" in caplog.text
+    rng = np.random.default_rng(0)
+    assert draw_page(64, rng, usable_fonts(tmp_path)).shape == (3, 64, 64)

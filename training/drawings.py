@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+log = logging.getLogger("resshift.training")
+
 OVERSAMPLING = 2
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?()&%@#/+-=     "))
+
+
+def usable_fonts(folder: Path) -> list[str]:
+    """The font files below a folder that can be drawn at any size; the others, such as bitmap fonts, are named and left out."""
+    fonts = []
+    for path in sorted(folder.rglob("*.[to]t[fc]")):
+        try:
+            for points in (9, 40.5):
+                ImageFont.truetype(str(path), points * OVERSAMPLING).getmask("Ag")
+        except (OSError, ValueError) as error:
+            log.warning("The font %s is left out (%s).", path, error)
+            continue
+        fonts.append(str(path))
+    return fonts
 
 
 def _colour(values) -> tuple[int, int, int]:

@@ -46,6 +46,7 @@ from training.chain import Chain
 from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
 from training.degradation import make_degradation
 from training.distributed import Processes
+from training.drawings import usable_fonts
 from training.losses import LossSettings, Objective, OfflineError, make_lpips
 from training.memory import fit_micro_batch
 from training.report import Report, memory_text, save_picture, write_summary
@@ -110,7 +111,7 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         DataError: there is nothing to train on, or pairs do not fit.
     """
     found, scale = scan_data(settings, processes), model.scale
-    fonts = sorted(str(path) for path in settings.fonts.rglob("*.[to]tf")) if settings.fonts else []
+    fonts = usable_fonts(settings.fonts) if settings.fonts else []
     crop = CropSettings(
         settings.crop, settings.rescale_share, settings.min_rescale, settings.drawn_share, tuple(fonts), settings.turns,
         holes=model.config.task == "inpaint",
