@@ -127,6 +127,8 @@ def test_the_result_loads_everywhere_and_says_where_it_came_from(finished, place
     assert metadata["steps_trained"] == "60" and metadata["data"] == "six waves" and metadata["parent"] == "small"
     assert metadata["parent_sha256"] == hashlib.sha256(place[1].read_bytes()).hexdigest()
     assert json.loads(metadata["training"])["learning_rate"] == 2e-3
+    assert json.loads(metadata["training"])["model"] == place[1].name
+    assert str(place[1].parent) not in " ".join(metadata.values())  # whose machine it was stays there
 
 
 def test_the_saved_configuration_trains_again(finished, place, tmp_path):

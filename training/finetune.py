@@ -145,6 +145,11 @@ def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
     return Trainer(model, settings, Objective(chain, kind, lpips), processes)
 
 
+def _without_folder(value):
+    """A model file travels: where things lay on the machine that trained it is nobody's business."""
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+
 class Run:
     """The loop around a Trainer: data in, reports and files out."""
 
@@ -205,7 +210,7 @@ class Run:
 
     def export(self, name: str) -> None:
         """The averaged weights with what there is to know about them."""
-        recipe = to_dict(self.settings)
+        recipe = {name: _without_folder(value) for name, value in to_dict(self.settings).items()}
         notes = {
             "parent": self.start.parent,
             "parent_sha256": self.start.parent_sha256,

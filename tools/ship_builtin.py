@@ -1,0 +1,47 @@
+"""Makes the shipped model out of a training run's result: float16 weights, its name, and what its card says in the metadata.
+
+    python tools/ship_builtin.py OUT/last.safetensors "123 CC0 pictures, 8 % drawn; ..." --iterations-before 2500
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import resshift_core as rs  # noqa: E402
+from resshift_core.registry import REGISTRY, WEIGHTS_DIR  # noqa: E402
+
+LIMIT = 12 * 2**20  # bytes: the repository travels often
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("result", type=Path)
+    parser.add_argument("data", help="what it was trained on")
+    parser.add_argument("--iterations-before", type=int, default=0, help="of the models it started from")
+    parser.add_argument("--name", default="builtin")
+    args = parser.parse_args()
+    model = rs.load_model(args.result, device="cpu", dtype="fp32")
+    model.config = replace(model.config, name=args.name, licence="Apache-2.0")
+    metadata = {
+        "data": args.data,
+        "steps_trained": str(args.iterations_before + int(model.metadata["steps_trained"])),
+        "training": model.metadata["training"],
+        "parent_sha256": model.metadata.get("parent_sha256", ""),
+        "licence": "Apache-2.0",
+    }
+    path = WEIGHTS_DIR / REGISTRY[args.name].file
+    rs.save_model(model.to(dtype=torch.float16), path, metadata)
+    size = path.stat().st_size
+    if size > LIMIT:
+        raise SystemExit(f"{path} has {size / 2**20:.1f} MiB, more than {LIMIT / 2**20:.0f}.")
+    print(f"{path}: {size / 2**20:.2f} MiB, {metadata['steps_trained']} iterations")
+
+
+if __name__ == "__main__":
+    main()
