@@ -20,6 +20,7 @@ MASKED = -100.0  # added to the score of two tokens that must not see each other
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept must serve training, too, also if an upscale asks for it first
 def relative_position_index(window: int) -> torch.Tensor:
     """Row of the bias table for every (query, key) pair: (dy + w-1) * (2w-1) + (dx + w-1), query minus key.
 
@@ -38,6 +39,7 @@ def _apart(side: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)
 def shift_mask(kind: str, rows: int, columns: int, window: int) -> torch.Tensor:
     """What is added to the scores of the shifted windows: float32 (rows * columns, w*w, w*w), in row-major order.
 

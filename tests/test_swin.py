@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from resshift_core.swin import MASKED, SwinBlock, SwinLayer, WindowAttention, shift_mask
+from resshift_core.swin import MASKED, SwinBlock, SwinLayer, WindowAttention, relative_position_index, shift_mask
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,15 @@ def test_a_layer_that_never_shifts_has_no_shifted_block():
     assert [block.shift for block in layer.blocks] == [0, 0]
     layer = SwinLayer(16, 32, 2, 1, 8, 4, "group", shifts=True, mask_kind="resshift")
     assert [block.shift for block in layer.blocks] == [0, 4]
+
+
+def test_what_an_upscale_keeps_serves_training():
+    """Validation runs in inference mode between the steps of a training run, with windows of the same numbers."""
+    shift_mask.cache_clear()
+    relative_position_index.cache_clear()
+    layer = SwinLayer(8, 8, 2, 2, 8, 2.0, "group", True, "resshift")
+    x = torch.rand(1, 8, 16, 16)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert layer.patch_embed.proj.weight.grad is not None
