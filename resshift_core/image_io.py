@@ -106,7 +106,7 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
 def picture_size(path: str | os.PathLike) -> tuple[int, int] | None:
     """(width, height) from the header alone, before rotation; None where it cannot be told."""
     try:
-        with Image.open(path) as image:
+        with Image.open(_existing(path, str(path))) as image:
             return image.size
     except Exception:  # whoever reads the picture will say why
         return None
@@ -124,6 +124,8 @@ def _existing(source: str | os.PathLike, name: str) -> Path:
         raise InputError(f"{name} is a folder, not a picture.")
     if not path.exists():
         raise InputError(f"There is no file {name}. Check the path.")
+    if not path.is_file():  # opening a named pipe would wait for somebody to write into it, perhaps for ever
+        raise InputError(f"{name} is not a file but a pipe or a device. Give a picture file.")
     return path
 
 
@@ -322,7 +324,7 @@ def write_picture(
                 image.save(part, format=format, **options)
         else:
             image.save(target, format=format, **options)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # libtiff's RuntimeError on a full disk, among others
         raise InputError(f"{name} cannot be written ({first_line(error)}).") from error
     return tuple(notes)
 

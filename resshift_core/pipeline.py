@@ -24,7 +24,7 @@ from .arguments import (
     choose_schedule,
 )  # fmt: skip
 from .device import free_bytes, is_out_of_memory, release_memory
-from .errors import InputError, OutOfMemory
+from .errors import InputError, OutOfMemory, brief
 from .model import ResShiftModel
 from .noise import NoiseField, Repeat, RepeatedNoise
 from .progress import Progress, StepEvent, pixels_by_fit, pixels_of_blocks
@@ -241,7 +241,7 @@ def _run_with_smaller_tiles(model, rgb, mask, settings: Settings, out, on_step) 
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            failed = str(error).splitlines()[0] if str(error) else type(error).__name__
+            failed = brief(error)
         if failed is None:
             return
         release_memory(model.device)
@@ -249,15 +249,19 @@ def _run_with_smaller_tiles(model, rgb, mask, settings: Settings, out, on_step) 
         used = min(tile, max(pictures[0].padded))
         if used <= smallest:
             need = model.bytes_per_tile(*(axis.tile for axis in pictures[0].axes)) / 2**20
-            free = free_bytes(model.device)
-            have = f"{free / 2**20:.0f} MiB are free" if free is not None else "free memory is not known"
             raise OutOfMemory(
-                f"Out of memory: a tile of {used} pixels needs about {need:.0f} MiB on {model.device}, {have} ({failed}). "
+                f"Out of memory: a tile of {used} pixels needs about {need:.0f} MiB on {model.device}, "
+                f"{_free_words(model.device)} ({failed}). "
                 "Close other programs, or run with device='cpu'."
             )
         tile = max(smallest, _multiple_below(used // 2, model.config.multiple))
         overlap = min(overlap, tile // 4)
         log.warning("Out of memory with a tile of %d pixels; starting again with %d.", used, tile)
+
+
+def _free_words(device: torch.device) -> str:
+    free = free_bytes(device)
+    return f"{free / 2**20:.0f} MiB are free" if free is not None else "free memory is not known"
 
 
 def _multiple_below(value: int, multiple: int) -> int:
@@ -274,6 +278,52 @@ def _run(model, rgb, mask, settings: Settings, torus: Torus | None, on_step) -> 
     if count:
         _run_with_smaller_tiles(model, rgb, mask, settings, out, on_step)
     return out if torus is None else torus.close(out, model.scale)
+
+
+def _checked_and_run(
+    model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, wrap, on_step
+) -> torch.Tensor:
+    """`upscale`, but for memory that is missing beside the tiles."""
+    images = check_images(images)
+    mask = check_mask(mask, images, model)
+    check_words(sampler, color_fix, wrap)
+    check_numbers(scale, tile_batch)
+    count, channels, height, width = images.shape
+    torus = Torus.of(wrap, height, width, model.config.multiple) if wrap != "none" else None
+    tile, overlap = check_tile(model, tile, overlap, torus.size if torus else (height, width))
+    schedule = choose_schedule(model, steps, kappa, p)
+    period = PERIOD * model.scale // model.config.autoencoder.factor
+    settings = Settings(
+        schedule, sampler, check_seeds(seed, count, noise), tile, overlap, tile_batch or None,
+        Repeat(period, period) if noise == "periodic" else None,
+    )  # fmt: skip
+    size = target_size(height, width, scale if scale is not None else model.scale)
+    rgb = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
+
+    out = _run(model, rgb, mask, settings, torus, on_step)
+    if mask is not None:
+        out = mask * out + (1 - mask) * rgb.float()
+    if color_fix != "none":
+        for i in range(count):
+            match_color_around(out[i : i + 1], resize_around(rgb[i : i + 1], out.shape[-2:], wrap), color_fix, wrap)
+    out = resize_around(out, size, wrap).clamp_(0, 1)
+    if channels == 1:
+        return out.mean(1, keepdim=True)
+    if channels == 4:
+        return torch.cat([out, resize_around(images[:, 3:], size, wrap)], dim=1)
+    return out
+
+
+def _too_large(images: torch.Tensor, scale: float, reason: str) -> str:
+    """For pictures whose result, or what is made of it, does not fit into memory: smaller tiles would not help."""
+    count, channels, height, width = images.shape
+    height, width = target_size(height, width, scale)
+    need = count * max(channels, 3) * height * width * 4 / 2**20
+    return (
+        f"Out of memory: the result, {count} x {channels} x {height} x {width} numbers, takes {need:.0f} MiB, and two to three "
+        f"times that while it is made, on {images.device}, where {_free_words(images.device)} ({reason}). Upscale fewer or smaller "
+        "pictures at a time, or close other programs."
+    )
 
 
 @torch.inference_mode()
@@ -319,33 +369,33 @@ def upscale(
         (B, C, round(H * scale), round(W * scale)) float32 in [0, 1] on the device of `images`.
 
     Raises:
-        InputError: an argument is out of range. OutOfMemory: not even one small tile fits. Cancelled: see on_step.
+        InputError: an argument is out of range. OutOfMemory: not even one small tile, or the result itself, fits. Cancelled:
+            see on_step.
     """
-    images = check_images(images)
-    mask = check_mask(mask, images, model)
-    check_words(sampler, color_fix, wrap)
-    check_numbers(scale, tile_batch)
-    count, channels, height, width = images.shape
-    torus = Torus.of(wrap, height, width, model.config.multiple) if wrap != "none" else None
-    tile, overlap = check_tile(model, tile, overlap, torus.size if torus else (height, width))
-    schedule = choose_schedule(model, steps, kappa, p)
-    period = PERIOD * model.scale // model.config.autoencoder.factor
-    settings = Settings(
-        schedule, sampler, check_seeds(seed, count, noise), tile, overlap, tile_batch or None,
-        Repeat(period, period) if noise == "periodic" else None,
-    )  # fmt: skip
-    size = target_size(height, width, scale if scale is not None else model.scale)
-    rgb = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
-
-    out = _run(model, rgb, mask, settings, torus, on_step)
-    if mask is not None:
-        out = mask * out + (1 - mask) * rgb.float()
-    if color_fix != "none":
-        for i in range(count):
-            match_color_around(out[i : i + 1], resize_around(rgb[i : i + 1], out.shape[-2:], wrap), color_fix, wrap)
-    out = resize_around(out, size, wrap).clamp_(0, 1)
-    if channels == 1:
-        return out.mean(1, keepdim=True)
-    if channels == 4:
-        return torch.cat([out, resize_around(images[:, 3:], size, wrap)], dim=1)
-    return out
+    failed = None
+    try:
+        return _checked_and_run(
+            model,
+            images,
+            steps,
+            kappa,
+            p,
+            seed,
+            sampler,
+            tile,
+            overlap,
+            tile_batch,
+            mask,
+            color_fix,
+            noise,
+            scale,
+            wrap,
+            on_step,
+        )
+    except OutOfMemory:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        failed = brief(error)
+    raise OutOfMemory(_too_large(images, scale or model.scale, failed))  # not above: the traceback would keep tensors alive

@@ -65,13 +65,13 @@ def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> t
     """
     sources: list[Source] = []
     problems: list[Problem] = []
-    folders = [word for word in words if word != PIPE and Path(word).is_dir()]
+    folders = [word for word in words if word != PIPE and os.path.isdir(word)]
     for word in words:
         if word == PIPE:
             found = [Source(None, Path("stdin"), _standard_input())]
-        elif Path(word).is_dir():
+        elif os.path.isdir(word):
             found = _in_folder(Path(word), recursive, leave_out, several=len(folders) > 1)
-        elif glob.has_magic(word) and not Path(word).exists():  # the shell of Windows hands patterns on as they are
+        elif glob.has_magic(word) and not os.path.exists(word):  # the shell of Windows hands patterns on as they are
             found = _matching(word)
         else:
             found = [Source(Path(word), Path(Path(word).name))]
@@ -112,21 +112,26 @@ def _matching(pattern: str) -> list[Source]:
 
 
 def _nothing_found(word: str, recursive: bool) -> str:
-    if not Path(word).is_dir():
+    if not os.path.isdir(word):
         return f"No picture matches {word}."
     deeper = not recursive and any(entry.is_dir() for entry in Path(word).iterdir())
     return f"There is no picture in the folder {word}.{' --recursive also looks into the folders in it.' if deeper else ''}"
 
 
+def _identity(path: Path) -> str:
+    """One word for a file, whatever it is called; unlike `Path.resolve`, it takes a link that leads to itself as it is."""
+    return os.path.normcase(os.path.realpath(path))
+
+
 def _same(a: Path, b: Path | None) -> bool:
-    return b is not None and os.path.normcase(a.resolve()) == os.path.normcase(b.resolve())
+    return b is not None and _identity(a) == _identity(b)
 
 
 def _without_repetition(sources: list[Source]) -> list[Source]:
     """Each file once, however it was named."""
     first: dict[str, Source] = {}
     for source in sources:
-        first.setdefault(PIPE if source.path is None else os.path.normcase(source.path.resolve()), source)
+        first.setdefault(PIPE if source.path is None else _identity(source.path), source)
     return list(first.values())
 
 
@@ -210,12 +215,12 @@ class Naming:
 
 def _is_one(word: str) -> bool:
     """Whether an input is one picture by its form, rather than a folder or a pattern."""
-    return word == PIPE or Path(word).exists() and not Path(word).is_dir() or not (Path(word).is_dir() or glob.has_magic(word))
+    return word == PIPE or os.path.exists(word) and not os.path.isdir(word) or not (os.path.isdir(word) or glob.has_magic(word))
 
 
 def _is_folder(output: str, words: list[str]) -> bool:
     """Whether -o means a folder: it is one, ends like one, or has no ending that a picture could have."""
-    if Path(output).is_dir() or output.endswith(("/", os.sep)):
+    if os.path.isdir(output) or output.endswith(("/", os.sep)):
         return True
     suffix = Path(output).suffix
     return not suffix or (not can_write(suffix) and (len(words) > 1 or not _is_one(words[0])))
@@ -228,7 +233,7 @@ def plan(sources: list[Source], naming: Naming, scale: float) -> tuple[list[Job]
     taken: dict[str, Source] = {}
     for source in sources:
         job = naming.job(len(jobs), source, scale)
-        key = PIPE if job.target is None else os.path.normcase(job.target.resolve())
+        key = PIPE if job.target is None else _identity(job.target)
         if key in taken:
             problems.append(Problem(source.label, _collision(job, taken[key])))
             continue
