@@ -314,3 +314,15 @@ class TestLongRuns:
         """Memory of the first and the last 200 within 2 %; the second half is as fast as the first."""
         summary = fuzz("long_run", "--count", "2000", "--window", "200", minutes=60)
         assert summary["handles_grown"] == 0 and abs(summary["memory_grown_percent"]) < 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has neither fork nor these signals")
+class TestInterruptions:
+    """kill -9, SIGTERM and Ctrl-C while a folder is upscaled, a model converted or downloaded."""
+
+    def test_some_moments(self):
+        assert fuzz("interruptions", "--count", "12", minutes=5)["wrong"] == []
+
+    @pytest.mark.slow
+    def test_two_hundred_moments(self):
+        assert fuzz("interruptions", "--count", "200", "--seed", "1", minutes=60)["wrong"] == []
