@@ -48,7 +48,9 @@ def cases(side: int, device: torch.device, dtype: torch.dtype, ldm_steps: tuple[
     """{name: run} on one picture of side x side pixels."""
     image = torch.rand(1, 3, side, side, device=device, dtype=dtype)
     word = str(dtype).removeprefix("torch.")
-    networks = {"Real-ESRGAN (RRDBNet)": make_rrdbnet(device, dtype), "SwinIR-M": make_swinir(device, dtype)}
+    networks = {"Real-ESRGAN (RRDBNet)": make_rrdbnet(device, dtype)}
+    if dtype == torch.float32:  # its attention mixes float32 into other formats
+        networks["SwinIR-M"] = make_swinir(device, dtype)
     found = {f"{name}, {word}": _inference(net, image) for name, net in networks.items()}
     if ldm_steps:
         pipeline = make_ldm(device, dtype)
