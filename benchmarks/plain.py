@@ -39,19 +39,8 @@ def _window_attention(self, x, mask=None):
     return self.proj(rearrange(scores.softmax(-1) @ v, "b h n d -> b n (h d)"))
 
 
-def _swin_block(self, x):
-    rows, columns = x.shape[-2] // self.window, x.shape[-1] // self.window
-    h, mask = self.norm1(x), None
-    if self.shift:
-        h = torch.roll(h, (-self.shift, -self.shift), (2, 3))
-        mask = swin.shift_mask.__wrapped__(self.mask_kind, rows, columns, self.window).to(x.device)
-    h = rearrange(h, "b c (r wy) (s wx) -> (b r s) (wy wx) c", wy=self.window, wx=self.window)
-    h = self.attn(h, mask)
-    h = rearrange(h, "(b r s) (wy wx) c -> b c (r wy) (s wx)", r=rows, s=columns, wy=self.window)
-    if self.shift:
-        h = torch.roll(h, (self.shift, self.shift), (2, 3))
-    x = x + h
-    return x + self.mlp(self.norm2(x))
+def _new_mask(self, rows, columns):
+    return swin.shift_mask.__wrapped__(self.mask_kind, rows, columns, self.window)
 
 
 def _middle_attention(self, x):
@@ -70,7 +59,7 @@ def _codes(self, z):
 
 METHODS = {
     swin.WindowAttention: ("forward", _window_attention),
-    swin.SwinBlock: ("forward", _swin_block),
+    swin.SwinBlock: ("mask", _new_mask),
     vqgan.AttnBlock: ("forward", _middle_attention),
     vqgan.Codebook: ("codes", _codes),
 }

@@ -117,12 +117,16 @@ class SwinBlock(nn.Module):
         self.norm2 = NORMS[norm](channels)
         self.mlp = ConvMlp(channels, int(channels * mlp_ratio))
 
+    def mask(self, rows: int, columns: int) -> torch.Tensor:
+        """See `shift_mask`."""
+        return shift_mask(self.mask_kind, rows, columns, self.window)
+
     def forward(self, x):  # (B, C, H, W), H and W multiples of the window
         rows, columns = x.shape[-2] // self.window, x.shape[-1] // self.window
         h, mask = self.norm1(x), None
         if self.shift:
             h = torch.roll(h, (-self.shift, -self.shift), (2, 3))
-            mask = shift_mask(self.mask_kind, rows, columns, self.window).to(x.device)
+            mask = self.mask(rows, columns).to(x.device)
         h = rearrange(h, "b c (r wy) (s wx) -> (b r s) (wy wx) c", wy=self.window, wx=self.window)
         h = self.attn(h, mask)
         h = rearrange(h, "(b r s) (wy wx) c -> b c (r wy) (s wx)", r=rows, s=columns, wy=self.window)

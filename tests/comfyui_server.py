@@ -8,7 +8,6 @@ import json
 import os
 import socket
 import struct
-import subprocess
 import sys
 import time
 import urllib.error
@@ -20,63 +19,38 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .host_process import HostProcess
+
 ROOT = Path(__file__).parent.parent
 PACK = "ResShift für Comfy"  # a space and a letter beyond ASCII
-START_S, RUN_S = 240, 240
+RUN_S = 240
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
+class Server(HostProcess):
     """`with Server(checkout, base) as comfy:`; `base` gets ComfyUI's input, output, models and custom_nodes."""
 
+    name, first_page = "ComfyUI", "/system_stats"
+
     def __init__(self, checkout: Path, base: Path, arguments: tuple[str, ...] = ()):
-        self.checkout, self.base, self.arguments = checkout, base, arguments
-        self.port, self.client = free_port(), uuid.uuid4().hex
+        super().__init__(checkout, base)
+        self.arguments, self.client = arguments, uuid.uuid4().hex
         for folder in ("custom_nodes", "input", "output", "models/resshift", "models/vae", "user", "temp"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         os.symlink(ROOT, base / "custom_nodes" / PACK, target_is_directory=True)
 
-    def __enter__(self) -> Server:
+    def command(self) -> list[str]:
         python = os.environ.get("COMFYUI_PYTHON", sys.executable)
         command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--preview-method", "auto"]
         command += ["--base-directory", str(self.base), "--disable-auto-launch", *self.arguments]
-        command += os.environ.get("COMFYUI_ARGS", "").split()
-        self.log = open(self.base / "server.log", "w+", encoding="utf-8", errors="replace")
-        environment = {"OMP_NUM_THREADS": "2", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-        environment.pop("RESSHIFT_MODELS_DIR", None)
-        self.process = subprocess.Popen(command, cwd=self.checkout, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
-        self._wait_until_it_answers()
+        return command + os.environ.get("COMFYUI_ARGS", "").split()
+
+    def environment(self) -> dict[str, str]:
+        return {name: value for name, value in super().environment().items() if name != "RESSHIFT_MODELS_DIR"}
+
+    def __enter__(self) -> Server:
+        super().__enter__()
         self.socket = WebSocket(self.port, f"/ws?clientId={self.client}")
         return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(20)
-        self.log.close()
-
-    def _wait_until_it_answers(self) -> None:
-        end = time.monotonic() + START_S
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"ComfyUI ended with {self.process.returncode}:\n{self.text()}")
-            try:
-                self.get("/system_stats")
-                return
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.5)
-        raise RuntimeError(f"ComfyUI did not start in {START_S} s:\n{self.text()}")
-
-    def text(self) -> str:
-        return (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
 
     def _ask(self, path: str, data: dict | None = None) -> bytes:
         body = None if data is None else json.dumps(data).encode()
@@ -133,13 +107,6 @@ class Server:
         """What a PreviewImage or SaveImage of a finished prompt shows."""
         files = entry["outputs"][node]["images"]
         return [np.asarray(Image.open(io.BytesIO(self.file(item)))) for item in files]
-
-    def memory(self) -> int:
-        """Bytes of main memory that the server holds (Linux)."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise RuntimeError("no VmRSS")
 
 
 class WebSocket:

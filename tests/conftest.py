@@ -53,6 +53,15 @@ def trusted_pickles(monkeypatch):
         monkeypatch.setattr(checkpoint_file.torch, "__version__", "2.6.0 (pretended)")
 
 
+@pytest.fixture
+def one_thread():
+    """For small tensors: two threads would wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def published_model():
     """published_model(variant) -> the full-size model with stand-in weights (0.7 GB); made once per session.

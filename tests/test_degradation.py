@@ -20,12 +20,7 @@ from training.kernels import Kernel, KernelRange, draw_kernel, draw_sinc, make_k
 DRAWS = 3000
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def photo(height: int = 160, width: int = 192) -> torch.Tensor:

@@ -21,13 +21,7 @@ from training.distill import Distillation, DistillSettings, shorten_trunk
 from . import standin
 from .training_run import arguments, make_pictures, save_tiny_model
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def setting(steps=4):

@@ -37,12 +37,7 @@ def place(tmp_path_factory):
     return make_pictures(folder / "pictures"), save_tiny_model(folder / "tiny.safetensors")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def contents(path: Path) -> tuple[dict, bytes]:

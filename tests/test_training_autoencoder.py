@@ -11,13 +11,7 @@ from training.train_autoencoder import codebook_loss
 
 from .training_run import make_pictures
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def words(data, output, *more) -> list[str]:

@@ -27,12 +27,7 @@ from .training_run import vq_model
 CPU = Processes(0, 1, torch.device("cpu"))
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def settings_for(model: rs.ResShiftModel, output, **more) -> TrainSettings:

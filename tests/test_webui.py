@@ -20,7 +20,7 @@ import resshift_core as rs
 from resshift_core.registry import REGISTRY
 
 from . import standin
-from .webui_fakes import INPUT_IDS, ROOT, Component, Postprocessed, WebUI, forget, installed
+from .webui_fakes import INPUT_IDS, ROOT, Component, Postprocessed, WebUI, installed
 
 BUILTIN = "ResShift built-in 4x"
 
@@ -580,8 +580,3 @@ def encoded(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return base64.b64encode(buffer.getvalue()).decode()
-
-
-def test_forgetting_leaves_nothing(host):
-    forget()
-    assert not [name for name in sys.modules if name.startswith("resshift_webui")]

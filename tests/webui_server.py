@@ -6,8 +6,6 @@ import base64
 import io
 import json
 import os
-import socket
-import subprocess
 import sys
 import threading
 import time
@@ -17,9 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from .host_process import HostProcess
+
 ROOT = Path(__file__).parent.parent
 EXTENSION = "ResShift für WebUI"  # a space and a letter beyond ASCII
-START_S, RUN_S = 300, 300
+RUN_S = 300
 USER = "tester:secret"
 ARGUMENTS = (
     "--nowebui --api --always-cpu --skip-torch-cuda-test --skip-prepare-environment --skip-version-check "
@@ -70,12 +70,6 @@ script_callbacks.on_app_started(add_routes)
 '''
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def encoded(image: Image.Image) -> str:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -86,7 +80,7 @@ def decoded(text: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(text)))
 
 
-class Refused(Exception):
+class Refused(ConnectionError):
     """The server answered with an error status."""
 
     def __init__(self, status: int, body: dict):
@@ -94,11 +88,13 @@ class Refused(Exception):
         self.status, self.text = status, json.dumps(body)
 
 
-class Server:
+class Server(HostProcess):
     """`with Server(checkout, base) as webui:`; `base` gets the host's models, outputs and extensions."""
 
+    name, start_s, first_page = "WebUI", 300, "/sdapi/v1/upscalers"
+
     def __init__(self, checkout: Path, base: Path):
-        self.checkout, self.base, self.port = checkout, base, free_port()
+        super().__init__(checkout, base)
         self.models = base / "models" / "ResShift"
         for folder in (self.models, base / "extensions" / "probe" / "scripts"):
             folder.mkdir(parents=True)
@@ -109,39 +105,12 @@ class Server:
     def python(self) -> str:
         return os.environ.get("WEBUI_PYTHON", sys.executable)
 
-    def __enter__(self) -> Server:
+    def command(self) -> list[str]:
         arguments = os.environ.get("WEBUI_ARGS", ARGUMENTS).split()
-        command = [self.python, "launch.py", *arguments, "--port", str(self.port), "--data-dir", str(self.base)]
-        self.log = open(self.base / "server.log", "w+", encoding="utf-8", errors="replace")
-        environment = {"OMP_NUM_THREADS": "2", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-        environment["RESSHIFT_MODELS_DIR"] = str(self.base / "nowhere")
-        self.process = subprocess.Popen(command, cwd=self.checkout, stdout=self.log, stderr=subprocess.STDOUT, env=environment)
-        self._wait_until_it_answers()
-        return self
+        return [self.python, "launch.py", *arguments, "--port", str(self.port), "--data-dir", str(self.base)]
 
-    def __exit__(self, *_):
-        self.process.terminate()
-        try:
-            self.process.wait(20)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait(20)
-        self.log.close()
-
-    def _wait_until_it_answers(self) -> None:
-        end = time.monotonic() + START_S
-        while time.monotonic() < end:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"WebUI ended with {self.process.returncode}:\n{self.text()}")
-            try:
-                self.get("/sdapi/v1/upscalers")
-                return
-            except (urllib.error.URLError, ConnectionError, TimeoutError, Refused):
-                time.sleep(0.5)
-        raise RuntimeError(f"WebUI did not start in {START_S} s:\n{self.text()}")
-
-    def text(self) -> str:
-        return (self.base / "server.log").read_text(encoding="utf-8", errors="replace")
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "RESSHIFT_MODELS_DIR": str(self.base / "nowhere")}
 
     def ask(self, path: str, data: dict | None = None, user: str = USER):
         """GET, or POST where there is `data`. Raises Refused."""
@@ -183,10 +152,3 @@ class Server:
             time.sleep(0.1)
         thread.join(max(0.0, end - time.monotonic()))
         assert not thread.is_alive(), self.text()
-
-    def memory(self) -> int:
-        """Bytes of main memory that the server holds (Linux)."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) * 1024
-        raise RuntimeError("no VmRSS")
