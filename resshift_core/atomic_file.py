@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -10,6 +11,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 RETRIES_S = (0.1, 0.3, 1.0)  # Windows refuses to replace a file while a virus scanner or an indexer looks at it
+
+PART = re.compile(r"\..{0,40}\.[0-9a-f]{8}\.part")  # the names that `atomic_path` gives
+STALE_S = 3600.0  # no file takes so long to write
+
+
+def remove_leftovers(folder: str | os.PathLike) -> None:
+    """Delete what `atomic_path` left in `folder` when its program was killed; parts of the last hour may be somebody's."""
+    try:
+        for path in Path(folder).iterdir():
+            if PART.fullmatch(path.name) and time.time() - path.stat().st_mtime > STALE_S:
+                path.unlink()
+    except OSError:
+        pass  # no such folder, or not ours to tidy
 
 
 def replace(part: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .atomic_file import atomic_path
+from .atomic_file import atomic_path, remove_leftovers
 from .errors import CheckpointError, InputError, OutOfMemory, brief
 from .registry import REGISTRY
 
@@ -249,6 +249,7 @@ def save_weights(state: dict[str, torch.Tensor], metadata: dict[str, str], path:
         raise InputError(f"{path.name} must end in .safetensors.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent)
         with atomic_path(path) as part:
             save_file(_storable(state), part, metadata=metadata)
     except (OSError, SafetensorError) as error:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
 from resshift_core import atomic_file
-from resshift_core.atomic_file import atomic_path
+from resshift_core.atomic_file import STALE_S, atomic_path, remove_leftovers
 
 
 def test_it_appears_at_the_end(tmp_path):
@@ -64,3 +65,23 @@ def test_windows_is_given_time(tmp_path, monkeypatch):
             file.write("x")
         atomic_file.replace(part, target)
     assert os.listdir(tmp_path) == ["target"]
+
+
+def test_leftovers_of_killed_programs_go_and_nothing_else(tmp_path):
+    old = time.time() - STALE_S - 60
+    names = [
+        ".a b.0123abcd.part",
+        ".ü.ffffffff.part",
+        ".young.00000000.part",
+        "model.pth.part",
+        ".x.part",
+        ".0123abcd.part",
+        "a.png",
+    ]
+    for name in names:
+        (tmp_path / name).write_text("x")
+        if "young" not in name:
+            os.utime(tmp_path / name, (old, old))
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(names[2:])
+    remove_leftovers(tmp_path / "missing")

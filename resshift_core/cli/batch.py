@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from ..atomic_file import remove_leftovers
 from ..errors import InputError, ResShiftError
 from ..image_io import MAX_PIXELS, READABLE, WRITABLE, Picture, first_line, picture_size, read_picture, to_image, write_picture
 from ..model import ResShiftModel
@@ -90,6 +91,8 @@ class Batch:
 
     def run(self, jobs: list[Job], show_progress: bool = True) -> None:
         """Do all jobs. An interrupt lets the file that is being written end, then passes through."""
+        for folder in {job.target.parent for job in jobs if job.target is not None}:
+            remove_leftovers(folder)
         weights = _weights(jobs) if show_progress and self.console.has_bar else [0.0] * len(jobs)
         with (
             self.console.progress(sum(weights)) as progress,
