@@ -12,11 +12,12 @@ import torch
 
 KEEP_BYTES = 64 * 2**20  # pictures whose noise is smaller than this keep all of it
 BAND_ROWS = 64  # distance of the saved generator states otherwise
+BLOCK_BYTES = 96 * 2**20  # of noise that such a picture keeps drawn: rows as wide as that allows, from the tile asked for on
 BLOCK = 16  # torch fills normals in blocks of 16: a draw split at multiples of 16 gives the values of the whole draw
 
 
 class NoiseField:
-    """N(0, 1) noise of `draws` draws of shape (channels, height, width), readable by rows.
+    """N(0, 1) noise of `draws` draws of shape (channels, height, width), readable by blocks.
 
     Values equal `torch.manual_seed(seed)` followed by `draws` calls of `torch.randn(1, channels, height, width)`. A large
     field is not stored: a first pass saves generator states every 64 rows, and rows are drawn again when asked for.
@@ -32,7 +33,7 @@ class NoiseField:
         self.generator = torch.Generator()
         self.generator.manual_seed(self.seed if self.seed < 2**63 else self.seed - 2**64)
         self._whole = self._states = None
-        self._rows: dict[int, tuple[tuple[int, int], torch.Tensor]] = {}
+        self._blocks: dict[int, tuple[tuple[int, int, int, int], torch.Tensor]] = {}  # (first, last, left, right), values
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
             self._whole = [torch.randn(self.shape, generator=self.generator) for _ in range(draws)]
         else:
@@ -48,18 +49,23 @@ class NoiseField:
             skipped[: rows * width].uniform_(generator=self.generator)  # as many random words as rows * width normals
         return states
 
-    def rows(self, draw: int, first: int, last: int) -> torch.Tensor:
-        """float32 (channels, last - first, width) of one draw; the rows asked for last are kept."""
+    def block(self, draw: int, first: int, last: int, left: int = 0, right: int | None = None) -> torch.Tensor:
+        """float32 (channels, last - first, right - left) of one draw. Rows drawn once serve the tiles to the right, too."""
+        right = self.shape[2] if right is None else right
         if self._whole is not None:
-            return self._whole[draw][:, first:last]
-        kept = self._rows.get(draw)
-        if kept is None or kept[0] != (first, last):
-            self._rows[draw] = kept = ((first, last), self._redraw(draw, first, last))
-        return kept[1]
+            return self._whole[draw][:, first:last, left:right]
+        (top, bottom, start, end), values = self._blocks.get(draw, ((-1, -1, 0, 0), None))
+        if (top, bottom) != (first, last) or not start <= left <= right <= end:
+            self._blocks.pop(draw, None)
+            columns = BLOCK_BYTES // (4 * self.draws * self.shape[0] * (last - first))
+            start, end = left, min(self.shape[2], max(right, left + columns))
+            values = self._redraw(draw, first, last, start, end)
+            self._blocks[draw] = (first, last, start, end), values
+        return values[:, :, left - start : right - start]
 
-    def _redraw(self, draw: int, first: int, last: int) -> torch.Tensor:
+    def _redraw(self, draw: int, first: int, last: int, left: int, right: int) -> torch.Tensor:
         channels, height, width = self.shape
-        out = torch.empty(channels, last - first, width)
+        out = torch.empty(channels, last - first, right - left)
         band, start = first // BAND_ROWS, first // BAND_ROWS * BAND_ROWS
         for channel in range(channels):
             self.generator.set_state(self._states[draw][channel][band])
@@ -67,7 +73,7 @@ class NoiseField:
                 rows = min(BAND_ROWS, height - row)
                 values = torch.randn(rows, width, generator=self.generator)
                 low, high = max(first, row), min(last, row + rows)
-                out[channel, low - first : high - first] = values[low - row : high - row]
+                out[channel, low - first : high - first] = values[low - row : high - row, left:right]
         return out
 
 
@@ -91,12 +97,12 @@ class RepeatedNoise:
         stored = -(-period // BLOCK) * BLOCK  # large fields must be; the surplus is not read
         self.field = NoiseField(seed, draws, channels, self.height, stored)
 
-    def rows(self, draw: int, first: int, last: int) -> torch.Tensor:
-        """float32 (channels, last - first, width) of one draw."""
-        parts = []
+    def block(self, draw: int, first: int, last: int, left: int = 0, right: int | None = None) -> torch.Tensor:
+        """float32 (channels, last - first, right - left) of one draw."""
+        columns, parts = self.columns[left:right], []
         while first < last:
             row = (first - self.repeat.top) % self.height
             count = min(last - first, self.height - row)
-            parts.append(self.field.rows(draw, row, row + count)[:, :, self.columns])
+            parts.append(self.field.block(draw, row, row + count)[:, :, columns])
             first += count
         return torch.cat(parts, dim=1)

@@ -144,7 +144,7 @@ def _run_tiles(model: ResShiftModel, jobs, settings: Settings, noise: _Noise, pr
     fields = [noise.of(picture, settings.seeds[picture.index]) for picture, _ in jobs]
 
     def draw(number):
-        slices = [f.rows(number, box[0], box[1])[:, :, box[2] : box[3]] for f, box in zip(fields, boxes)]
+        slices = [field.block(number, *box) for field, box in zip(fields, boxes)]
         return torch.stack(slices).to(device)
 
     def denoise(x_t, t):

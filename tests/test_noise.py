@@ -15,7 +15,7 @@ def reference(seed, draws, *shape):
 def test_values_and_order_are_those_of_the_global_generator():
     field = NoiseField(7, 3, 3, 64, 128)
     for draw, expected in enumerate(reference(7, 3, 3, 64, 128)):
-        assert torch.equal(field.rows(draw, 0, 64), expected)
+        assert torch.equal(field.block(draw, 0, 64), expected)
 
 
 @pytest.mark.parametrize("height", [64, 100, 256])
@@ -26,20 +26,45 @@ def test_a_streamed_field_has_the_same_values(monkeypatch, height):
     expected = reference(123, 3, 5, height, 48)
     for draw in (2, 0, 1):
         for first, last in ((0, height), (3, 17), (60, min(height, 70)), (height - 1, height)):
-            assert torch.equal(field.rows(draw, first, last), expected[draw][:, first:last])
+            assert torch.equal(field.block(draw, first, last), expected[draw][:, first:last])
 
 
-def test_a_streamed_field_keeps_little():
-    field = NoiseField(0, 2, 48, 1024, 1024)  # 384 MiB of noise
+def test_tiles_of_a_streamed_field_have_the_same_values(monkeypatch):
+    monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+    monkeypatch.setattr(noise, "BLOCK_BYTES", 2 * 5 * 4 * 20 * 40)  # 40 columns of 20 rows
+    field, expected = NoiseField(5, 2, 5, 100, 160), reference(5, 2, 5, 100, 160)
+    for first in (0, 20, 75):
+        for left, right in ((0, 32), (8, 40), (30, 62), (0, 160), (100, 160), (40, 48)):
+            for draw in (0, 1):
+                found = field.block(draw, first, first + 20, left, right)
+                assert torch.equal(found, expected[draw][:, first : first + 20, left:right])
+
+
+def test_rows_are_drawn_once_for_the_tiles_that_fit(monkeypatch):
+    monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+    monkeypatch.setattr(noise, "BLOCK_BYTES", 2 * 5 * 4 * 20 * 96)
+    drawn, field = [], NoiseField(5, 2, 5, 100, 160)
+    redraw = field._redraw
+    monkeypatch.setattr(field, "_redraw", lambda *box: drawn.append(box) or redraw(*box))
+    for left in (0, 32, 64, 96, 128):
+        for draw in (0, 1):
+            field.block(draw, 0, 20, left, left + 32)
+    assert [box[0] for box in drawn] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("width", [1024, 4096])
+def test_a_streamed_field_keeps_little(width):
+    field = NoiseField(0, 2, 48, 256, width)  # 96, 384 MiB of noise
     assert field._whole is None
-    field.rows(0, 100, 164)
-    kept = sum(rows.numel() * 4 for _, rows in field._rows.values())
+    for draw in (0, 1):
+        field.block(draw, 0, 256, 0, 256)
+    kept = sum(values.numel() * 4 for _, values in field._blocks.values())
     states = sum(state.numel() for draw in field._states for channel in draw for state in channel)
-    assert kept + states < 32 * 2**20
+    assert kept + states < 100 * 2**20
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -1, 2**64 + 5])
 def test_any_whole_number_is_a_seed(seed):
-    same = NoiseField(seed % 2**64, 1, 1, 16, 16).rows(0, 0, 16)
-    assert torch.equal(NoiseField(seed, 1, 1, 16, 16).rows(0, 0, 16), same)
-    assert not torch.equal(NoiseField(seed + 1, 1, 1, 16, 16).rows(0, 0, 16), same)
+    same = NoiseField(seed % 2**64, 1, 1, 16, 16).block(0, 0, 16)
+    assert torch.equal(NoiseField(seed, 1, 1, 16, 16).block(0, 0, 16), same)
+    assert not torch.equal(NoiseField(seed + 1, 1, 1, 16, 16).block(0, 0, 16), same)

@@ -110,8 +110,8 @@ class TestRepeatedNoise:
         repeat = Repeat(height=12, width=20, top=3, left=5)
         noise, field = RepeatedNoise(9, 2, 4, 50, 70, repeat), NoiseField(9, 2, 4, 12, 32)
         rows = (torch.arange(first, last) - 3) % 12
-        expected = field.rows(1, 0, 12)[:, rows][:, :, (torch.arange(70) - 5) % 20]
-        assert torch.equal(noise.rows(1, first, last), expected)
+        expected = field.block(1, 0, 12)[:, rows][:, :, (torch.arange(70) - 5) % 20]
+        assert torch.equal(noise.block(1, first, last), expected)
 
     def test_periodic_noise_is_the_same_480_pixels_further(self, small_model):
         model = small_model(norm="position", tile=576)
