@@ -53,7 +53,7 @@ from training.report import Report, memory_text, save_picture, write_summary
 from training.scan import DataError, Picture, Scan, find_images, scan
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, to_dict
 from training.start import Start, load_start
-from training.state import load_state, save_state
+from training.state import StateError, load_state, save_state
 from training.trainer import NotFinite, Trainer
 from training.validation import Pair, Validator, given_pairs, hold_out, make_pairs
 
@@ -395,8 +395,15 @@ def program(argv, doc: str, what: Callable[[TrainSettings, Processes], None], cl
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2
-    except (DataError, OfflineError, NotFinite, MemoryError, rs.ResShiftError) as error:
+    except (DataError, OfflineError, NotFinite, StateError, MemoryError, rs.ResShiftError) as error:
         print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"A file of this run cannot be read or written ({error}). Make room, or look at the folder; --resume auto then goes "
+            "on from the last state.",
+            file=sys.stderr,
+        )
         return 1
     except KeyboardInterrupt:
         return 130

@@ -16,15 +16,23 @@ KEPT = 2
 NAME = re.compile(r"(\d{9})-([0-9a-f]{16})\.pt")  # iteration, first digits of the file's sha256
 
 
+class StateError(RuntimeError):
+    """The state could not be written; the text says why and what to do."""
+
+
 class _Hashing:
-    """A binary file that hashes what is written to it."""
+    """A binary file that hashes what is written to it, and keeps the error of writing, which torch turns into another one."""
 
     def __init__(self, file):
-        self.file, self.digest = file, hashlib.sha256()
+        self.file, self.digest, self.error = file, hashlib.sha256(), None
 
     def write(self, data) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -46,16 +54,37 @@ def saved(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if NAME.fullmatch(path.name)), reverse=True)
 
 
+def _write(part: Path, state: dict) -> str:
+    """Write the state to the disk and return its hexadecimal SHA-256; what could not be written whole is deleted."""
+    hashing = None
+    try:
+        with open(part, "wb") as file:
+            hashing = _Hashing(file)
+            torch.save(state, hashing)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        reason = error if isinstance(error, OSError) else hashing.error
+        if reason is None:
+            raise
+        raise StateError(
+            f"The state cannot be written to {part.parent} ({reason.strerror or reason}). Make room there and run the same "
+            "command with --resume auto: it goes on from the state before."
+        ) from error
+    return hashing.digest.hexdigest()
+
+
 def save_state(folder: Path, iteration: int, state: dict) -> Path:
-    """Write one state file by atomic rename, then drop all but the newest two."""
+    """Write one state file by atomic rename, then drop all but the newest two.
+
+    Raises:
+        StateError: the disk is full or the folder cannot be written; the files before stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "state.part"
-    with open(part, "wb") as file:
-        hashing = _Hashing(file)
-        torch.save(state, hashing)
-        file.flush()
-        os.fsync(file.fileno())
-    path = folder / f"{iteration:09d}-{hashing.digest.hexdigest()[:16]}.pt"
+    digest = _write(part, state)
+    path = folder / f"{iteration:09d}-{digest[:16]}.pt"
     os.replace(part, path)
     same = [old for old in saved(folder) if old.name[:9] == path.name[:9] and old != path]
     for old in same + saved(folder)[KEPT:]:
