@@ -221,6 +221,19 @@ class TestRuns:
         assert ended is not None and ended - asked < 5
         assert comfy.run(graph(seed=300))["status"]["status_str"] == "success"
 
+    def test_prompts_that_alternate_give_what_each_gives_alone(self, comfy):
+        """Queued all at once, two settings and two sizes of one model by turns, its cached pictures freed in between."""
+        comfy.put_image("other.png", gradient(40, 72))
+        first = [graph(seed=3000 + i, steps=2) if i % 2 else graph("other.png", seed=3000 + i) for i in range(6)]
+        alone = [comfy.images(comfy.run(prompt), "4")[0] for prompt in first]
+        for i in range(2):
+            comfy.run(graph(seed=3100 + i))  # so that ComfyUI remembers none of them
+        queued = [comfy.queue(prompt) for prompt in first[::-1]]
+        for _ in comfy.events(queued[-1]):
+            pass
+        together = [comfy.images(comfy.get(f"/history/{prompt}")[prompt], "4")[0] for prompt in queued]
+        assert all(np.array_equal(a, b) for a, b in zip(alone, together[::-1]))
+
     def test_twenty_prompts_leave_memory_where_it_was(self, comfy):
         for seed in range(5):
             comfy.run(graph(seed=1000 + seed))

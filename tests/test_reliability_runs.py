@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import threading
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import resshift_core as rs
 from resshift_core import arguments, pipeline
@@ -20,6 +24,7 @@ from resshift_core.cli import main
 from . import standin
 from .test_reliability_models import fuzz
 
+ROOT = Path(__file__).parent.parent
 AREA = 6_000  # low-resolution pixels of a picture in the short version
 DRAWN = {
     "height": st.integers(1, 300), "width": st.integers(1, 300), "count": st.integers(1, 3), "seed": st.integers(0, 2**64 - 1),
@@ -301,6 +306,29 @@ def test_ten_threads_with_one_model(model):
     assert len(results) == 30
     for (i, _), result in results.items():
         assert torch.equal(result, expected[i])
+
+
+def test_processes_that_load_one_file_at_the_same_time(model, tmp_path):
+    """Four programs with the same model and picture; every result has the same bytes."""
+    file = rs.save_model(model, tmp_path / "model.safetensors")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    words = [
+        sys.executable,
+        "-m",
+        "resshift_core",
+        "upscale",
+        "a.png",
+        "--model",
+        str(file),
+        "--device",
+        "cpu",
+        "--dtype",
+        "fp32",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    running = [subprocess.Popen([*words, "-o", f"out{i}.png"], cwd=tmp_path, env=environment) for i in range(4)]
+    assert [process.wait(timeout=300) for process in running] == [0] * 4
+    assert len({(tmp_path / f"out{i}.png").read_bytes() for i in range(4)}) == 1
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="memory and open files are read from /proc")
