@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 import resshift_core as rs
 from training import finetune
+from training.trainer import Trainer
 
 from .training_run import ROOT, arguments, command, environment, make_pictures, save_tiny_model, weights
 
@@ -256,6 +257,25 @@ def test_killed_and_resumed_runs_end_in_the_same_bytes(place, tmp_path):
 def test_twenty_kills_at_random_moments(place, tmp_path):
     """Each a process of its own, from the command line."""
     compare_with_unbroken(Fresh, place, tmp_path, kills=20)
+
+
+def test_muon_resumes_exactly_too(place, tmp_path, monkeypatch):
+    """The built-in model's optimiser, whose state is not AdamW's."""
+    unbroken, broken = tmp_path / "unbroken" / "run", tmp_path / "broken" / "run"
+    more = ("--iterations", 8, "--optimizer", "muon", "--learning-rate", 2e-3)
+    assert finetune.main(arguments(*place[:1], unbroken, place[1], *more)) == 0
+    step = Trainer.step
+
+    def interrupted(trainer, *batch):
+        if trainer.position.iteration == 5:
+            raise KeyboardInterrupt
+        return step(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    assert finetune.main(arguments(*place[:1], broken, place[1], *more)) == 130
+    monkeypatch.setattr(Trainer, "step", step)
+    assert finetune.main(arguments(*place[:1], broken, place[1], *more, "--resume", "auto")) == 0
+    assert contents(broken / "last.safetensors") == contents(unbroken / "last.safetensors")
 
 
 def test_a_torn_state_falls_back_to_the_one_before(place, tmp_path, caplog):
