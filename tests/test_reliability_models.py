@@ -74,7 +74,10 @@ class TestClaims:
         [
             (lambda: torch.zeros(2, 2).to_sparse(), "not a plain tensor .*sparse"),
             (lambda: torch.empty(10**6, 10**6, device="meta"), "not a plain tensor .*empty"),
-            (lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8), "not a plain tensor .*quantised"),
+            (  # torch before 2.6 does not read it at all
+                lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8),
+                "not a plain tensor .*quantised|no plain dictionary of tensors",
+            ),
         ],
     )
     def test_tensors_that_are_not_numbers_in_memory(self, tmp_path, make, told):

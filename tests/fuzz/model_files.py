@@ -32,7 +32,7 @@ from resshift_core.cli.model_file import describe_file
 from resshift_core.peek import peek_config
 
 from .. import standin
-from . import raw
+from . import raw, trust_own_pickles
 
 SPARE_ADDRESSES = 2 << 30  # bytes of address space that all files together may take beyond the start
 SECONDS = 8.0  # of the processor, for all that is done with one file: it is read up to four times
@@ -517,6 +517,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--keep", type=Path, help="folder in which the files stay")
     args = parser.parse_args()
+    trust_own_pickles()
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
     summary = run(args.first, args.count, args.keep)
