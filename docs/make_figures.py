@@ -27,13 +27,9 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import resshift_core as rs
 from benchmarks import line_art, text_pages
+from benchmarks.fidelity import enlarge, to_tensor
 
 IMAGES = Path(__file__).parent / "images"
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    """(1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:
@@ -47,10 +43,6 @@ def shrink(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
     image = image[..., :height, :width]
     small = F.interpolate(image, size=(height // scale, width // scale), mode="bicubic", antialias=True)
     return small.clamp(0, 1).mul(255).round() / 255
-
-
-def bicubic(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
-    return F.interpolate(image, scale_factor=scale, mode="bicubic").clamp(0, 1)
 
 
 def before_after(
@@ -72,7 +64,7 @@ def before_after(
         small = shrink(truth)
         if damages is not None:
             small = damages[number](small)
-        pictures = (F.interpolate(small, scale_factor=4), bicubic(small), rs.upscale(model, small), truth)
+        pictures = (F.interpolate(small, scale_factor=4), enlarge(small), rs.upscale(model, small), truth)
         for axis, picture, title in zip(line, pictures, titles):
             axis.imshow(to_array(picture)[y : y + side, x : x + side], interpolation="nearest")
             axis.set_axis_off()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import time
 import urllib.error
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 
@@ -16,7 +17,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class HostProcess:
+class HostProcess(ABC):
     """The part that hosts share. Subclasses say what to run, and `get` a page that answers once the host is up."""
 
     name, start_s, first_page = "The host", 240, "/"
@@ -24,14 +25,16 @@ class HostProcess:
     def __init__(self, checkout: Path, base: Path):
         self.checkout, self.base, self.port = checkout, base, free_port()
 
+    @abstractmethod
     def command(self) -> list[str]:
-        raise NotImplementedError
+        """What starts the host."""
 
     def environment(self) -> dict[str, str]:
         return {"OMP_NUM_THREADS": "2", **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
+    @abstractmethod
     def get(self, path: str):
-        raise NotImplementedError
+        """The page; raises while the host does not answer."""
 
     def __enter__(self):
         self.log = open(self.base / "server.log", "w+", encoding="utf-8", errors="replace")

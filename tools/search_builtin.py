@@ -11,6 +11,7 @@ training sees; never on the pictures of the model card. Candidates differ from t
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -21,18 +22,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 import tyro
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
+from benchmarks.fidelity import gain  # noqa: E402
 from training import distributed, finetune  # noqa: E402
 from training.degradation import make_degradation  # noqa: E402
-from training.metrics import luma, psnr  # noqa: E402
 from training.scan import find_images, scan  # noqa: E402
 from training.settings import parse, read_config  # noqa: E402
-from training.validation import Pair, make_pairs  # noqa: E402
+from training.validation import make_pairs  # noqa: E402
 
 CONFIG = Path(__file__).resolve().parent.parent / "training" / "configs" / "builtin.json"
 RECIPE = {
@@ -113,7 +113,7 @@ def write_config(settings: SearchSettings, name: str) -> Path:
 
 def seconds_per_update(trainer, data) -> float:
     """Processor time of one update, data and degradation included; the trainer is spoilt by it."""
-    numbers = iter(range(10**9, 10**9 + 16 * (WARM_UP + TIMED)))
+    numbers = itertools.count(10**9)
     for update in range(WARM_UP + TIMED):
         if update == WARM_UP:
             started = time.process_time()
@@ -151,15 +151,8 @@ def measure(model: rs.ResShiftModel, photos: Path) -> dict:
     pictures = scan(find_images(photos, "val"), 16).used
     for kind in ("bicubic", "paper-b1"):
         pairs = make_pairs(pictures, make_degradation(kind, model.scale, 0), model.scale, 512)
-        found[kind] = sum(gain(model, pair) for pair in pairs) / len(pairs)
+        found[kind] = sum(gain(model, pair.truth, pair.lq)[0] for pair in pairs) / len(pairs)
     return found
-
-
-def gain(model: rs.ResShiftModel, pair: Pair) -> float:
-    """PSNR of the luminance over that of bicubic interpolation, in dB."""
-    plain = F.interpolate(pair.lq, scale_factor=model.scale, mode="bicubic").clamp(0, 1)
-    result = rs.upscale(model, pair.lq, seed=0)
-    return psnr(luma(result), luma(pair.truth)) - psnr(luma(plain), luma(pair.truth))
 
 
 def seconds_per_picture(model: rs.ResShiftModel) -> float:
