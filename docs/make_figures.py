@@ -144,7 +144,7 @@ def method(image: Image.Image, corner: tuple[int, int], path: Path) -> None:
     truth = to_tensor(image)
     small = shrink(truth)
     x, y = corner
-    x0, y0 = (picture[..., y : y + 160, x : x + 160] * 2 - 1 for picture in (truth, bicubic(small)))
+    x0, y0 = (picture[..., y : y + 160, x : x + 160] * 2 - 1 for picture in (truth, enlarge(small)))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
     figure = plt.figure(figsize=(13.2, 4.5))
     axis = figure.add_axes((0, 0, 0.74, 1))
