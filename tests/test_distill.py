@@ -16,7 +16,8 @@ from benchmarks import student as benchmark
 from training import distill
 from training.chain import Chain
 from training.degradation import make_degradation
-from training.distill import Distillation, DistillSettings, shorten_trunk
+from training.distill import Distillation, DistillSettings
+from training.start import resize_trunk
 
 from . import standin
 from .training_run import arguments, make_pictures, save_tiny_model
@@ -98,7 +99,7 @@ def test_a_shorter_trunk_is_made_of_the_teachers_blocks():
     teacher = standin.small_model(trunk_blocks=12)
     whole = teacher.unet.state_dict()
     for blocks, kept in ((1, [0]), (2, [0, 11]), (3, [0, 6, 11]), (12, range(12))):
-        student = shorten_trunk(teacher, blocks)
+        student = resize_trunk(teacher, blocks)
         assert student.config == replace(teacher.config, unet=replace(teacher.config.unet, trunk_blocks=blocks))
         fresh = rs.ResShiftModel(student.config)
         fresh.unet.load_state_dict(student.unet.state_dict())  # strict
@@ -174,7 +175,7 @@ def test_the_benchmark_compares_a_student_with_its_teacher(tmp_path):
     """Steps, PSNR and the share of the network's time; a trunk of 1 block of 4 and one step of four is less than half."""
     data = make_pictures(tmp_path / "pictures", 2, 128)
     teacher = standin.small_model(model_channels=32, trunk_blocks=4)
-    student = shorten_trunk(teacher, 1)
+    student = resize_trunk(teacher, 1)
     student.config = replace(student.config, default_steps=1)
     files = [rs.save_model(model, tmp_path / f"{n}.safetensors") for n, model in enumerate((teacher, student))]
     words = argparse.Namespace(device="cpu", degradation="bicubic", limit=0, crop=0, rounds=5)

@@ -28,7 +28,6 @@ if not __package__:  # run as a file: let it be the module that `python -m train
 import copy
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 import resshift_core as rs
@@ -39,7 +38,7 @@ from training.distributed import Processes
 from training.finetune import prepare, prepare_data, program, train
 from training.losses import distance
 from training.settings import SettingsError, TrainSettings, describe, read_config
-from training.start import Start
+from training.start import Start, resize_trunk
 from training.trainer import Trainer
 from training.validation import Validator
 
@@ -53,28 +52,6 @@ class DistillSettings(TrainSettings):
     inverse: float = 1.0  # weight of the way back, from the teacher's result to x_T
     consistency: float = 1.0  # weight of the loss against the true picture
     truth: float = 0.0  # weight of the true picture beside the teacher's result, from the same x_T (not SinSR's)
-    trunk_blocks: int | None = None  # residual blocks of the student's trunk; None: the teacher's
-
-
-def shorten_trunk(model: rs.ResShiftModel, blocks: int) -> rs.ResShiftModel:
-    """A copy with `blocks` of the trunk's residual blocks, evenly spaced, the first and the last among them.
-
-    Raises:
-        SettingsError: the trunk does not have so many, or there is none.
-    """
-    there = model.config.unet.trunk_blocks
-    if not there:
-        raise SettingsError("--trunk-blocks is given, but this model has no trunk; its student needs none to be as fast.")
-    if not 1 <= blocks <= there:
-        raise SettingsError(f"--trunk-blocks is {blocks}; the teacher's trunk has {there}, so give 1 to {there}.")
-    kept = np.linspace(0, there - 1, blocks).round().astype(int)
-    short = copy.copy(model)
-    short.config = replace(model.config, unet=replace(model.config.unet, trunk_blocks=blocks))
-    short.unet = copy.deepcopy(model.unet)
-    short.unet.config = short.config.unet
-    convolution, *residual = short.unet.trunk
-    short.unet.trunk = torch.nn.Sequential(convolution, *(residual[i] for i in kept))
-    return short
 
 
 class Distillation:
@@ -157,7 +134,12 @@ def make_student(start: Start, settings: DistillSettings) -> rs.ResShiftModel:
         raise SettingsError(f"{settings.model} runs in one step already; give a model of several steps.")
     teacher = copy.deepcopy(start.model)
     if settings.trunk_blocks is not None:
-        start.model = shorten_trunk(start.model, settings.trunk_blocks)
+        there = teacher.config.unet.trunk_blocks
+        if settings.trunk_blocks > there > 0:
+            raise SettingsError(
+                f"--trunk-blocks is {settings.trunk_blocks}; the teacher's trunk has {there}, so give 1 to {there}."
+            )
+        start.model = resize_trunk(start.model, settings.trunk_blocks)
     start.retrain_schedule(settings)
     start.model.config = replace(start.model.config, default_steps=1)
     return teacher

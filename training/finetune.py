@@ -52,7 +52,7 @@ from training.memory import fit_micro_batch
 from training.report import Report, memory_text, save_picture, write_summary
 from training.scan import DataError, Picture, Scan, find_images, scan
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, to_dict
-from training.start import Start, load_start
+from training.start import Start, load_start, resize_trunk
 from training.state import StateError, load_state, save_state
 from training.trainer import NotFinite, Trainer
 from training.validation import Pair, Validator, given_pairs, hold_out, make_pairs
@@ -252,7 +252,9 @@ class Run:
         settings, trainer = self.settings, self.trainer
         if self.processes.first:
             self.write_config()
-            names = ["mse", "l1", "charbonnier", "lpips", "adversarial", "discriminator", "truth", "inverse", "consistency"]
+            names = [
+                "mse", "psnr", "l1", "charbonnier", "lpips", "adversarial", "discriminator", "truth", "inverse", "consistency",
+            ]  # fmt: skip
             self.report = Report(self.output, settings.iterations, trainer.position.iteration, names)
             if trainer.position.iteration == 0:
                 self.validate()
@@ -377,6 +379,8 @@ def run(settings: TrainSettings, processes: Processes) -> None:
         SettingsError, DataError, OfflineError, NotFinite, MemoryError, rs.ResShiftError: told as sentences.
     """
     settings, start = prepare(settings, processes)
+    if settings.trunk_blocks is not None:
+        start.model = resize_trunk(start.model, settings.trunk_blocks)
     start.retrain_schedule(settings)
     if processes.first:
         print(f"{start.model}\n{describe(settings)}")

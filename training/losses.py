@@ -16,6 +16,7 @@ from .chain import Chain, Points
 from .metrics import LPIPS_FILES
 
 CHARBONNIER_EPS = 1e-3
+PSNR_EPS = 1e-4  # mean square error in [-1, 1], 46 dB: below it, decibels count less and less
 
 
 class OfflineError(RuntimeError):
@@ -42,7 +43,15 @@ def make_lpips(net: str = "vgg", device: torch.device | str = "cpu") -> nn.Modul
 
 
 def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean over each sample, (B,). kind: "mse", "l1" or "charbonnier"."""
+    """Mean over each sample, (B,). kind: "mse", "l1", "charbonnier", or "psnr", which is minus its decibels.
+
+    With "mse" the crops of most error decide; the scores of super-resolution are means of decibels, in which every picture
+    counts alike. So "psnr" is the logarithm of the mean square (Chen et al., "Simple Baselines for Image Restoration", ECCV
+    2022), for values in [-1, 1] and with PSNR_EPS against crops that are flat.
+    """
+    if kind == "psnr":
+        mean_square = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
+        return 10 * torch.log10((mean_square + PSNR_EPS) / 4)
     if kind == "mse":
         values = F.mse_loss(prediction, target, reduction="none")
     elif kind == "l1":

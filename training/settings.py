@@ -30,6 +30,7 @@ class TrainSettings:
     model: str = "builtin"  # what to start from: a registry name or a file
     autoencoder: str | None = None  # its autoencoder, where the file does not hold one, or of --config's latent model
     variant: str | None = None  # which published kind it is, where the file leaves that open
+    trunk_blocks: int | None = None  # residual blocks of its trunk; fewer: some are left out, more: new ones begin as nothing
     config: Path | None = None  # JSON or YAML with `training` (a recipe) and, to train a new network from nothing, `model`
     preset: Literal["8gb", "12gb", "16gb", "24gb", "80gb"] | None = None  # settings that fit a GPU's memory
     device: str = "auto"  # cuda, cpu, or auto
@@ -64,7 +65,7 @@ class TrainSettings:
     seed: int = 0
 
     # Loss
-    loss: Literal["mse", "l1", "charbonnier"] | None = None  # of the predicted x0
+    loss: Literal["mse", "psnr", "l1", "charbonnier"] | None = None  # of the predicted x0; psnr: mean decibels
     eq8_weight: bool = False  # weight steps as the paper's eq. 8 (normalised to a mean of 1); published networks do not
     lpips: float = 0.0  # weight of LPIPS on the decoded picture (through the quantiser, straight-through)
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"

@@ -42,11 +42,17 @@ class Position:
     skipped_in_row: int = 0
 
 
-def zero_init(unet: rs.SwinUNet) -> None:
-    """Let every residual branch and the output start at zero: a new network predicts nothing, then learns what to add."""
-    for module in unet.modules():
+def zero_branches(network: nn.Module) -> None:
+    """Let every residual block in it return what it is given."""
+    for module in network.modules():
         if isinstance(module, ResBlock):
             nn.init.zeros_(module.out_layers[3].weight)
+            nn.init.zeros_(module.out_layers[3].bias)
+
+
+def zero_init(unet: rs.SwinUNet) -> None:
+    """Let every residual branch and the output start at zero: a new network predicts nothing, then learns what to add."""
+    zero_branches(unet)
     nn.init.zeros_(unet.out[2].weight)
     nn.init.zeros_(unet.out[2].bias)
 
