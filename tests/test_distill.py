@@ -13,7 +13,7 @@ import torch
 
 import resshift_core as rs
 from benchmarks import student as benchmark
-from training import distill
+from training import distill, finetune
 from training.chain import Chain
 from training.degradation import make_degradation
 from training.distill import Distillation, DistillSettings
@@ -110,6 +110,22 @@ def test_a_shorter_trunk_is_made_of_the_teachers_blocks():
         assert torch.equal(found["trunk.0.weight"], whole["trunk.0.weight"])
     student.unet.trunk[0].weight.zero_()
     assert torch.equal(teacher.unet.state_dict()["trunk.0.weight"], whole["trunk.0.weight"])
+
+
+def test_a_longer_trunk_changes_nothing_until_it_is_trained(tmp_path):
+    data = make_pictures(tmp_path / "pictures")
+    file = save_tiny_model(tmp_path / "model.safetensors", trunk_blocks=2)
+    before, image = rs.load_model(file, device="cpu", dtype="fp32"), torch.rand(1, 3, 16, 16)
+    longer = resize_trunk(before, 5)
+    assert longer.config.unet.trunk_blocks == 5 and before.config.unet.trunk_blocks == 2
+    assert torch.equal(rs.upscale(longer, image, seed=1), rs.upscale(before, image, seed=1))
+    run = tmp_path / "run"
+    assert finetune.main(arguments(data, run, file, "--trunk-blocks", 5, "--iterations", 3)) == 0
+    assert finetune.main(arguments(data, run, file, "--trunk-blocks", 5, "--iterations", 5, "--resume", "auto")) == 0
+    trained = rs.load_model(run / "last.safetensors", device="cpu", dtype="fp32")
+    assert trained.config.unet.trunk_blocks == 5 and trained.metadata["steps_trained"] == "5"
+    assert all(float(block.out_layers[3].weight.abs().max()) > 0 for block in trained.unet.trunk[1:])
+    assert finetune.main(arguments(data, tmp_path / "other", file, "--trunk-blocks", 257)) == 2
 
 
 def test_a_student_with_a_shorter_trunk_runs_everywhere(tmp_path):

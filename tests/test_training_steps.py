@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
+from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import resshift_core as rs
 from resshift_core.sampler import sample
@@ -136,6 +138,21 @@ def test_distances_are_torchs():
     assert float(distance("mse", a, b).mean()) == pytest.approx(float(F.mse_loss(a, b)))
     assert float(distance("l1", a, b).mean()) == pytest.approx(float(F.l1_loss(a, b)))
     assert float(distance("charbonnier", a, b).mean()) == pytest.approx(float(F.l1_loss(a, b)), rel=1e-2)
+
+
+def test_psnr_is_minus_the_mean_of_decibels():
+    """Of pictures in [-1, 1]; a flat crop that is nearly right must not outweigh the others."""
+    truth = torch.rand(3, 3, 16, 16) * 2 - 1
+    close = truth + torch.randn_like(truth) * torch.tensor([0.3, 0.05, 1e-4])[:, None, None, None]
+    values = distance("psnr", close, truth)
+    for one in (0, 1):
+        wanted = peak_signal_noise_ratio(close[one : one + 1], truth[one : one + 1], data_range=2.0)
+        assert float(values[one]) == pytest.approx(-float(wanted), abs=0.2)
+    assert float(values[2]) == pytest.approx(10 * math.log10(1e-4 / 4), abs=0.01)
+    prediction = close.clone().requires_grad_()
+    distance("psnr", prediction, truth).sum().backward()
+    norms = prediction.grad.flatten(1).norm(dim=1)
+    assert float(norms[2]) < float(norms[1]) and float(norms[0]) < float(norms[1])
 
 
 def test_weights_of_equation_8():
