@@ -27,20 +27,20 @@ def make_plain(model: rs.ResShiftModel) -> rs.ResShiftModel:
     return plain
 
 
-def _window_attention(self, x, mask=None):
+def _window_attention(self, x, bias):
     q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
     scores = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
-    index = swin.relative_position_index.__wrapped__(self.window).to(x.device)
-    scores = scores + self.relative_position_bias_table[index].permute(2, 0, 1)
-    if mask is not None:
-        windows = mask.shape[0]
-        scores = scores.unflatten(0, (-1, windows)) + mask[:, None]
-        scores = scores.flatten(0, 1)
+    scores = (scores.unflatten(0, (-1, bias.shape[0])) + bias).flatten(0, 1)
     return self.proj(rearrange(scores.softmax(-1) @ v, "b h n d -> b n (h d)"))
 
 
-def _new_mask(self, rows, columns):
-    return swin.shift_mask.__wrapped__(self.mask_kind, rows, columns, self.window)
+def _new_bias(self, biases, rows, columns):
+    table = self.attn.relative_position_bias_table
+    bias = table[swin.relative_position_index.__wrapped__(self.window).to(table.device)].permute(2, 0, 1)[None]
+    if self.shift:
+        kinds = swin.window_kinds.__wrapped__(self.mask_kind, rows, columns, table.device)
+        bias = bias + swin.window_masks.__wrapped__(self.mask_kind, self.window).to(bias)[kinds][:, None]
+    return bias
 
 
 def _middle_attention(self, x):
@@ -59,7 +59,7 @@ def _codes(self, z):
 
 METHODS = {
     swin.WindowAttention: ("forward", _window_attention),
-    swin.SwinBlock: ("mask", _new_mask),
+    swin.SwinBlock: ("bias_of_windows", _new_bias),
     vqgan.AttnBlock: ("forward", _middle_attention),
     vqgan.Codebook: ("codes", _codes),
 }

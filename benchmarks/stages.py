@@ -21,6 +21,7 @@ class Stage:
     peak_share: float  # of the machine's measured product of matrices in the same number format
     bandwidth_share: float  # of its measured copy, for the bytes of all layers' weights, inputs and outputs
     peak_mib: float | None
+    operations: int  # of torch, views apart
 
 
 def stages_of(model: rs.ResShiftModel, side: int) -> dict[str, tuple[torch.nn.Module | None, Callable]]:
@@ -30,7 +31,7 @@ def stages_of(model: rs.ResShiftModel, side: int) -> dict[str, tuple[torch.nn.Mo
     image = torch.rand(1, 3, side * config.scale, side * config.scale, device=device) * 2 - 1
     latent = model.autoencoder.encode(image).float()
     condition = model.unet.condition(lq)
-    tau = torch.full((1,), float(model.schedule.tau[-1]), device=device)
+    constants = model.constants(model.schedule)[-1]
     found: dict[str, tuple[torch.nn.Module | None, Callable]] = {}
     if list(model.autoencoder.parameters()):
         quantizer = model.autoencoder.quantize
@@ -39,7 +40,7 @@ def stages_of(model: rs.ResShiftModel, side: int) -> dict[str, tuple[torch.nn.Mo
         found["decode"] = (model.autoencoder, lambda: model.autoencoder.decode(latent, quantize=False))
     if config.unet.trunk_blocks:
         found["trunk"] = (model.unet.trunk, lambda: model.unet.condition(lq))
-    found["network, one step"] = (model.unet, lambda: model.unet(latent, tau, condition=condition))
+    found["network, one step"] = (model.unet, lambda: model.unet(latent, None, condition=condition, constants=constants))
     found["blend"] = (None, _blend(side, config.scale, device))
     return found
 
@@ -70,6 +71,7 @@ def measure(model: rs.ResShiftModel, side: int, rounds: int, peaks: dict[torch.d
                 work / times[name] / peaks[dtype],
                 moved / times[name] / copy,
                 timing.peak_mib(run, model.device),
+                timing.operations(run),
             )  # fmt: skip
         )
     return rows

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -46,6 +47,24 @@ def flops(run: Callable) -> int:
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what makes new values: views of what is there launch nothing."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.count += not (function.is_view or function._schema.name == "aten::_unsafe_view")
+        return result
+
+
+def operations(run: Callable) -> int:
+    """torch's operations in one run, views apart: on a GPU each is a kernel or more to launch."""
+    with _Operations() as counter:
+        run()
+    return counter.count
 
 
 def peak_mib(run: Callable, device: torch.device) -> float | None:

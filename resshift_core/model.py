@@ -161,13 +161,19 @@ class ResShiftModel:
         gain = float(schedule.residual_gain(self.config.residual_std)[t - 1])
         return torch.lerp(y0, x_t, gain)
 
-    def denoise(self, x_t, y0, schedule: ShiftSchedule, t: int, condition):
+    def constants(self, schedule: ShiftSchedule) -> list[dict]:
+        """What the steps t = 1..T of `schedule` compute for all pictures alike; see `SwinUNet.constants`."""
+        return self.unet.constants(torch.tensor(schedule.tau, dtype=torch.float32, device=self.device))
+
+    def denoise(self, x_t, y0, schedule: ShiftSchedule, t: int, condition, constants: dict | None = None):
         """The predicted x0 at step t = 1..T of `schedule`, float32 (B, C, h, w), from x_t as the chain has it.
 
-        `condition` is what `unet.condition(lq, mask)` returned.
+        `condition` is what `unet.condition(lq, mask)` returned, `constants` the entry
+        t - 1 of what `constants(schedule)` did.
         """
-        tau = torch.full((len(x_t),), float(schedule.tau[t - 1]), device=x_t.device)
-        out = self.unet(x_t * schedule.input_scale(t, self.config.space), tau, condition=condition)
+        tau = None if constants else torch.full((len(x_t),), float(schedule.tau[t - 1]), device=x_t.device)
+        x = x_t * schedule.input_scale(t, self.config.space)
+        out = self.unet(x, tau, condition=condition, constants=constants)
         return out.float() + self.guess(x_t, y0, schedule, t)
 
     def bytes_per_tile(self, tile_height: int, tile_width: int) -> int:

@@ -97,24 +97,41 @@ class _Picture:
         self.out[:, top:bottom, left:right] += result
 
 
-class _Noise:
-    """The noise fields of the pictures at work; pictures with the same seed and size share one field."""
+class _Shared:
+    """What the tiles of a run have in common: noise, what steps compute for all of them alike, and the model in float32."""
 
-    def __init__(self, channels: int, draws: int, repeat: Repeat | None, keep: int):
-        self.channels, self.draws, self.repeat, self.keep = channels, draws, repeat, keep
+    def __init__(self, settings: Settings, channels: int, draws: int, keep: int):
+        self.settings, self.channels, self.draws, self.keep = settings, channels, draws, keep
         self._fields: dict[tuple, NoiseField | RepeatedNoise] = {}
+        self._constants: dict[ResShiftModel, list[dict]] = {}
+        self._float32: ResShiftModel | None = None
 
-    def of(self, picture: _Picture, seed: int) -> NoiseField | RepeatedNoise:
+    def noise(self, picture: _Picture) -> NoiseField | RepeatedNoise:
+        """The noise field of a picture; pictures with the same seed and size have one."""
+        seed, repeat = self.settings.seeds[picture.index], self.settings.repeat
         key = (seed, picture.latent_padded)
         if key not in self._fields:
             while len(self._fields) >= self.keep:  # pictures come in order; the oldest are done
                 self._fields.pop(next(iter(self._fields)))
-            kind, more = (RepeatedNoise, (self.repeat,)) if self.repeat else (NoiseField, ())
+            kind, more = (RepeatedNoise, (repeat,)) if repeat else (NoiseField, ())
             self._fields[key] = kind(seed, self.draws, self.channels, *picture.latent_padded, *more)
         return self._fields[key]
 
+    def constants(self, model: ResShiftModel) -> list[dict]:
+        """`ResShiftModel.constants` of the run's schedule."""
+        if model not in self._constants:
+            self._constants[model] = model.constants(self.settings.schedule)
+        return self._constants[model]
 
-def _run_tiles(model: ResShiftModel, jobs, settings: Settings, noise: _Noise, progress: Progress | None):
+    def in_float32(self, model: ResShiftModel) -> ResShiftModel:
+        """For tiles that overflowed; logged once a run."""
+        if self._float32 is None:
+            log.warning("A tile overflowed in %s; it is done again in float32.", model.dtype)
+            self._float32 = model.in_float32()
+        return self._float32
+
+
+def _run_tiles(model: ResShiftModel, jobs, settings: Settings, shared: _Shared, progress: Progress | None):
     """Encode, sample and decode a batch of equal tiles. jobs: [(picture, place)] -> (B, 3, h * s, w * s) in [0, 1]."""
     config, device, scale = model.config, model.device, model.scale
     crops = torch.stack([picture.crop(place, CONTEXT) for picture, place in jobs]).to(device) * 2 - 1
@@ -141,14 +158,16 @@ def _run_tiles(model: ResShiftModel, jobs, settings: Settings, noise: _Noise, pr
     y0 = model.autoencoder.encode(up).float()
     condition = model.unet.condition(lq, mask)
     boxes = [picture.latent_box(place, config) for picture, place in jobs]
-    fields = [noise.of(picture, settings.seeds[picture.index]) for picture, _ in jobs]
+    fields = [shared.noise(picture) for picture, _ in jobs]
 
     def draw(number):
         slices = [field.block(number, *box) for field, box in zip(fields, boxes)]
         return torch.stack(slices).to(device)
 
+    constants = shared.constants(model)
+
     def denoise(x_t, t):
-        return model.denoise(x_t, y0, settings.schedule, t, condition)
+        return model.denoise(x_t, y0, settings.schedule, t, condition, constants[t - 1])
 
     x0 = sample(
         denoise, y0, settings.schedule, draw, sampler=settings.sampler,
@@ -164,16 +183,11 @@ def _preview(model: ResShiftModel, x0, y0, lq) -> torch.Tensor:
     return pixels_of_blocks(x0) if model.config.space == "pixel" else pixels_by_fit(x0, y0, lq)
 
 
-def _run_tiles_safely(model, jobs, settings, noise, progress, redo: dict) -> torch.Tensor:
-    """As `_run_tiles`; a batch that comes out non-finite is done again in float32, and logged once a run."""
-    result = _run_tiles(model, jobs, settings, noise, progress)
-    if result is not None:
-        return result
-    if model.dtype != torch.float32:
-        if "model" not in redo:
-            log.warning("A tile overflowed in %s; it is done again in float32.", model.dtype)
-            redo["model"] = model.in_float32()
-        result = _run_tiles(redo["model"], jobs, settings, noise, None)
+def _run_tiles_safely(model, jobs, settings, shared: _Shared, progress) -> torch.Tensor:
+    """As `_run_tiles`; a batch that comes out non-finite is done again in float32."""
+    result = _run_tiles(model, jobs, settings, shared, progress)
+    if result is None and model.dtype != torch.float32:
+        result = _run_tiles(shared.in_float32(model), jobs, settings, shared, None)
     if result is None:
         raise InputError("The model returns numbers that are not finite, in float32 too. Its weights are probably damaged.")
     return result
@@ -198,12 +212,11 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
     jobs = [(picture, place) for picture in pictures for place in picture.places]
     rows, columns = pictures[0].axes
     batch = _tile_batch(model, rows.tile, columns.tile, settings.tile_batch)
-    noise = _Noise(model.config.autoencoder.latent_channels, pictures[0].draws, settings.repeat, keep=batch)
-    done, redo = 0, {}
+    shared, done = _Shared(settings, model.config.autoencoder.latent_channels, pictures[0].draws, keep=batch), 0
     while done < len(jobs):
         part, failed = jobs[done : done + batch], None
         try:
-            results = _run_tiles_safely(model, part, settings, noise, progress, redo)
+            results = _run_tiles_safely(model, part, settings, shared, progress)
         except Exception as error:
             if not is_out_of_memory(error) or len(part) == 1:
                 raise

@@ -38,10 +38,12 @@ def _apart(side: torch.Tensor) -> torch.Tensor:
     return (side[:, None] != side[None, :]).float() * MASKED
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=8)
 @torch.inference_mode(False)
-def shift_mask(kind: str, rows: int, columns: int, window: int) -> torch.Tensor:
-    """What is added to the scores of the shifted windows: float32 (rows * columns, w*w, w*w), in row-major order.
+def window_masks(kind: str, window: int) -> torch.Tensor:
+    """What is added to the scores of the shifted windows, one entry for every kind of window: float32 (kinds, w*w, w*w).
+
+    `window_kinds` says which window is of which kind.
 
     "swin": the textbook mask. The windows of the bottom row and of the right column hold two regions that were not
     neighbours before the roll; tokens of different regions do not see each other.
@@ -52,23 +54,31 @@ def shift_mask(kind: str, rows: int, columns: int, window: int) -> torch.Tensor:
     """
     half = window // 2
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    top, left = (y < half).flatten(), (x < half).flatten()
-    mask = torch.zeros(rows, columns, window * window, window * window)
+    top, left = _apart((y < half).flatten().int()), _apart((x < half).flatten().int())
+    nothing = torch.zeros_like(top)
     if kind == "resshift":
-        mask[-1] = _apart(left.int())
-    elif kind == "swin":
-        mask[-1] += _apart(top.int())
-        mask[:, -1] += _apart(left.int())
-        mask.clamp_(min=MASKED)
-    else:
-        raise ValueError(f"shift_mask is {kind!r}; known are 'resshift' and 'swin'")
-    return mask.flatten(0, 1)
+        return torch.stack([nothing, left])
+    if kind == "swin":
+        return torch.stack([nothing, top, left, (top + left).clamp_(min=MASKED)])
+    raise ValueError(f"shift_mask is {kind!r}; known are 'resshift' and 'swin'")
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def window_kinds(kind: str, rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """Which of `window_masks` each of rows * columns windows has, in row-major order: int64 (rows * columns,)."""
+    kinds = torch.zeros(rows, columns, dtype=torch.int64)
+    kinds[-1] = 1  # bottom row
+    if kind == "swin":
+        kinds[:, -1] += 2  # right column
+    return kinds.flatten().to(device)
 
 
 class WindowAttention(nn.Module):
     """Multi-head attention inside windows with a learned bias per relative position.
 
-    (windows, w*w, C) -> (windows, w*w, C); `mask` is (windows of one image, w*w, w*w), added to the scores.
+    (B * K, w*w, C) -> (B * K, w*w, C); `bias` is added to the scores, (K, heads, w*w, w*w): window i has entry i mod K. None:
+    that of the relative positions alone (K = 1).
     """
 
     def __init__(self, channels: int, heads: int, window: int):
@@ -80,17 +90,16 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def bias(self) -> torch.Tensor:
-        """(heads, w*w, w*w)."""
+        """Of the relative positions, (1, heads, w*w, w*w)."""
         index = relative_position_index(self.window).to(self.relative_position_bias_table.device)
-        return self.relative_position_bias_table[index].permute(2, 0, 1)
+        return self.relative_position_bias_table[index].permute(2, 0, 1)[None]
 
-    def forward(self, x, mask=None):
+    def forward(self, x, bias=None):
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
-        bias = self.bias()[None]  # (1, heads, N, N)
-        if mask is not None:  # (windows of one image, 1, N, N), the same for every image of the batch
-            bias = bias + mask[:, None].to(bias)
-            bias = bias.repeat(x.shape[0] // mask.shape[0], 1, 1, 1)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        bias = (self.bias() if bias is None else bias).to(q.dtype)
+        if bias.shape[0] not in (1, x.shape[0]):
+            bias = bias.repeat(x.shape[0] // bias.shape[0], 1, 1, 1)  # to every picture of the batch
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(rearrange(x, "b h n d -> b n (h d)"))
 
 
@@ -117,18 +126,24 @@ class SwinBlock(nn.Module):
         self.norm2 = NORMS[norm](channels)
         self.mlp = ConvMlp(channels, int(channels * mlp_ratio))
 
-    def mask(self, rows: int, columns: int) -> torch.Tensor:
-        """See `shift_mask`."""
-        return shift_mask(self.mask_kind, rows, columns, self.window)
+    def biases(self) -> torch.Tensor:
+        """What is added to the scores, one entry for every kind of window: (kinds, heads, w*w, w*w). The same for every step."""
+        bias = self.attn.bias()
+        return bias + window_masks(self.mask_kind, self.window)[:, None].to(bias) if self.shift else bias
 
-    def forward(self, x):  # (B, C, H, W), H and W multiples of the window
+    def bias_of_windows(self, biases: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """One entry for every window of a picture, (rows * columns, heads, w*w, w*w), or one for all of them."""
+        return biases[window_kinds(self.mask_kind, rows, columns, biases.device)] if self.shift else biases
+
+    def forward(self, x, biases=None):
+        """(B, C, H, W) -> (B, C, H, W), H and W multiples of the window. biases: what `biases()` returned."""
         rows, columns = x.shape[-2] // self.window, x.shape[-1] // self.window
-        h, mask = self.norm1(x), None
+        h = self.norm1(x)
         if self.shift:
             h = torch.roll(h, (-self.shift, -self.shift), (2, 3))
-            mask = self.mask(rows, columns).to(x.device)
         h = rearrange(h, "b c (r wy) (s wx) -> (b r s) (wy wx) c", wy=self.window, wx=self.window)
-        h = self.attn(h, mask)
+        biases = self.biases().to(x.dtype) if biases is None else biases
+        h = self.attn(h, self.bias_of_windows(biases, rows, columns))
         h = rearrange(h, "(b r s) (wy wx) c -> b c (r wy) (s wx)", r=rows, s=columns, wy=self.window)
         if self.shift:
             h = torch.roll(h, (self.shift, self.shift), (2, 3))
@@ -162,8 +177,9 @@ class SwinLayer(nn.Module):
         )
         self.patch_unembed = Projection(swin_channels, channels)
 
-    def forward(self, x):
+    def forward(self, x, constants=None):
+        """constants: see SwinUNet.constants."""
         x = self.patch_embed(x)
         for block in self.blocks:
-            x = block(x)
+            x = block(x, constants and constants[block])
         return self.patch_unembed(x)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .normalization import NORMS
-from .swin import SwinLayer
+from .swin import SwinBlock, SwinLayer
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,18 @@ class ResBlock(nn.Module):
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
 
-    def forward(self, x, emb=None):
+    def film(self, emb) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the features are multiplied by, and what is then added, (B, C, 1, 1), of a time embedding (B, E)."""
+        scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
+        return 1 + scale, shift
+
+    def forward(self, x, emb=None, film=None):
+        """film: what `film(emb)` returned, in place of emb."""
         h = self.out_layers[0](self.in_layers(x))
-        if emb is not None:
-            scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
-            h = torch.addcmul(shift, h, 1 + scale)
+        if film is None and emb is not None:
+            film = self.film(emb)
+        if film is not None:
+            h = torch.addcmul(film[1], h, film[0])
         return self.skip_connection(x) + self.out_layers[1:](h)
 
 
@@ -114,11 +121,14 @@ class Upsample(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """One entry of the network's block lists: hands the time embedding to the residual blocks in it."""
+    """One entry of the network's block lists: hands the time embedding, or the constants, to the layers in it."""
 
-    def forward(self, x, emb):
+    def forward(self, x, emb, constants=None):
         for layer in self:
-            x = layer(x, emb) if isinstance(layer, ResBlock) else layer(x)
+            if isinstance(layer, ResBlock):
+                x = layer(x, emb, constants and constants[layer])
+            else:
+                x = layer(x, constants) if isinstance(layer, SwinLayer) else layer(x)
         return x
 
 
@@ -139,10 +149,11 @@ class SwinUNet(nn.Module):
 
     `forward(x, t, lq, mask)`:
         x: (B, in_channels, h, w), x_t already multiplied by `ShiftSchedule.input_scale`.
-        t: (B,), step index from 0, may be fractional.
+        t: (B,), step index from 0, may be fractional; not looked at where `constants` are given.
         lq: (B, 3, H, W) in [-1, 1], the low-resolution picture before any upsampling; H = h * 2^lq_stages.
         mask: (B, 1, H, W), -1 = keep, +1 = fill in; inpainting networks only.
         condition: what `condition(lq, mask)` returned, given in place of lq and mask; it is the same for every step.
+        constants: the entry for this t of what `constants` returned, the same for every picture.
     Returns (B, out_channels, h, w). h and w must be multiples of `config.latent_multiple`.
     """
 
@@ -210,16 +221,27 @@ class SwinUNet(nn.Module):
         features = self.feature_extractor(lq.to(self.out[2].weight.dtype))
         return self.trunk(features) if self.config.trunk_blocks else features
 
-    def forward(self, x, t, lq=None, mask=None, condition=None):
-        emb = self.time_embed(t)
+    def constants(self, t) -> list[dict[nn.Module, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]]:
+        """What the steps t, (T,), compute from t and the weights alone: FiLM vectors and biases of the windows, for each step.
+
+        These are a quarter of the operations of a step of the published networks, and small ones: a GPU waits for their launch.
+        """
+        emb, dtype = self.time_embed(t), self.out[2].weight.dtype
+        biases = {module: module.biases().to(dtype) for module in self.modules() if isinstance(module, SwinBlock)}
+        timed = [module for module in self.modules() if isinstance(module, ResBlock) and hasattr(module, "emb_layers")]
+        films = [zip(*(part.split(1) for part in module.film(emb))) for module in timed]
+        return [{**biases, **dict(zip(timed, step))} for step in zip(*films)]
+
+    def forward(self, x, t, lq=None, mask=None, condition=None, constants=None):
+        emb = self.time_embed(t) if constants is None else None
         if condition is None:
             condition = self.condition(lq, mask)
         h = torch.cat([x.to(condition.dtype), condition], dim=1)
         skips = []
         for stage in self.input_blocks:
-            h = stage(h, emb)
+            h = stage(h, emb, constants)
             skips.append(h)
-        h = self.middle_block(h, emb)
+        h = self.middle_block(h, emb, constants)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb)
+            h = stage(torch.cat([h, skips.pop()], dim=1), emb, constants)
         return self.out(h)

@@ -61,6 +61,12 @@ def test_peak_memory_of_a_known_allocation():
     assert 90 < timing.peak_mib(lambda: torch.ones(100 << 18), CPU) < 130
 
 
+def test_operations_are_those_that_make_values():
+    a = torch.rand(3, 4)
+    assert timing.operations(lambda: (a.t() @ a).view(16).relu_()) == 2
+    assert timing.operations(lambda: a.transpose(0, 1).reshape(12)[1:]) == 1  # the copy
+
+
 def test_stages_of_both_kinds(latent_model):
     peaks, copy = {torch.float32: 1e11}, 1e10
     names = [stage.name for stage in stages.measure(latent_model, 32, 1, peaks, copy)]

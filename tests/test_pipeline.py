@@ -151,14 +151,14 @@ class TestSeeds:
     def test_noise_of_finished_pictures_is_let_go(self, model, monkeypatch):
         """A batch of frames keeps the noise of those at work, not of all."""
         alive = []
-        real = pipeline._Noise.of
+        real = pipeline._Shared.noise
 
         def spy(self, *args):
             field = real(self, *args)
             alive.append(len(self._fields))
             return field
 
-        monkeypatch.setattr(pipeline._Noise, "of", spy)
+        monkeypatch.setattr(pipeline._Shared, "noise", spy)
         rs.upscale(model, picture(32, 32, count=6), tile_batch=2)
         assert max(alive) == 2
 
@@ -286,17 +286,26 @@ class TestFaults:
 
 
 class TestOneStepAndRetiming:
-    def test_one_step_is_one_evaluation_at_T(self, model):
-        calls = []
-        handle = model.unet.register_forward_pre_hook(lambda module, args: calls.append(args[1].tolist()))
+    @pytest.mark.parametrize("steps, times", [(1, [3.0]), (None, [3.0, 2.0, 1.0, 0.0])])
+    def test_one_step_is_one_evaluation_at_T(self, model, steps, times):
+        """Where the network is evaluated: what it is given of a step belongs to one of the times that are embedded."""
+        embedded, given = [], []
+        hooks = [
+            model.unet.time_embed.register_forward_pre_hook(lambda module, args: embedded.append(args[0])),
+            model.unet.register_forward_pre_hook(lambda module, args, more: given.append(more["constants"]), with_kwargs=True),
+        ]
         try:
-            rs.upscale(model, picture(16, 16), steps=1)
-            assert calls == [[3.0]]
-            calls.clear()
-            rs.upscale(model, picture(16, 16))
-            assert calls == [[3.0], [2.0], [1.0], [0.0]]
+            rs.upscale(model, picture(16, 40), steps=steps, tile=16)
         finally:
-            handle.remove()
+            for hook in hooks:
+                hook.remove()
+        (t,) = embedded  # once a run, for all tiles and steps
+        assert sorted(t.tolist()) == sorted(times)
+        block = next(module for module in model.unet.modules() if hasattr(module, "emb_layers"))
+        wanted = [model.unet.constants(torch.tensor([time]))[0][block][1] for time in times]
+        assert len(given) % len(times) == 0 and len(given) > len(times)  # several tiles
+        for constants, shift in zip(given, wanted * (len(given) // len(times))):
+            torch.testing.assert_close(constants[block][1], shift, rtol=1e-4, atol=1e-5)
 
     def test_as_trained_is_the_default(self, model):
         lq = picture(20, 20)

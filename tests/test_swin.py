@@ -3,7 +3,22 @@
 import pytest
 import torch
 
-from resshift_core.swin import MASKED, SwinBlock, SwinLayer, WindowAttention, relative_position_index, shift_mask
+from resshift_core.swin import (
+    MASKED,
+    SwinBlock,
+    SwinLayer,
+    WindowAttention,
+    relative_position_index,
+    window_kinds,
+    window_masks,
+)
+
+CPU = torch.device("cpu")
+
+
+def shift_mask(kind: str, rows: int, columns: int) -> torch.Tensor:
+    """Of every window, (rows * columns, 64, 64)."""
+    return window_masks(kind, 8)[window_kinds(kind, rows, columns, CPU)]
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +37,19 @@ def test_attention_agrees_with_timm(timm_swin, masked):
     x = torch.randn(8, 64, 96)  # two images of four windows
     mask = torch.where(torch.rand(4, 64, 64) < 0.3, -100.0, 0.0) if masked else None
     with torch.inference_mode():
-        torch.testing.assert_close(ours(x, mask), oracle(x, mask), rtol=1e-4, atol=1e-5)
+        bias = ours.bias() + mask[:, None] if masked else None
+        torch.testing.assert_close(ours(x, bias), oracle(x, mask), rtol=1e-4, atol=1e-5)
 
 
 def test_the_textbook_mask_agrees_with_timm(timm_swin):
     block = timm_swin.SwinTransformerBlock(dim=32, input_resolution=(24, 40), num_heads=1, window_size=8, shift_size=4)
-    torch.testing.assert_close(shift_mask("swin", 3, 5, 8), block.attn_mask)
+    torch.testing.assert_close(shift_mask("swin", 3, 5), block.attn_mask)
 
 
 @pytest.mark.parametrize("rows, columns", [(1, 1), (2, 3), (8, 8)])
 def test_the_resshift_mask_is_what_the_facts_say(rows, columns):
     """Only the bottom row of windows; inside it the left 4 columns and the right 4 columns do not see each other."""
-    mask = shift_mask("resshift", rows, columns, 8).unflatten(0, (rows, columns))
+    mask = shift_mask("resshift", rows, columns).unflatten(0, (rows, columns))
     assert (mask[:-1] == 0).all()
     for window in mask[-1]:
         for query in range(64):
@@ -44,7 +60,7 @@ def test_the_resshift_mask_is_what_the_facts_say(rows, columns):
 
 def test_unknown_mask_is_an_error():
     with pytest.raises(ValueError, match="'shifted'"):
-        shift_mask("shifted", 2, 2, 8)
+        window_masks("shifted", 8)
 
 
 def test_a_shifted_block_sees_across_window_borders_and_a_plain_one_does_not():
@@ -70,7 +86,8 @@ def test_a_layer_that_never_shifts_has_no_shifted_block():
 
 def test_what_an_upscale_keeps_serves_training():
     """Validation runs in inference mode between the steps of a training run, with windows of the same numbers."""
-    shift_mask.cache_clear()
+    window_masks.cache_clear()
+    window_kinds.cache_clear()
     relative_position_index.cache_clear()
     layer = SwinLayer(8, 8, 2, 2, 8, 2.0, "group", True, "resshift")
     x = torch.rand(1, 8, 16, 16)

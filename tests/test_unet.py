@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from benchmarks.timing import operations
 from resshift_core import SwinUNet, UNetConfig
 from resshift_core.unet import TimestepEmbedding
 
@@ -38,6 +39,23 @@ def test_outputs_agree_with_the_recorded_ones(published_model, name, variant):
             assert relative(out, data[key]) < 1e-4
             split = unet(data["x"], t, condition=unet.condition(data["lq"], data.get("mask")))
             assert torch.equal(out, split)
+
+
+def test_constants_of_all_steps_change_nothing_but_the_number_of_operations(published_model):
+    """FiLM vectors and biases once a run: the recorded outputs again, in two batches of two pictures, with fewer operations."""
+    unet, data = published_model("realsr_x4_s4").unet, recording("unet_realsr_x4_s4_64x64")
+    names = [key for key in data if key.startswith("out_t")]
+    with torch.inference_mode():
+        condition = unet.condition(data["lq"])
+        steps = unet.constants(torch.tensor([float(key.removeprefix("out_t")) for key in names]))
+        twice = {"x": data["x"].repeat(2, 1, 1, 1), "condition": condition.repeat(2, 1, 1, 1)}
+        for key, constants in zip(names, steps, strict=True):
+            out = unet(**twice, t=None, constants=constants)
+            assert relative(out[:1], data[key]) < 1e-4 and relative(out[1:], data[key]) < 1e-4
+        t = torch.tensor([0.0])
+        with_them = operations(lambda: unet(data["x"], None, condition=condition, constants=steps[0]))
+        without = operations(lambda: unet(data["x"], t, condition=condition))
+    assert with_them <= 460 and without - with_them > 100  # the published code has 1,210
 
 
 def test_the_textbook_mask_would_be_far_off(published_model):
