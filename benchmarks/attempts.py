@@ -1,0 +1,162 @@
+"""What was tried to make it faster, each against doing without, in turns on one machine.
+
+    python -m benchmarks.attempts [--rounds 5] [--compile] [--only WORD ...]
+
+What was predicted stands in the table, from facts of the method and the machine's measured rates; what was measured beside it.
+--compile adds torch.compile, which needs a C++ compiler and minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+import resshift_core as rs
+from resshift_core import swin, vqgan
+from resshift_core.device import resolve_device
+
+from . import plain, timing
+from .__main__ import published, run_of
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Two runs that give the same picture, or nearly."""
+
+    name: str
+    predicted: str  # how many times as fast, and why
+    kept: str
+    without: Callable
+    with_it: Callable
+
+
+class Tile:
+    """Inputs of one tile, and the stages that an attempt may change."""
+
+    def __init__(self, model: rs.ResShiftModel, side: int, count: int = 1):
+        scale, device = model.scale, model.device
+        generator = torch.Generator().manual_seed(0)
+        self.model = model
+        self.lq = torch.rand(count, 3, side, side, generator=generator).to(device) * 2 - 1
+        self.latent = model.autoencoder.encode(torch.rand(count, 3, side * scale, side * scale).to(device) * 2 - 1).float()
+        self.condition = model.unet.condition(self.lq)
+        self.t = torch.full((count,), float(model.schedule.tau[-1]), device=device)
+        self.constants = model.constants(model.schedule)[-1]
+
+    def step(self, unet=None):
+        return (unet or self.model.unet)(self.latent, None, condition=self.condition, constants=self.constants)
+
+    def step_alone(self):
+        return self.model.unet(self.latent, self.t, condition=self.condition)
+
+    def decode(self, decode=None):
+        return (decode or self.model.autoencoder.decode)(self.latent, quantize=False)
+
+    def codes(self):
+        return self.model.autoencoder.quantize(self.latent)
+
+
+def changed(model: rs.ResShiftModel, methods: dict) -> rs.ResShiftModel:
+    """A copy with other methods: {layer class: (name, function)}, as in benchmarks/plain.py."""
+    twin = copy.copy(model)
+    twin.unet, twin.autoencoder = copy.deepcopy(model.unet), copy.deepcopy(model.autoencoder)
+    for module in (twin.unet, twin.autoencoder):
+        for layer in module.modules():
+            if type(layer) in methods:
+                name, method = methods[type(layer)]
+                setattr(layer, name, types.MethodType(method, layer))
+    return twin
+
+
+def row_major(model: rs.ResShiftModel) -> rs.ResShiftModel:
+    twin = changed(model, {})
+    for module in (twin.unet, twin.autoencoder):
+        module.to(memory_format=torch.contiguous_format)
+    return twin
+
+
+def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
+    auto, exact = cache(lambda: published(device, "auto")), cache(lambda: published(device, "fp32"))
+    builtin = cache(lambda: rs.load_model("builtin", device=str(device)))
+    ours, full = cache(lambda: Tile(auto(), 64)), cache(lambda: Tile(exact(), 64))
+
+    yield Attempt("half precision, decoder", "rate of its products over float32's", "yes", full().decode, ours().decode)
+    yield Attempt("half precision, network", "the same, less the norms", "yes", full().step, ours().step)
+    rows = Tile(row_major(auto()), 64)
+    yield Attempt("channels last, decoder", "1.1 to 1.5: no reordering around convolutions", "yes", rows.decode, ours().decode)
+    yield Attempt("channels last, network", "1.1 to 1.5", "yes", rows.step, ours().step)
+    materialised = Tile(changed(exact(), {swin.WindowAttention: plain.METHODS[swin.WindowAttention]}), 64)
+    yield Attempt(
+        "fused attention, network in float32", "1.05: attention is 3 % of the work, its scores 25 MB a layer", "yes",
+        materialised.step, full().step,
+    )  # fmt: skip
+    middle = Tile(changed(exact(), {vqgan.AttnBlock: plain.METHODS[vqgan.AttnBlock]}), 64)
+    yield Attempt(
+        "fused attention, decoder in float32", "1.0; memory O(N) instead of O(N^2)", "yes", middle.decode, full().decode
+    )
+    yield Attempt(
+        "FiLM and window biases once a run",
+        "1.02 on a CPU; a quarter fewer launches on a GPU",
+        "yes",
+        ours().step_alone,
+        ours().step,
+    )
+    whole = Tile(changed(exact(), {vqgan.Codebook: plain.METHODS[vqgan.Codebook]}), 64)
+    yield Attempt("nearest codes in parts", "1.0 to 1.5: distances stay in the cache", "yes", whole.codes, full().codes)
+
+    small, four = Tile(builtin(), 64), Tile(builtin(), 64, 4)
+    yield Attempt(
+        "four tiles of 64 px at a time, built-in", "1.0 to 1.1 on a CPU", "by free memory on a GPU, else 1",
+        lambda: [small.step() for _ in range(4)], four.step,
+    )  # fmt: skip
+    for tile in (128, 512):
+        yield Attempt(
+            f"tiles of 256 px instead of {tile}, built-in, 512 -> 2048",
+            "1.3: overlaps of 128 px tiles" if tile < 256 else "0.8: no overlap, but four times the memory", "yes",
+            run_of(builtin(), 512, tile=tile), run_of(builtin(), 512),
+        )  # fmt: skip
+    if compiled:
+        for name, tile in (("built-in", Tile(builtin(), 256)), ("published", ours())):
+            unet = torch.compile(tile.model.unet)
+            yield Attempt(
+                f"torch.compile, network, {name}",
+                "1.1: fused SiLU and norms",
+                "no",
+                tile.step,
+                lambda tile=tile, unet=unet: tile.step(unet),
+            )
+        decode = torch.compile(auto().autoencoder.decode)
+        yield Attempt("torch.compile, decoder", "1.1", "no", ours().decode, lambda: ours().decode(decode))
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--only", nargs="+", default=[], help="words that an attempt's name must have one of")
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args()
+    device = resolve_device(args.device)
+    print(
+        "| attempt | predicted | without | with | times as fast | MiB without | with | kept |\n|---|---|---:|---:|---:|---:|---:|---|"
+    )
+    for attempt in attempts(device, args.compile):
+        if args.only and not any(word in attempt.name for word in args.only):
+            continue
+        cases = {"without": attempt.without, "with": attempt.with_it}
+        times = timing.interleaved(cases, args.rounds, device)
+        memory = [timing.peak_mib(run, device) for run in cases.values()]
+        cells = [f"{times['without']:.3f} s", f"{times['with']:.3f} s", f"{times['without'] / times['with']:.2f}"]
+        cells += ["" if mib is None else f"{mib:.0f}" for mib in memory]
+        print(f"| {attempt.name} | {attempt.predicted} | {' | '.join(cells)} | {attempt.kept} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
