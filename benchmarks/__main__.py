@@ -8,7 +8,8 @@ runs     whole runs of the published network (random weights: time does not depe
 peers    Real-ESRGAN's RRDBNet, SwinIR and LDM on the same picture (pip install ".[bench]")
 scaling  time per tile and memory of the built-in model over the size of the picture
 
-Medians of interleaved runs. --full adds the long ones: 15 steps, 256 -> 1024 of the published network, LDM with 100 steps.
+Medians of interleaved runs. --full adds the long ones: 15 steps, 256 -> 1024 of the published network, LDM with 100 steps,
+512 -> 2048 of the peers, 64 megapixels of output. `python -m benchmarks.attempts` has what was tried for speed.
 """
 
 from __future__ import annotations
@@ -71,25 +72,27 @@ def measure_peers(device: torch.device, rounds: int, full: bool) -> dict:
 
     builtin = rs.load_model("builtin", device=str(device))
     tables = {}
-    for side in (64, 128) if device.type == "cpu" else (64, 256, 512):
+    small = (64, 128, 512) if full else (64, 128)
+    for side in small if device.type == "cpu" else (64, 256, 512):
         cases = {"built-in, default": run_of(builtin, side)}
         if side == 64:
             cases["published x4, 4 steps, default"] = run_of(published(device, "auto"), side, steps=4)
         for dtype in (torch.float32, builtin.dtype):
             ldm = () if side > 64 or dtype != torch.float32 else (15, 100) if full else (15,)
             cases |= peers.cases(side, device, dtype, ldm)
-        tables[f"{side} -> {4 * side}"] = timing.interleaved(cases, rounds if side == 64 else 1, device)
+        tables[f"{side} -> {4 * side}"] = timing.interleaved(cases, rounds if side == 64 else 1, device, warm=side < 512)
     return tables
 
 
-def measure_scaling(device: torch.device) -> dict:
+def measure_scaling(device: torch.device, full: bool) -> dict:
     """Seconds per tile, waste of overlaps, and memory beyond input and output, of the built-in model."""
     model, table = rs.load_model("builtin", device=str(device)), {}
-    for side in (256, 512, 1024):
+    for side in (256, 512, 1024, 2048) if full else (256, 512, 1024):
         tiles: list[int] = []
         run = run_of(model, side, on_step=lambda event, seen=tiles: seen.append(event.tiles))
-        seconds = timing.seconds(run, device)
-        memory = timing.peak_mib(run_of(model, side), device)
+        timed: list[float] = []
+        memory = timing.peak_mib(lambda run=run, timed=timed: timed.append(timing.seconds(run, device)), device)
+        seconds = timed[-1]
         beyond = None if memory is None else round(memory - 3 * 4 * (4 * side) ** 2 / 2**20)
         area = tiles[-1] * _tile_side(model, side) ** 2
         table[f"{side} -> {4 * side}"] = {
@@ -186,7 +189,7 @@ def main() -> None:
             for title, times in results[part].items():
                 show(f"{part}: {title}", [{"case": name, "seconds (or ratio)": value} for name, value in times.items()])
     if "scaling" in args.only:
-        results["scaling"] = measure_scaling(device)
+        results["scaling"] = measure_scaling(device, args.full)
         show("scaling of the built-in model", [{"picture": name, **row} for name, row in results["scaling"].items()])
     if args.json:
         args.json.write_text(json.dumps(results, indent=2, default=float), encoding="utf-8")
