@@ -252,9 +252,10 @@ def test_recipes_survive_a_file():
     assert {**again} == {name: getattr(settings, name) for name in again}
 
 
-def test_the_built_in_models_recipe_is_readable():
-    settings = parse(line("--config", ROOT / "training/configs/builtin.json"))
-    assert settings.iterations > 1000 and 0 < settings.damaged_share < 1 and settings.loss == "l1"
+@pytest.mark.parametrize("name, loss", [("builtin", "l1"), ("builtin-continue", "mse"), ("builtin-longer", "psnr")])
+def test_the_built_in_models_recipes_are_readable(name, loss):
+    settings = parse(line("--config", ROOT / f"training/configs/{name}.json"))
+    assert settings.iterations > 1000 and 0 < settings.damaged_share < 1 and settings.loss == loss
 
 
 def test_fonts_that_cannot_be_drawn_are_named_and_left_out(tmp_path, caplog):
