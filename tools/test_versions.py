@@ -23,7 +23,7 @@ else:
 
 ROOT = Path(__file__).parent.parent
 REPLACED = {"torch": "torch==2.3.1"}  # 2.3.0 has the same features; its wheels are no longer offered for every system
-NEEDS_TRAINING = re.compile(r"^(from|import) (training|benchmarks|\.training_run|\.test_training)\b", re.MULTILINE)
+NEEDS_TRAINING = re.compile(r"^(from|import) (training|benchmarks(?!\.timing)|\.training_run|\.test_training)\b", re.MULTILINE)
 TOOLS = ["pytest>=8", "hypothesis>=6", "fastapi>=0.100", "httpx>=0.24"]
 
 
