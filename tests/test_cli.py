@@ -654,7 +654,10 @@ class TestStopping:
             picture(f"in/{i:02}.png", i, size=(64, 64))
         words = [sys.executable, "-m", "resshift_core", "upscale", "in", "-o", "out", "--model", str(model_file)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(words, stderr=subprocess.PIPE, env=environment)
+        process = subprocess.Popen(
+            words, stderr=subprocess.PIPE, env=environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored by what a shell starts with &
+        )  # fmt: skip
         deadline = time.monotonic() + 240  # programs that share the cores may make its imports slow
         while not list(Path().glob("out/*_x4.png")) and time.monotonic() < deadline:
             time.sleep(0.02)

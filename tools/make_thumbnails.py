@@ -1,6 +1,6 @@
 """Writes the thumbnails of example_workflows/ with the built-in model: before at the left, after at the right.
 
-    python tools/make_thumbnails.py PICTURE      a photograph; a square out of its middle is used
+python tools/make_thumbnails.py PICTURE      a photograph; a square out of its middle is used
 """
 
 from __future__ import annotations

@@ -1,6 +1,10 @@
 """Makes the shipped model out of a training run's result: float16 weights, its name, and what its card says in the metadata.
 
     python tools/ship_builtin.py OUT/last.safetensors "123 CC0 pictures, 8 % drawn; ..." --iterations-before 2500
+    python tools/ship_builtin.py OUT/last.safetensors "..." --average-with PARENT.safetensors --share 0.3
+
+The second averages the weights with those of the model that the run began with (Wortsman et al., "Robust fine-tuning of zero-shot
+models", CVPR 2022): what the run unlearned at the edge of its data comes back, and little of what it learned is lost.
 """
 
 from __future__ import annotations
@@ -15,8 +19,18 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
 from resshift_core.registry import REGISTRY, WEIGHTS_DIR  # noqa: E402
+from training.start import resize_trunk  # noqa: E402
 
 LIMIT = 12 * 2**20  # bytes: the repository travels often
+
+
+def average(model: rs.ResShiftModel, other: rs.ResShiftModel, share: float) -> None:
+    """Move the weights of `model` by `share` towards those of `other`, whose trunk may be shorter."""
+    blocks = model.config.unet.trunk_blocks
+    if blocks != other.config.unet.trunk_blocks:
+        other = resize_trunk(other, blocks)
+    weights = other.state_dict()
+    model.load_state_dict({key: value.lerp(weights[key], share) for key, value in model.state_dict().items()})
 
 
 def main() -> None:
@@ -24,9 +38,13 @@ def main() -> None:
     parser.add_argument("result", type=Path)
     parser.add_argument("data", help="what it was trained on")
     parser.add_argument("--iterations-before", type=int, default=0, help="of the models it started from")
+    parser.add_argument("--average-with", type=Path, help="a model of the same line")
+    parser.add_argument("--share", type=float, default=0.3, help="of its weights in the average")
     parser.add_argument("--name", default="builtin")
     args = parser.parse_args()
     model = rs.load_model(args.result, device="cpu", dtype="fp32")
+    if args.average_with:
+        average(model, rs.load_model(args.average_with, device="cpu", dtype="fp32"), args.share)
     model.config = replace(model.config, name=args.name, licence="Apache-2.0")
     metadata = {
         "data": args.data,
