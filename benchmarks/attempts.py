@@ -50,7 +50,8 @@ class Tile:
         self.constants = model.constants(model.schedule)[-1]
 
     def step(self, unet=None):
-        return (unet or self.model.unet)(self.latent, None, condition=self.condition, constants=self.constants)
+        unet = self.model.unet if unet is None else unet
+        return unet(self.latent, None, condition=self.condition, constants=self.constants)
 
     def step_alone(self):
         return self.model.unet(self.latent, self.t, condition=self.condition)
