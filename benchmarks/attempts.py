@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -63,20 +62,9 @@ class Tile:
         return self.model.autoencoder.quantize(self.latent)
 
 
-def changed(model: rs.ResShiftModel, methods: dict) -> rs.ResShiftModel:
-    """A copy with other methods: {layer class: (name, function)}, as in benchmarks/plain.py."""
+def row_major(model: rs.ResShiftModel) -> rs.ResShiftModel:
     twin = copy.copy(model)
     twin.unet, twin.autoencoder = copy.deepcopy(model.unet), copy.deepcopy(model.autoencoder)
-    for module in (twin.unet, twin.autoencoder):
-        for layer in module.modules():
-            if type(layer) in methods:
-                name, method = methods[type(layer)]
-                setattr(layer, name, types.MethodType(method, layer))
-    return twin
-
-
-def row_major(model: rs.ResShiftModel) -> rs.ResShiftModel:
-    twin = changed(model, {})
     for module in (twin.unet, twin.autoencoder):
         module.to(memory_format=torch.contiguous_format)
     return twin
@@ -84,6 +72,10 @@ def row_major(model: rs.ResShiftModel) -> rs.ResShiftModel:
 
 def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
     auto, exact = cache(lambda: published(device, "auto")), cache(lambda: published(device, "fp32"))
+
+    def without_ours(layer: type) -> rs.ResShiftModel:
+        return plain.replace_methods(exact(), {layer: plain.METHODS[layer]})
+
     builtin = cache(lambda: rs.load_model("builtin", device=str(device)))
     ours, full = cache(lambda: Tile(auto(), 64)), cache(lambda: Tile(exact(), 64))
 
@@ -92,12 +84,12 @@ def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
     rows = Tile(row_major(auto()), 64)
     yield Attempt("channels last, decoder", "1.1 to 1.5: no reordering around convolutions", "yes", rows.decode, ours().decode)
     yield Attempt("channels last, network", "1.1 to 1.5", "yes", rows.step, ours().step)
-    materialised = Tile(changed(exact(), {swin.WindowAttention: plain.METHODS[swin.WindowAttention]}), 64)
+    materialised = Tile(without_ours(swin.WindowAttention), 64)
     yield Attempt(
         "fused attention, network in float32", "1.05: attention is 3 % of the work, its scores 25 MB a layer", "yes",
         materialised.step, full().step,
     )  # fmt: skip
-    middle = Tile(changed(exact(), {vqgan.AttnBlock: plain.METHODS[vqgan.AttnBlock]}), 64)
+    middle = Tile(without_ours(vqgan.AttnBlock), 64)
     yield Attempt(
         "fused attention, decoder in float32", "1.0; memory O(N) instead of O(N^2)", "yes", middle.decode, full().decode
     )
@@ -108,7 +100,7 @@ def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
         ours().step_alone,
         ours().step,
     )
-    whole = Tile(changed(exact(), {vqgan.Codebook: plain.METHODS[vqgan.Codebook]}), 64)
+    whole = Tile(without_ours(vqgan.Codebook), 64)
     yield Attempt("nearest codes in parts", "1.0 to 1.5: distances stay in the cache", "yes", whole.codes, full().codes)
 
     small, four = Tile(builtin(), 64), Tile(builtin(), 64, 4)
@@ -128,12 +120,12 @@ def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
             yield Attempt(
                 f"torch.compile, network, {name}",
                 "1.1: fused SiLU and norms",
-                "no",
+                "not yet",
                 tile.step,
                 lambda tile=tile, unet=unet: tile.step(unet),
             )
         decode = torch.compile(auto().autoencoder.decode)
-        yield Attempt("torch.compile, decoder", "1.1", "no", ours().decode, lambda: ours().decode(decode))
+        yield Attempt("torch.compile, decoder", "1.1", "not yet", ours().decode, lambda: ours().decode(decode))
 
 
 @torch.inference_mode()

@@ -17,14 +17,21 @@ from resshift_core import swin, vqgan
 
 def make_plain(model: rs.ResShiftModel) -> rs.ResShiftModel:
     """A float32 copy of a model, row-major, with the plain methods in place of ours."""
-    plain = model.in_float32()
+    plain = replace_methods(model, METHODS)
     for module in (plain.unet, plain.autoencoder):
         module.to(memory_format=torch.contiguous_format)
-        for layer in module.modules():
-            if type(layer) in METHODS:
-                name, method = METHODS[type(layer)]
-                setattr(layer, name, types.MethodType(method, layer))
     return plain
+
+
+def replace_methods(model: rs.ResShiftModel, methods: dict) -> rs.ResShiftModel:
+    """A float32 copy of a model with other methods: {class of a layer: (name, function)}, as in METHODS."""
+    twin = model.in_float32()
+    for module in (twin.unet, twin.autoencoder):
+        for layer in module.modules():
+            if type(layer) in methods:
+                name, method = methods[type(layer)]
+                setattr(layer, name, types.MethodType(method, layer))
+    return twin
 
 
 def _window_attention(self, x, bias):

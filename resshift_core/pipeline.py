@@ -131,9 +131,9 @@ class _Shared:
         return self._float32
 
 
-def _run_tiles(model: ResShiftModel, jobs, settings: Settings, shared: _Shared, progress: Progress | None):
+def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress | None):
     """Encode, sample and decode a batch of equal tiles. jobs: [(picture, place)] -> (B, 3, h * s, w * s) in [0, 1]."""
-    config, device, scale = model.config, model.device, model.scale
+    config, device, scale, settings = model.config, model.device, model.scale, shared.settings
     crops = torch.stack([picture.crop(place, CONTEXT) for picture, place in jobs]).to(device) * 2 - 1
     mask = None
     if config.task == "inpaint":
@@ -183,11 +183,11 @@ def _preview(model: ResShiftModel, x0, y0, lq) -> torch.Tensor:
     return pixels_of_blocks(x0) if model.config.space == "pixel" else pixels_by_fit(x0, y0, lq)
 
 
-def _run_tiles_safely(model, jobs, settings, shared: _Shared, progress) -> torch.Tensor:
+def _run_tiles_safely(model, jobs, shared: _Shared, progress) -> torch.Tensor:
     """As `_run_tiles`; a batch that comes out non-finite is done again in float32."""
-    result = _run_tiles(model, jobs, settings, shared, progress)
+    result = _run_tiles(model, jobs, shared, progress)
     if result is None and model.dtype != torch.float32:
-        result = _run_tiles(shared.in_float32(model), jobs, settings, shared, None)
+        result = _run_tiles(shared.in_float32(model), jobs, shared, None)
     if result is None:
         raise InputError("The model returns numbers that are not finite, in float32 too. Its weights are probably damaged.")
     return result
@@ -216,7 +216,7 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
     while done < len(jobs):
         part, failed = jobs[done : done + batch], None
         try:
-            results = _run_tiles_safely(model, part, settings, shared, progress)
+            results = _run_tiles_safely(model, part, shared, progress)
         except Exception as error:
             if not is_out_of_memory(error) or len(part) == 1:
                 raise

@@ -233,10 +233,10 @@ class TestFaults:
         """Upscale while `fails(tiles in the batch, tile side)` decides when the device is out of memory."""
         real = pipeline._run_tiles
 
-        def guarded(model, jobs, settings, noise, progress):
+        def guarded(model, jobs, shared, progress):
             if fails(len(jobs), jobs[0][0].axes[0].tile):
                 raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
-            return real(model, jobs, settings, noise, progress)
+            return real(model, jobs, shared, progress)
 
         monkeypatch.setattr(pipeline, "_run_tiles", guarded)
         return rs.upscale(model, picture(150, 150), tile=128, overlap=32, tile_batch=4)

@@ -10,13 +10,12 @@ import torch
 
 import resshift_core as rs
 from resshift_core.checkpoint import load_autoencoder, resolve_path
+from resshift_core.limits import RANGES
 from resshift_core.unet import ResBlock
 
 from .settings import SettingsError, TrainSettings, read_config
 from .state import sha256_of
 from .trainer import zero_branches, zero_init
-
-TRUNK_LIMIT = 256  # blocks, as the core's readers allow
 
 
 @dataclass
@@ -82,8 +81,9 @@ def resize_trunk(model: rs.ResShiftModel, blocks: int) -> rs.ResShiftModel:
     there = model.config.unet.trunk_blocks
     if not there:
         raise SettingsError("--trunk-blocks is given, but this model has no trunk; the length of one cannot be changed.")
-    if not 1 <= blocks <= TRUNK_LIMIT:
-        raise SettingsError(f"--trunk-blocks is {blocks}; this model's trunk has {there}, so give 1 to {TRUNK_LIMIT}.")
+    most = RANGES["trunk_blocks"][1]
+    if not 1 <= blocks <= most:
+        raise SettingsError(f"--trunk-blocks is {blocks}; this model's trunk has {there}, so give 1 to {most}.")
     resized = copy.copy(model)
     resized.config = replace(model.config, unet=replace(model.config.unet, trunk_blocks=blocks))
     resized.unet = copy.deepcopy(model.unet)
