@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -22,6 +23,7 @@ from safetensors.torch import save_file
 import resshift_core as rs
 from resshift_core import registry
 from resshift_core.cli import batch, main
+from resshift_core.cli import upscale as upscale_module
 
 from . import standin
 from .test_image_io import MAKE, SRGB, colours, exif_block, png_texts, saved
@@ -646,6 +648,28 @@ class TestStopping:
         monkeypatch.setattr(batch, "upscale", original)
         assert upscale(".") == 0 and len(listing(folder)) == 6
         assert "2 done, 1 skipped" in capsys.readouterr().err
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to one process")
+    @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize("module, name", [(upscale_module, "load_model"), (batch, "upscale")])
+    def test_a_library_makes_another_error_of_it(self, upscale, folder, monkeypatch, capsys, module, name, number, status):
+        """As torch does when safetensors asks it for the length of a storage."""
+        for i in range(5):
+            picture(f"in/{i}.png", i)
+
+        def eaten(*args, **words):
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+                time.sleep(5)  # the signal comes within
+            raise rs.CheckpointError("It is damaged.")
+
+        monkeypatch.setattr(module, name, eaten)
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts with &
+        try:
+            assert upscale("in", "-o", "out") == status
+        finally:
+            signal.signal(signal.SIGINT, before)
+        assert "damaged" not in capsys.readouterr().err and not listing("out")
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to one process")
     @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

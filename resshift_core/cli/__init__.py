@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from importlib import import_module
 from ..errors import InputError, ResShiftError
 from ..version import __version__
 from .console import Console, core_messages
+from .stop import Terminated, raise_if_stopped, stoppable
 
 # command -> (module with a function of that name, which gives the parser its arguments and its `run`; summary)
 COMMANDS = {
@@ -29,10 +28,6 @@ COMMANDS = {
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
-class _Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM): clean up as after Ctrl-C."""
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
@@ -40,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        with _quiet_warnings(), _terminable():
+        with _quiet_warnings(), stoppable():
             return _run(arguments)
     except SystemExit as stop:  # argparse, after --help or a wrong argument
         return stop.code if isinstance(stop.code, int) else WRONG_ARGUMENTS
-    except _Terminated:
+    except Terminated:
         return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -56,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     console = Console()
     try:
-        with core_messages(console):
+        with core_messages(console), _stops_first():
             parsed = _parser(next((word for word in arguments if word in COMMANDS), None)).parse_args(arguments)
             return parsed.run(parsed, console)
     except InputError as error:
@@ -93,17 +88,10 @@ def _quiet_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM (job schedulers, containers) end the run as Ctrl-C does, so that no half-written file stays."""
-
-    def stop(number, frame):
-        raise _Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
+def _stops_first() -> Iterator[None]:
+    """An error after Ctrl-C or SIGTERM is what a library has made of it: pass the stop on instead."""
     try:
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except Exception:
+        raise_if_stopped()
+        raise

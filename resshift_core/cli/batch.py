@@ -24,6 +24,7 @@ from .console import Console, Progress
 from .report import Record, Report
 from .sheet import compare_sheet
 from .sources import Job
+from .stop import raise_if_stopped
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ class Batch:
         ):
             writing: Future | None = None
             for number, (job, reading) in enumerate(_read_ahead(reader, jobs, self._read)):
+                raise_if_stopped()
                 ticket = self.report.ticket()
                 progress.describe(f"[{number + 1}/{len(jobs)}] {Path(job.source.label).name}")
                 try:
@@ -111,6 +113,7 @@ class Batch:
                         continue
                     result, seconds = self._compute(job, loaded, progress, weights[number])
                 except Exception as error:  # one picture must not cost the others
+                    raise_if_stopped()
                     progress.shrink(weights[number])
                     self.report.add(ticket, _failure(job, error))
                     continue

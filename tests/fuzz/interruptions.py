@@ -15,7 +15,9 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -48,19 +50,36 @@ class Task:
 
 
 def start(task: Task) -> int:
-    """Fork; the child runs the task in silence. Returns its process id."""
+    """Fork; the child runs the task, what it says goes to `said(task)`. Returns its process id."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a Ctrl-C before `try` would run the parent's code in the child
     process = os.fork()
     if process:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         return process
     status = 70
     try:
+        log = os.open(_log(task), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+            os.dup2(log, stream)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         status = task.run()
     except KeyboardInterrupt:
         status = 130
+    except BaseException:
+        traceback.print_exc()
     finally:
+        threading._shutdown()  # as the interpreter does at its end: threads that write go on until they have
         os._exit(status)
+
+
+def _log(task: Task) -> Path:
+    return task.folder.with_suffix(".log")
+
+
+def said(task: Task) -> str:
+    """The last thing that the last process said."""
+    lines = _log(task).read_text(errors="replace").split("\n") if _log(task).exists() else []
+    return next((line.rsplit("\r", 1)[-1].strip() for line in reversed(lines) if line.strip()), "nothing")
 
 
 def end(process: int) -> int | None:
@@ -80,24 +99,29 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir() if path.is_file()}
 
 
-def interrupt(task: Task, count: int, rng: random.Random, leftovers: tuple[str, ...] = ()) -> tuple[Counter, list[str]]:
-    """(what the processes returned, what was wrong). `leftovers`: endings that may stay after any end, for resuming."""
+def interrupt(
+    task: Task, count: int, rng: random.Random, within: float, leftovers: tuple[str, ...] = ()
+) -> tuple[Counter, list[str]]:
+    """(what the processes returned, what was wrong).
+
+    within: share of an undisturbed run in which the moments lie. leftovers: endings that may stay after any end, for resuming.
+    """
     began = time.monotonic()
     status = end(start(task))
     length, whole, returned, wrong, debris = time.monotonic() - began, contents(task.folder), Counter(), [], 0
     if status != 0:
-        return returned, [f"uninterrupted: exit status {status}"]
+        return returned, [f"uninterrupted: exit status {status}, saying: {said(task)}"]
     for number in range(count):
         if rng.random() < 0.3 or contents(task.folder) == whole:
             task.again()
         word, before = rng.choice(sorted(SIGNALS)), contents(task.folder)
         process = start(task)
-        time.sleep(rng.uniform(0, 1.1 * length))
+        time.sleep(rng.uniform(0, within * length))
         os.kill(process, SIGNALS[word])
         status = end(process)
         returned[f"{word}: {status}"] += 1
         if status not in (0, 130, 143, -SIGNALS[word]):
-            wrong.append(f"{number}: {word} gave exit status {status}")
+            wrong.append(f"{number}: {word} gave exit status {status}, saying: {said(task)}")
         for name, found in contents(task.folder).items():
             # of a killed process hidden files may stay (ours, or those of safetensors), and locks, which nobody holds
             if name.startswith(".") or name.endswith((".part", ".lock", *leftovers)):
@@ -109,7 +133,7 @@ def interrupt(task: Task, count: int, rng: random.Random, leftovers: tuple[str, 
             elif found != whole.get(name):
                 wrong.append(f"{number}: {word} left {name} that is not whole")
     if (status := end(start(task))) != 0 or contents(task.folder) != whole:
-        wrong.append(f"afterwards: exit status {status}, {sorted(contents(task.folder))}")
+        wrong.append(f"afterwards: exit status {status}, {sorted(contents(task.folder))}, saying: {said(task)}")
     returned["hidden .part files that stayed"] = debris
     return returned, wrong
 
@@ -194,7 +218,7 @@ def downloading(folder: Path, port: int, content: bytes) -> Task:
     return Task(terminable, store, lambda: [path.unlink() for path in store.iterdir()])
 
 
-def run(count: int, seed: int) -> dict:
+def run(count: int, seed: int, within: float) -> dict:
     """`count` moments, shared out among the three tasks."""
     logging.getLogger("resshift").addHandler(logging.NullHandler())
     torch.set_num_threads(1)
@@ -209,7 +233,7 @@ def run(count: int, seed: int) -> dict:
                 "download": (downloading(Path(name), port, content), count // 3, (".pth.part", ".json")),
             }
             for word, (task, moments, leftovers) in tasks.items():
-                returned, wrong = interrupt(task, moments, rng, leftovers)
+                returned, wrong = interrupt(task, moments, rng, within, leftovers)
                 summary["moments"] += sum(times for what, times in returned.items() if ": " in what)
                 summary["returned"][word] = dict(sorted(returned.items()))
                 summary["wrong"] += [f"{word} {text}" for text in wrong]
@@ -223,9 +247,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="moments, over all tasks")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--within", type=float, default=1.1, help="share of a run in which the moments lie; 0.3: while it loads")
     args = parser.parse_args()
     trust_own_pickles()
-    summary = run(args.count, args.seed)
+    summary = run(args.count, args.seed, args.within)
     print(json.dumps(summary, indent=2))
     return int(bool(summary["wrong"]) or summary["moments"] != args.count)
 
