@@ -308,12 +308,12 @@ def test_everyday_damage_is_b1_or_each_part_by_itself():
     drawn = [draw_everyday(random_for(0, number, 1)) for number in range(4000)]
     b1 = [draw_b1(random_for(0, number, 1)) for number in range(4000)]
     same = np.array([plan == other for (plan, _), other in zip(drawn, b1)])
-    assert abs(same.mean() - 0.6) < 0.035
+    assert abs(same.mean() - 0.7) < 0.03
     others = [(plan, last) for (plan, last), is_b1 in zip(drawn, same) if not is_b1]
     assert all(last for (_, last), is_b1 in zip(drawn, same) if is_b1)
     noisy = np.array([plan.noise.strength > 0 for plan, _ in others])
     compressed = np.array([last for _, last in others])
-    assert abs(noisy.mean() - 0.6) < 0.045 and abs(compressed.mean() - 0.5) < 0.045
+    assert abs(noisy.mean() - 0.6) < 0.06 and abs(compressed.mean() - 0.5) < 0.06
     assert (noisy & ~compressed).mean() > 0.2 and (~noisy & compressed).mean() > 0.1
     assert max(plan.noise.strength for plan, _ in others) <= 25 and min(plan.quality for plan, _ in others) >= 40
 

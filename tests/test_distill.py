@@ -17,7 +17,7 @@ from training import distill, finetune
 from training.chain import Chain
 from training.degradation import make_degradation
 from training.distill import Distillation, DistillSettings
-from training.start import resize_trunk
+from training.resize import resize_trunk, widen
 
 from . import standin
 from .training_run import arguments, make_pictures, save_tiny_model
@@ -126,6 +126,35 @@ def test_a_longer_trunk_changes_nothing_until_it_is_trained(tmp_path):
     assert trained.config.unet.trunk_blocks == 5 and trained.metadata["steps_trained"] == "5"
     assert all(float(block.out_layers[3].weight.abs().max()) > 0 for block in trained.unet.trunk[1:])
     assert finetune.main(arguments(data, tmp_path / "other", file, "--trunk-blocks", 257)) == 2
+
+
+def test_a_wider_network_changes_nothing_until_it_is_trained(tmp_path):
+    data = make_pictures(tmp_path / "pictures")
+    settings = {"trunk_blocks": 2, "channel_mult": (1,), "num_res_blocks": 2}
+    file = save_tiny_model(tmp_path / "model.safetensors", **settings)
+    before, image = rs.load_model(file, device="cpu", dtype="fp32"), torch.rand(1, 3, 16, 16)
+    there = before.config.unet.model_channels
+    wider = widen(before, there + 8)
+    assert wider.config.unet.model_channels == there + 8 and before.config.unet.model_channels == there
+    assert (rs.upscale(wider, image, seed=1) - rs.upscale(before, image, seed=1)).abs().max() < 1e-5
+    run = tmp_path / "run"
+    words = ("--width", there + 8, "--trunk-blocks", 3)
+    assert finetune.main(arguments(data, run, file, *words, "--iterations", 3)) == 0
+    assert finetune.main(arguments(data, run, file, *words, "--iterations", 5, "--resume", "auto")) == 0
+    trained = rs.load_model(run / "last.safetensors", device="cpu", dtype="fp32")
+    assert trained.config.unet.model_channels == there + 8 and trained.metadata["steps_trained"] == "5"
+    for block in trained.unet.trunk[1:]:  # the old channels look at the new ones
+        assert float(block.in_layers[2].weight[:there, there:].abs().max()) > 0
+
+
+@pytest.mark.parametrize(
+    "changes, width, sentence",
+    [({}, 4, "give"), ({}, 9000, "give"), ({"channel_mult": (1, 2)}, 64, "one level"), ({"norm": "group"}, 64, "without norms")],
+)
+def test_widths_that_cannot_be_are_refused(tmp_path, capsys, changes, width, sentence):
+    model = save_tiny_model(tmp_path / "model.safetensors", **{"channel_mult": (1,), **changes})
+    assert finetune.main(arguments(make_pictures(tmp_path / "pictures"), tmp_path / "run", model, "--width", width)) == 2
+    assert sentence in capsys.readouterr().err
 
 
 def test_a_student_with_a_shorter_trunk_runs_everywhere(tmp_path):

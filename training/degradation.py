@@ -100,13 +100,13 @@ def draw_b1(rng: np.random.Generator) -> StagePlan:
 
 
 def draw_everyday(rng: np.random.Generator) -> tuple[StagePlan, bool]:
-    """(plan, whether JPEG comes last). Three in five are B.1; the others have blur, stronger noise and JPEG each or not.
+    """(plan, whether JPEG comes last). Seven in ten are B.1; the others have blur, stronger noise and JPEG each or not.
 
     B.1 alone always ends in JPEG: a network that has seen no other noise takes the noise of a picture never compressed for
     detail, and sharpens it.
     """
     plan = draw_b1(rng)
-    if rng.random() < 0.6:
+    if rng.random() < 0.7:
         return plan, True
     kernel = plan.kernel if rng.random() < 0.5 else NO_BLUR
     levels = float(rng.uniform(1, 25)) if rng.random() < 0.6 else 0.0

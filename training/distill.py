@@ -37,8 +37,9 @@ from training.degradation import make_degradation
 from training.distributed import Processes
 from training.finetune import prepare, prepare_data, program, train
 from training.losses import distance
+from training.resize import resize_trunk
 from training.settings import SettingsError, TrainSettings, describe, read_config
-from training.start import Start, resize_trunk
+from training.start import Start
 from training.trainer import Trainer
 from training.validation import Validator
 

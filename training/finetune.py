@@ -50,9 +50,10 @@ from training.drawings import usable_fonts
 from training.losses import LossSettings, Objective, OfflineError, make_lpips
 from training.memory import fit_micro_batch
 from training.report import Report, memory_text, save_picture, write_summary
+from training.resize import resize
 from training.scan import DataError, Picture, Scan, find_images, scan
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, to_dict
-from training.start import Start, load_start, resize_trunk
+from training.start import Start, load_start
 from training.state import StateError, load_state, save_state
 from training.trainer import NotFinite, Trainer
 from training.validation import Pair, Validator, given_pairs, hold_out, make_pairs
@@ -379,8 +380,7 @@ def run(settings: TrainSettings, processes: Processes) -> None:
         SettingsError, DataError, OfflineError, NotFinite, MemoryError, rs.ResShiftError: told as sentences.
     """
     settings, start = prepare(settings, processes)
-    if settings.trunk_blocks is not None:
-        start.model = resize_trunk(start.model, settings.trunk_blocks)
+    start.model = resize(start.model, settings)
     start.retrain_schedule(settings)
     if processes.first:
         print(f"{start.model}\n{describe(settings)}")

@@ -31,6 +31,7 @@ class TrainSettings:
     autoencoder: str | None = None  # its autoencoder, where the file does not hold one, or of --config's latent model
     variant: str | None = None  # which published kind it is, where the file leaves that open
     trunk_blocks: int | None = None  # residual blocks of its trunk; fewer: some are left out, more: new ones begin as nothing
+    width: int | None = None  # its channels; more: new ones are not looked at yet (networks without norms and attention)
     config: Path | None = None  # JSON or YAML with `training` (a recipe) and, to train a new network from nothing, `model`
     preset: Literal["8gb", "12gb", "16gb", "24gb", "80gb"] | None = None  # settings that fit a GPU's memory
     device: str = "auto"  # cuda, cpu, or auto

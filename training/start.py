@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 import resshift_core as rs
 from resshift_core.checkpoint import load_autoencoder, resolve_path
-from resshift_core.limits import RANGES
-from resshift_core.unet import ResBlock
 
 from .settings import SettingsError, TrainSettings, read_config
 from .state import sha256_of
-from .trainer import zero_branches, zero_init
+from .trainer import zero_init
 
 
 @dataclass
@@ -67,38 +63,6 @@ def _fill_autoencoder(model: rs.ResShiftModel, file: str | None) -> None:
     if config != model.config.autoencoder:
         raise SettingsError(f"{file} holds {config}, but the configuration asks for {model.config.autoencoder}.")
     model.autoencoder.load_state_dict(state)
-
-
-def resize_trunk(model: rs.ResShiftModel, blocks: int) -> rs.ResShiftModel:
-    """A copy with `blocks` residual blocks in the trunk.
-
-    A shorter one keeps blocks evenly spaced, the first and the last among them. A longer one gets new blocks at its end that
-    add nothing yet, so the model starts as what it was (Net2Net, Chen et al., ICLR 2016).
-
-    Raises:
-        SettingsError: there is no trunk, or `blocks` is out of range.
-    """
-    there = model.config.unet.trunk_blocks
-    if not there:
-        raise SettingsError("--trunk-blocks is given, but this model has no trunk; the length of one cannot be changed.")
-    most = RANGES["trunk_blocks"][1]
-    if not 1 <= blocks <= most:
-        raise SettingsError(f"--trunk-blocks is {blocks}; this model's trunk has {there}, so give 1 to {most}.")
-    resized = copy.copy(model)
-    resized.config = replace(model.config, unet=replace(model.config.unet, trunk_blocks=blocks))
-    resized.unet = copy.deepcopy(model.unet)
-    resized.unet.config = resized.config.unet
-    convolution, *residual = resized.unet.trunk
-    if blocks <= there:
-        residual = [residual[i] for i in np.linspace(0, there - 1, blocks).round().astype(int)]
-    else:
-        like = next(model.unet.parameters())
-        width, norm = model.config.unet.model_channels, model.config.unet.norm
-        new = torch.nn.Sequential(*(ResBlock(width, width, 0, norm) for _ in range(blocks - there)))
-        zero_branches(new)
-        residual += new.to(like.device, like.dtype)
-    resized.unet.trunk = torch.nn.Sequential(convolution, *residual)
-    return resized
 
 
 def load_start(settings: TrainSettings, device: torch.device) -> Start:
