@@ -6,13 +6,14 @@ device, alone or in a batch, whatever the tile size.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 KEEP_BYTES = 64 * 2**20  # pictures whose noise is smaller than this keep all of it
 BAND_ROWS = 64  # distance of the saved generator states otherwise
-BLOCK_BYTES = 96 * 2**20  # of noise that such a picture keeps drawn: rows as wide as that allows, from the tile asked for on
+BLOCK_BYTES = 128 * 2**20  # of noise that such a picture keeps drawn: rows as wide as that allows, from the tile asked for on
 BLOCK = 16  # torch fills normals in blocks of 16: a draw split at multiples of 16 gives the values of the whole draw
 
 
@@ -50,31 +51,53 @@ class NoiseField:
         return states
 
     def block(self, draw: int, first: int, last: int, left: int = 0, right: int | None = None) -> torch.Tensor:
-        """float32 (channels, last - first, right - left) of one draw. Rows drawn once serve the tiles to the right, too."""
+        """float32 (channels, last - first, right - left) of one draw, valid until the next call.
+
+        Rows drawn once serve the tiles to the right, too.
+        """
         right = self.shape[2] if right is None else right
         if self._whole is not None:
             return self._whole[draw][:, first:last, left:right]
         (top, bottom, start, end), values = self._blocks.get(draw, ((-1, -1, 0, 0), None))
         if (top, bottom) != (first, last) or not start <= left <= right <= end:
+            columns = max(right - left, BLOCK_BYTES // (4 * self.draws * self.shape[0] * (last - first)))
+            shape = (self.shape[0], last - first, min(columns, self.shape[2]))
             self._blocks.pop(draw, None)
-            columns = BLOCK_BYTES // (4 * self.draws * self.shape[0] * (last - first))
-            start, end = left, min(self.shape[2], max(right, left + columns))
-            values = self._redraw(draw, first, last, start, end)
+            if values is None or values.shape != shape:  # used again if possible: taking it anew tears holes into the heap
+                values = None  # the old one goes before the new one comes
+                values = torch.empty(shape)
+            start, end = left, min(self.shape[2], left + shape[2])
+            self._redraw(values[:, :, : end - start], draw, first, left)
             self._blocks[draw] = (first, last, start, end), values
         return values[:, :, left - start : right - start]
 
-    def _redraw(self, draw: int, first: int, last: int, left: int, right: int) -> torch.Tensor:
-        channels, height, width = self.shape
-        out = torch.empty(channels, last - first, right - left)
-        band, start = first // BAND_ROWS, first // BAND_ROWS * BAND_ROWS
-        for channel in range(channels):
-            self.generator.set_state(self._states[draw][channel][band])
+    def _redraw(self, out: torch.Tensor, draw: int, first: int, left: int) -> None:
+        """Fill out, (channels, rows, columns). Channels are shared out among torch's threads: filling with normals takes one."""
+        channels = self.shape[0]
+        threads = min(torch.get_num_threads(), channels)
+
+        @torch.inference_mode()  # of this thread; `out` may belong to it
+        def fill(part: int) -> None:
+            self._redraw_channels(out, range(part, channels, threads), draw, first, left)
+
+        if threads == 1:
+            fill(0)
+        else:
+            with ThreadPoolExecutor(threads, "noise") as pool:
+                list(pool.map(fill, range(threads)))
+
+    def _redraw_channels(self, out: torch.Tensor, channels: range, draw: int, first: int, left: int) -> None:
+        width, last, columns = self.shape[2], first + out.shape[1], slice(left, left + out.shape[2])
+        generator = torch.Generator()
+        values = torch.empty(BAND_ROWS, width)  # filled again and again: fresh memory takes longer than the numbers
+        start = first // BAND_ROWS * BAND_ROWS
+        for channel in channels:
+            generator.set_state(self._states[draw][channel][start // BAND_ROWS])
             for row in range(start, last, BAND_ROWS):
-                rows = min(BAND_ROWS, height - row)
-                values = torch.randn(rows, width, generator=self.generator)
-                low, high = max(first, row), min(last, row + rows)
-                out[channel, low - first : high - first] = values[low - row : high - row, left:right]
-        return out
+                rows = min(BAND_ROWS, last - row)
+                values[:rows].normal_(generator=generator)
+                low = max(first, row)
+                out[channel, low - first : row + rows - first] = values[low - row : rows, columns]
 
 
 @dataclass(frozen=True)

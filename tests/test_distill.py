@@ -149,7 +149,12 @@ def test_a_wider_network_changes_nothing_until_it_is_trained(tmp_path):
 
 @pytest.mark.parametrize(
     "changes, width, sentence",
-    [({}, 4, "give"), ({}, 9000, "give"), ({"channel_mult": (1, 2)}, 64, "one level"), ({"norm": "group"}, 64, "without norms")],
+    [
+        ({}, 4, "give"),
+        ({}, 9000, "give"),
+        ({"channel_mult": (1, 2)}, 64, "one level"),
+        ({"norm": "group"}, 64, "without norms"),
+    ],
 )
 def test_widths_that_cannot_be_are_refused(tmp_path, capsys, changes, width, sentence):
     model = save_tiny_model(tmp_path / "model.safetensors", **{"channel_mult": (1,), **changes})

@@ -72,7 +72,12 @@ def widen(model: rs.ResShiftModel, width: int) -> rs.ResShiftModel:
     """
     old_config = model.config.unet
     there = old_config.model_channels
-    if old_config.norm != "none" or old_config.swin_depth or len(old_config.channel_mult) > 1 or old_config.channel_mult[0] != 1:
+    if (
+        old_config.norm != "none"
+        or old_config.swin_depth
+        or len(old_config.channel_mult) > 1
+        or old_config.channel_mult[0] != 1
+    ):
         raise SettingsError("--width is given, but only networks of one level without norms and attention can be widened.")
     most = RANGES["model_channels"][1]
     if not there <= width <= most:
