@@ -1,5 +1,6 @@
 """The shipped model: there, free of seams and casts, better than bicubic, the same on every run."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 import resshift_core as rs
+
+from . import standin
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -116,3 +119,29 @@ def test_cuda_gives_the_same_picture(model, photo):
     on_gpu = rs.upscale(rs.load_model("builtin", device="cuda", dtype="fp32"), photo[..., :64, :64])
     exact = rs.upscale(rs.load_model("builtin", device="cpu", dtype="fp32"), photo[..., :64, :64])
     assert -10 * torch.log10((on_gpu - exact).square().mean()) > 60
+
+
+def test_the_shipping_tool_averages_and_names(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("ship_builtin", ROOT / "tools/ship_builtin.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    torch.manual_seed(0)
+    result, parent = standin.small_model(trunk_blocks=3), standin.small_model(trunk_blocks=1)
+    files = [
+        rs.save_model(model, tmp_path / f"{name}.safetensors", {"steps_trained": "7", "training": "{}"})
+        for name, model in (("result", result), ("parent", parent))
+    ]
+    monkeypatch.setattr(tool, "WEIGHTS_DIR", tmp_path)
+    words = [str(files[0]), "six pictures", "--iterations-before", "5", "--average-with", str(files[1]), "--share", "0.25"]
+    monkeypatch.setattr("sys.argv", ["ship_builtin", *words])
+    tool.main()
+    shipped = rs.load_model(tmp_path / "builtin.safetensors", device="cpu", dtype="fp32")
+    assert shipped.metadata["steps_trained"] == "12" and shipped.metadata["data"] == "six pictures"
+    assert shipped.config.name == "builtin" and shipped.config.licence == "Apache-2.0"
+    for key, mixed in (
+        ("trunk.1.in_layers.2.weight", 0.25),
+        ("trunk.3.out_layers.3.weight", None),
+    ):  # None: it adds nothing yet
+        old = parent.unet.state_dict()[key] if mixed else 0
+        wanted = 0.75 * result.unet.state_dict()[key] + 0.25 * old
+        assert torch.allclose(shipped.unet.state_dict()[key], wanted, atol=1e-3)

@@ -19,16 +19,22 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
 from resshift_core.registry import REGISTRY, WEIGHTS_DIR  # noqa: E402
-from training.start import resize_trunk  # noqa: E402
+from training.resize import resize_trunk  # noqa: E402
 
 LIMIT = 12 * 2**20  # bytes: the repository travels often
 
 
 def average(model: rs.ResShiftModel, other: rs.ResShiftModel, share: float) -> None:
-    """Move the weights of `model` by `share` towards those of `other`, whose trunk may be shorter."""
-    blocks = model.config.unet.trunk_blocks
+    """Move the weights of `model` by `share` towards those of `other`, whose trunk may be shorter.
+
+    Raises:
+        SystemExit: `other` is another network.
+    """
+    blocks, width = model.config.unet.trunk_blocks, model.config.unet.model_channels
     if blocks != other.config.unet.trunk_blocks:
         other = resize_trunk(other, blocks)
+    if width != other.config.unet.model_channels:
+        raise SystemExit(f"The other model has {other.config.unet.model_channels} channels, this one {width}.")
     weights = other.state_dict()
     model.load_state_dict({key: value.lerp(weights[key], share) for key, value in model.state_dict().items()})
 
