@@ -252,7 +252,7 @@ def test_recipes_survive_a_file():
     assert {**again} == {name: getattr(settings, name) for name in again}
 
 
-@pytest.mark.parametrize("name, loss", [("builtin", "l1"), ("builtin-continue", "mse"), ("builtin-longer", "psnr")])
+@pytest.mark.parametrize("name, loss", [("builtin", "l1"), ("builtin-continue", "mse"), ("builtin-longer", "psnr"), ("builtin-wider", "psnr")])
 def test_the_built_in_models_recipes_are_readable(name, loss):
     settings = parse(line("--config", ROOT / f"training/configs/{name}.json"))
     assert settings.iterations > 1000 and 0 < settings.damaged_share < 1 and settings.loss == loss
