@@ -115,17 +115,23 @@ def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
             run_of(builtin(), 512, tile=tile), run_of(builtin(), 512),
         )  # fmt: skip
     if compiled:
+        twin = builtin().in_float32().to(dtype=builtin().dtype)
+        twin.unet.compile()
+        twin.unet.trunk.compile()
+        yield Attempt(
+            "torch.compile, built-in, 256 -> 1024", "1.2, from the step's 1.3", "no", run_of(builtin(), 256), run_of(twin, 256)
+        )
         for name, tile in (("built-in", Tile(builtin(), 256)), ("published", ours())):
             unet = torch.compile(tile.model.unet)
             yield Attempt(
                 f"torch.compile, network, {name}",
                 "1.1: fused SiLU and norms",
-                "not yet",
+                "no",
                 tile.step,
                 lambda tile=tile, unet=unet: tile.step(unet),
             )
         decode = torch.compile(auto().autoencoder.decode)
-        yield Attempt("torch.compile, decoder", "1.1", "not yet", ours().decode, lambda: ours().decode(decode))
+        yield Attempt("torch.compile, decoder", "1.1", "no", ours().decode, lambda: ours().decode(decode))
 
 
 @torch.inference_mode()

@@ -24,6 +24,7 @@ import resshift_core as rs
 from resshift_core import registry
 from resshift_core.cli import batch, main
 from resshift_core.cli import upscale as upscale_module
+from resshift_core.cli.stop import raise_if_stopped
 
 from . import standin
 from .test_image_io import MAKE, SRGB, colours, exif_block, png_texts, saved
@@ -670,6 +671,7 @@ class TestStopping:
         finally:
             signal.signal(signal.SIGINT, before)
         assert "damaged" not in capsys.readouterr().err and not listing("out")
+        raise_if_stopped()  # forgotten with the run
 
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send to one process")
     @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

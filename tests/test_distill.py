@@ -210,7 +210,7 @@ def test_a_recipe_is_taken_and_a_model_in_it_refused(tmp_path, capsys):
 
 def test_settings_of_fine_tuning_are_refused(tmp_path, capsys):
     model = save_tiny_model(tmp_path / "teacher.safetensors")
-    for words in (("--steps", 4), ("--lpips", 1), ("--rollout-share", 0)):
+    for words in (("--steps", 4), ("--width", 64), ("--lpips", 1), ("--rollout-share", 0)):
         assert distill.main(arguments(tmp_path, tmp_path / "run", model, *words)) == 2
         assert "of no use here" in capsys.readouterr().err
 

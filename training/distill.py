@@ -43,7 +43,9 @@ from training.start import Start
 from training.trainer import Trainer
 from training.validation import Validator
 
-NOT_HERE = ("steps", "kappa", "p", "predict", "last_step_share", "rollout_share", "lpips", "adversarial", "eq8_weight")
+NOT_HERE = (
+    "steps", "kappa", "p", "predict", "width", "last_step_share", "rollout_share", "lpips", "adversarial", "eq8_weight",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ def check(settings: DistillSettings) -> None:
     for name in NOT_HERE:
         if getattr(settings, name) != getattr(TrainSettings, name):
             word = name.replace("_", "-")
-            raise SettingsError(f"--{word} is of no use here: the student has its teacher's chain and losses.")
+            raise SettingsError(f"--{word} is of no use here: the student has its teacher's chain, width and losses.")
     if settings.config is not None and "model" in read_config(settings.config):
         raise SettingsError(f"{settings.config} has a 'model', but the student is made from --model. Leave 'model' out.")
     if min(settings.inverse, settings.consistency, settings.truth) < 0:

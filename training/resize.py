@@ -132,8 +132,9 @@ def _refit_film(new: nn.Linear, old: nn.Linear, emb, old_emb, there: int, width:
     emb, old_emb: (T, 4 width) and (T, 4 there), after the SiLU.
     """
     rows = [*range(there), *range(width, width + there)]  # scales, then shifts
-    wanted = old_emb.double() @ old.weight.double().T
+    wanted = (old_emb.double() @ old.weight.double().T).cpu()
     new.weight.zero_()
     new.bias.zero_()
-    new.weight[rows] = torch.linalg.lstsq(emb.double(), wanted, driver="gelsd").solution.T.to(new.weight)
+    # on the CPU: CUDA has no driver for fewer equations than unknowns that may be dependent
+    new.weight[rows] = torch.linalg.lstsq(emb.double().cpu(), wanted, driver="gelsd").solution.T.to(new.weight)
     new.bias[rows] = old.bias

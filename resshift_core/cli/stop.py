@@ -33,7 +33,6 @@ def stoppable() -> Iterator[None]:
         _asked.append(Terminated if number == signal.SIGTERM else KeyboardInterrupt)
         raise _asked[-1]
 
-    _asked.clear()
     numbers = [signal.SIGTERM]
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         numbers.append(signal.SIGINT)
@@ -43,6 +42,7 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked.clear()
 
 
 def raise_if_stopped() -> None:
