@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,19 @@ from training import finetune
 from training.chain import Chain
 from training.degradation import make_degradation
 from training.distributed import Processes
-from training.losses import Discriminator, LossSettings, Objective, distance, make_lpips, step_weights
+from training.losses import (
+    SPECTRUM_EPS,
+    SPECTRUM_WINDOW,
+    Discriminator,
+    LossSettings,
+    Objective,
+    detail,
+    distance,
+    local_spectra,
+    make_lpips,
+    spectrum_distance,
+    step_weights,
+)
 from training.memory import fit_micro_batch
 from training.settings import TrainSettings, resolve
 from training.state import load_state, save_state, saved
@@ -155,6 +168,48 @@ def test_psnr_is_minus_the_mean_of_decibels():
     assert float(norms[2]) < float(norms[1]) and float(norms[0]) < float(norms[1])
 
 
+def test_local_spectra_are_numpys():
+    images = torch.rand(1, 2, 40, 48, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    found = local_spectra(images)
+    half, w = SPECTRUM_WINDOW // 2, SPECTRUM_WINDOW
+    assert found.shape == (1, 2, 40 // half - 1, 48 // half - 1, w, w // 2 + 1)
+    taper = np.sin(np.pi * np.arange(w) / w) ** 2  # Hann's window
+    patch = images[0, 1, 2 * half : 2 * half + w, 3 * half : 3 * half + w].numpy() * np.outer(taper, taper)
+    wanted = np.log(np.sqrt(np.abs(np.fft.rfft2(patch, norm="ortho")) ** 2 + SPECTRUM_EPS**2))
+    np.testing.assert_allclose(found[0, 1, 2, 3].numpy(), wanted, atol=1e-4)
+
+
+def test_spectra_ask_for_the_energy_and_leave_the_phase_open():
+    """Other noise of the same strength is much nearer to noise than its mean is, though its mean square error is twice as large."""
+    truth, other = 0.3 * torch.randn(2, 1, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+    mean = torch.zeros_like(truth)
+    assert float(distance("mse", other, truth)) > 1.8 * float(distance("mse", mean, truth))
+    assert float(spectrum_distance(other, truth)) < 0.4 * float(spectrum_distance(mean, truth))
+    assert float(spectrum_distance(truth, truth)) == 0
+
+
+def test_spectra_reach_the_network(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path, spectrum=0.5)
+    points = trainer.chain.draw([0, 1], crops(2, 64))
+    loss, parts, image = trainer.objective(trainer.net, points)
+    assert float(parts["spectrum"]) == pytest.approx(float(spectrum_distance(image, points.hr).mean().detach()), rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(float(parts["mse"] + 0.5 * parts["spectrum"]), rel=1e-4)
+    loss.backward()
+    assert float(trainer.raw.out[2].weight.grad.abs().max()) > 0
+
+
+def test_detail_is_what_the_local_mean_lacks():
+    ramp = torch.linspace(-1, 1, 48).expand(1, 3, 48, 48)
+    assert float(detail(ramp)[..., 8:-8].abs().max()) < 1e-5  # shading is none
+    line = torch.zeros(1, 3, 48, 48)
+    line[..., 24] = 1
+    np.testing.assert_allclose(
+        detail(line)[0, 0, 24, 19:30].numpy(),
+        4 * (np.arange(19, 30) == 24) - 4 / 9 * (abs(np.arange(19, 30) - 24) < 5),
+        atol=1e-5,
+    )
+
+
 def test_weights_of_equation_8():
     schedule = rs.ShiftSchedule(steps=4, kappa=2.0, min_noise_level=0.2)
     weights = step_weights(schedule, "cpu").double().numpy()
@@ -207,7 +262,8 @@ def test_the_discriminator_learns_to_tell(tmp_path):
     first = trainer.step([0, 1, 2, 3], crops())
     for _ in range(20):
         last = trainer.step([0, 1, 2, 3], crops())
-    assert last["discriminator"] < first["discriminator"]
+    assert last["discriminator"] < 0.9 * first["discriminator"]
+    assert first["discriminator"] == pytest.approx(math.log(2), abs=0.05)  # it tells nothing yet
     assert Discriminator()(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 8, 8)
 
 

@@ -142,7 +142,7 @@ def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
     degrade = _make_degradation(settings, model.scale)
     chain = Chain(model, degrade, settings.seed, settings.last_step_share, processes.device, settings.rollout_share)
     lpips = make_lpips(settings.lpips_net, processes.device) if settings.lpips else None
-    kind = LossSettings(settings.loss, settings.eq8_weight, settings.lpips, settings.adversarial)
+    kind = LossSettings(settings.loss, settings.eq8_weight, settings.lpips, settings.spectrum, settings.adversarial)
     return Trainer(model, settings, Objective(chain, kind, lpips), processes)
 
 
@@ -254,7 +254,7 @@ class Run:
         if self.processes.first:
             self.write_config()
             names = [
-                "mse", "psnr", "l1", "charbonnier", "lpips", "adversarial", "discriminator", "truth", "inverse", "consistency",
+                "mse", "psnr", "l1", "charbonnier", "lpips", "spectrum", "adversarial", "discriminator", "truth", "inverse", "consistency",
             ]  # fmt: skip
             self.report = Report(self.output, settings.iterations, trainer.position.iteration, names)
             if trainer.position.iteration == 0:

@@ -1,4 +1,4 @@
-"""What is minimised: the distance of the predicted x0, and optionally LPIPS and a discriminator on the decoded picture."""
+"""What is minimised: the distance of the predicted x0, and optionally LPIPS, spectra and a discriminator of the decoded picture."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from .chain import Chain, Points
 from .metrics import LPIPS_FILES
 
 CHARBONNIER_EPS = 1e-3
+DETAIL_WINDOW, DETAIL_GAIN = 9, 4.0
+SPECTRUM_WINDOW = 16  # pixels
+SPECTRUM_EPS = 0.01  # amplitude: that of white noise of about 3 levels
 PSNR_EPS = 1e-4  # mean square error in [-1, 1], 46 dB: below it, decibels count less and less
 
 
@@ -61,26 +64,63 @@ def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch
     return values.flatten(1).mean(1)
 
 
+def local_spectra(images: torch.Tensor, window: int = SPECTRUM_WINDOW) -> torch.Tensor:
+    """Logarithm of the amplitudes in overlapping Hann windows: (B, C, H, W) -> (B, C, rows, columns, window, window / 2 + 1)."""
+    taper = torch.hann_window(window, device=images.device)
+    patches = images.unfold(2, window, window // 2).unfold(3, window, window // 2) * (taper[:, None] * taper)
+    spectra = torch.fft.rfft2(patches, norm="ortho")
+    return (spectra.real.square() + spectra.imag.square() + SPECTRUM_EPS**2).log() / 2
+
+
+def spectrum_distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean distance of `local_spectra` over each sample, (B,), in nepers (1 = a factor of e). For values in [-1, 1].
+
+    The mean of all pictures that fit a low-resolution one has too little energy at high frequencies everywhere. This asks for
+    the energy that the truth has near that place, and leaves the phase open, which cannot be known. Amplitudes below
+    SPECTRUM_EPS count less and less.
+    """
+    return (local_spectra(prediction) - local_spectra(target)).abs().flatten(1).mean(1)
+
+
 def step_weights(schedule: rs.ShiftSchedule, device) -> torch.Tensor:
     """Eq. 8's w_t for t = 1..T, scaled to a mean of 1, (T,) float32."""
     weights = torch.tensor(schedule.loss_weight(), dtype=torch.float32, device=device)
     return weights / weights.mean()
 
 
+def detail(images: torch.Tensor) -> torch.Tensor:
+    """What is finer than DETAIL_WINDOW pixels, DETAIL_GAIN times as strong: the picture less its local mean. (B, C, H, W)."""
+    margin = DETAIL_WINDOW // 2
+    mean = F.avg_pool2d(F.pad(images, (margin,) * 4, mode="reflect"), DETAIL_WINDOW, 1)
+    return DETAIL_GAIN * (images - mean)
+
+
 class Discriminator(nn.Sequential):
-    """Judges patches: four strided convolutions with spectral norm. (B, 3, H, W) in [-1, 1] -> (B, 1, H / 8, W / 8)."""
+    """Judges the detail of patches: (B, 3, H, W) in [-1, 1] -> (B, 1, H / 8, W / 8).
 
-    def __init__(self, width: int = 32):
-        layers, channels = [], 3
-        for out, stride in ((width, 2), (2 * width, 2), (4 * width, 2), (4 * width, 1)):
-            layers += [spectral_norm(nn.Conv2d(channels, out, 3, stride, 1)), nn.LeakyReLU(0.2)]
-            channels = out
-        super().__init__(*layers, spectral_norm(nn.Conv2d(channels, 1, 3, padding=1)))
+    Strided convolutions, with spectral norm but for the first and the last as in Real-ESRGAN's. It is shown `detail` alone:
+    of whole pictures it learns nothing for hundreds of updates, because colours and shading are most of what they hold, and
+    these a network with a distance beside it gets right anyway.
+    """
+
+    def __init__(self, width: int = 48):
+        layers = [nn.Conv2d(3, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        for before, after, stride in ((width, 2 * width, 2), (2 * width, 4 * width, 2), (4 * width, 4 * width, 1)):
+            kernel = 4 if stride == 2 else 3  # a multiple of the stride: every pixel is seen equally often
+            layers += [spectral_norm(nn.Conv2d(before, after, kernel, stride, 1)), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(4 * width, 1, 3, padding=1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return super().forward(detail(images))
 
 
-def hinge(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """The discriminator's loss."""
-    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+def relativistic(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
+    """How far judgements are from putting `better` above `worse`, patch by patch (Jolicoeur-Martineau, ICLR 2019).
+
+    The discriminator's loss is that of (truth, prediction), the network's that of (prediction, truth). Both show the same
+    content, so that how much detail a patch can have says nothing.
+    """
+    return F.softplus(worse - better).mean()
 
 
 @dataclass(frozen=True)
@@ -90,6 +130,7 @@ class LossSettings:
     kind: str = "mse"
     eq8_weight: bool = False
     lpips: float = 0.0
+    spectrum: float = 0.0
     adversarial: float = 0.0
 
 
@@ -110,14 +151,20 @@ class Objective:
             per_sample = per_sample * self.weights[points.t]
         loss = per_sample.mean()
         parts, image = {settings.kind: loss.detach()}, None
-        if settings.lpips or settings.adversarial:
+        if settings.lpips or settings.spectrum or settings.adversarial:
             image = self._decode(x0)
         if settings.lpips:
             perceptual = self.lpips(image, points.hr).mean()
             parts["lpips"] = perceptual.detach()
             loss = loss + settings.lpips * perceptual
+        if settings.spectrum:
+            spectra = spectrum_distance(image, points.hr).mean()
+            parts["spectrum"] = spectra.detach()
+            loss = loss + settings.spectrum * spectra
         if settings.adversarial:
-            fooled = -self.discriminator(image).mean()
+            with torch.no_grad():
+                truth = self.discriminator(points.hr)
+            fooled = relativistic(self.discriminator(image), truth)
             parts["adversarial"] = fooled.detach()
             loss = loss + settings.adversarial * fooled
         return loss, parts, image

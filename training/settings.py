@@ -70,6 +70,7 @@ class TrainSettings:
     eq8_weight: bool = False  # weight steps as the paper's eq. 8 (normalised to a mean of 1); published networks do not
     lpips: float = 0.0  # weight of LPIPS on the decoded picture (through the quantiser, straight-through)
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
+    spectrum: float = 0.0  # weight of the local amplitude spectra of the decoded picture
     adversarial: float = 0.0  # weight of a patch discriminator, for pixel-space models
 
     # Data
@@ -232,8 +233,9 @@ def check(settings: TrainSettings) -> None:
         raise SettingsError(
             f"--pairs is given, but --degradation is {settings.degradation or 'left out'}. Add --degradation paired."
         )
-    if settings.lpips < 0 or settings.adversarial < 0 or settings.clip < 0:
-        raise SettingsError("--lpips, --adversarial and --clip must not be negative.")
+    for name in ("lpips", "spectrum", "adversarial", "clip"):
+        if getattr(settings, name) < 0:
+            raise SettingsError(f"--{name} must not be negative.")
 
 
 def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:

@@ -32,7 +32,7 @@ import resshift_core as rs
 from resshift_core.checkpoint import save_weights
 from resshift_core.device import resolve_device
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
-from training.losses import Discriminator, OfflineError, hinge, make_lpips
+from training.losses import Discriminator, OfflineError, make_lpips, relativistic
 from training.metrics import psnr
 from training.report import Table, save_picture
 from training.scan import DataError, find_images, scan
@@ -129,7 +129,9 @@ class AutoencoderTrainer:
             loss = loss + settings.lpips * parts["lpips"]
         adversarial = settings.adversarial if self.iteration >= settings.adversarial_from else 0.0
         if adversarial:
-            loss = loss - adversarial * self.judge(result).mean()
+            with torch.no_grad():
+                truth = self.judge(image)
+            loss = loss + adversarial * relativistic(self.judge(result), truth)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
@@ -139,7 +141,7 @@ class AutoencoderTrainer:
         else:
             log.warning("The loss of iteration %d is not finite; the step is skipped.", self.iteration)
         if adversarial:
-            parts["discriminator"] = hinge(self.judge(image), self.judge(result.detach()))
+            parts["discriminator"] = relativistic(self.judge(image), self.judge(result.detach()))
             self.judge_optimizer.zero_grad(set_to_none=True)
             parts["discriminator"].backward()
             self.judge_optimizer.step()

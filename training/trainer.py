@@ -21,7 +21,7 @@ from resshift_core.unet import ResBlock, Stage
 
 from .chain import Chain
 from .distributed import Processes
-from .losses import Discriminator, Objective, hinge
+from .losses import Discriminator, Objective, relativistic
 from .settings import SettingsError, TrainSettings
 
 log = logging.getLogger("resshift.training")
@@ -194,7 +194,8 @@ class Trainer:
             self.objective.discriminator.requires_grad_(True)
             hold = contextlib.nullcontext() if last or self.processes.world == 1 else self.judge.no_sync()
             with hold:
-                judged = hinge(self.judge(points.hr), self.judge(image.detach()))
+                with self.autocast():
+                    judged = relativistic(self.judge(points.hr), self.judge(image.detach()))
                 (judged * weight).backward()
             parts["discriminator"] = judged.detach()
         return loss.detach(), parts
