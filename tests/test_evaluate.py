@@ -15,7 +15,7 @@ from PIL import Image
 
 import resshift_core as rs
 from training import evaluate
-from training.metrics import luma, psnr, ssim
+from training.metrics import luma, psnr, ssim, texture
 
 from .training_run import make_pictures, save_tiny_model
 
@@ -117,6 +117,19 @@ def test_files_of_the_same_name_are_told_apart(place, tmp_path):
     more = ("--models", *files, place[1], "--limit", 1)
     assert evaluate.main(words("--truth", place[0], "--output", tmp_path / "out", *more)) == 0
     assert [row["model"] for row in table(tmp_path / "out")] == ["bicubic", "one/last", "two/last", "tiny"]
+
+
+def test_texture_is_energy_beyond_the_small_picture():
+    """Waves of period 6 pixels are texture to a picture of a quarter of the size, waves of period 12 are not; twice as strong is 4."""
+    x = torch.arange(96.0)
+    coarse, fine = (torch.cos(2 * torch.pi * x / period).expand(1, 3, 96, 96) * 0.1 + 0.5 for period in (12, 6))
+    truth = coarse + fine - 0.5
+    assert texture(truth, truth, 4) == 1
+    assert texture(fine, truth, 4) == pytest.approx(1, rel=1e-3)
+    assert texture(fine.mT, truth, 4) == pytest.approx(1, rel=1e-3)
+    assert texture(2 * fine, truth, 4) == pytest.approx(4, rel=1e-3)
+    assert texture(coarse, truth, 4) < 1e-3
+    assert texture(coarse, truth, 8) == pytest.approx(0.5, rel=1e-3)
 
 
 def test_labels_of_the_plot_say_what_differs():

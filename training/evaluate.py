@@ -10,8 +10,9 @@
     --others RealESRGAN_x4.pth SwinIR.pth     other upscalers, through spandrel (pip install spandrel)
 
 Writes OUT/table.md, OUT/table.csv and OUT/plot.png (the paper's Fig. 7). PSNR and SSIM are taken of the luminance unless
---channel rgb; LPIPS where its weights are on this machine, or with --lpips True (they are then fetched once). --pyiqa True
-adds CLIPIQA and MUSIQ by pyiqa, which you install yourself: it and its weights are for non-commercial use only.
+--channel rgb; texture is the energy at frequencies that the low-resolution picture cannot hold, over the truth's; LPIPS comes
+where its weights are on this machine, or with --lpips True (they are then fetched once). --pyiqa True adds CLIPIQA and MUSIQ
+by pyiqa, which you install yourself: it and its weights are for non-commercial use only.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import resshift_core as rs
 from training.data import match_pairs
 from training.degradation import make_degradation
 from training.losses import OfflineError, make_lpips
-from training.metrics import lpips_is_here, luma, psnr, ssim
+from training.metrics import lpips_is_here, luma, psnr, ssim, texture
 from training.report import save_picture
 from training.scan import DataError, find_images, read_rgb, scan
 from training.settings import SettingsError
@@ -47,7 +48,14 @@ from training.validation import given_pairs, make_pairs
 PYIQA_LICENCE = "pyiqa and the weights it fetches are licensed for non-commercial use only (PolyForm NC, NTU S-Lab)."
 WHOLE = 10**6  # pixels: no picture's middle is cut out
 PERCEPTUAL = ("lpips", "clipiqa", "musiq")
-ARROWS = {"psnr": "PSNR ↑", "ssim": "SSIM ↑", "lpips": "LPIPS ↓", "clipiqa": "CLIPIQA ↑", "musiq": "MUSIQ ↑"}
+ARROWS = {
+    "psnr": "PSNR ↑",
+    "ssim": "SSIM ↑",
+    "texture": "texture → 1",
+    "lpips": "LPIPS ↓",
+    "clipiqa": "CLIPIQA ↑",
+    "musiq": "MUSIQ ↑",
+}
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,8 @@ def load_samples(settings: EvaluationSettings, scale: int, holes: bool = False) 
 class Metrics:
     """All metrics that can be had here. metrics(result, truth or None) -> {name: value}."""
 
-    def __init__(self, settings: EvaluationSettings):
+    def __init__(self, settings: EvaluationSettings, scale: int):
+        self.scale = scale
         self.luminance, self.lpips, self.blind = settings.channel == "y", None, {}
         if settings.lpips or lpips_is_here("alex"):
             self.lpips = make_lpips("alex")
@@ -211,6 +220,8 @@ class Metrics:
         if truth is not None:
             a, b = (luma(result), luma(truth)) if self.luminance else (result, truth)
             values = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
+            if self.scale > 1:
+                values["texture"] = texture(result, truth, self.scale)
             if self.lpips is not None:
                 values["lpips"] = float(self.lpips(result * 2 - 1, truth * 2 - 1))
         for name, metric in self.blind.items():
@@ -241,7 +252,7 @@ def measure(candidate: Candidate, samples: Sequence[Sample], metrics: Metrics, k
 def as_markdown(rows: Sequence[dict]) -> str:
     """The table as people read it."""
     columns = list(rows[0])
-    digits = {"psnr": 2, "musiq": 2, "seconds": 3}
+    digits = {"psnr": 2, "texture": 3, "musiq": 2, "seconds": 3}
 
     def cell(row, name):
         value = row[name]
@@ -274,7 +285,7 @@ def _labels(rows: Sequence[dict], perceptual: str) -> dict[tuple[float, float], 
 
 def write_plot(rows: Sequence[dict], path: Path) -> bool:
     """Perception against distortion, one point per row, one line per model; False without a pair of metrics to plot."""
-    perceptual = next((name for name in (*PERCEPTUAL, "ssim") if name in rows[0]), None)
+    perceptual = next((name for name in (*PERCEPTUAL, "texture", "ssim") if name in rows[0]), None)
     if perceptual is None or "psnr" not in rows[0]:
         return False
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -315,7 +326,7 @@ def run(settings: EvaluationSettings) -> list[dict]:
     if len(scales) != 1:
         raise SettingsError(f"The models have the scales {sorted(scales)}; all rows of a table must have one.")
     scale = scales.pop()
-    metrics = Metrics(settings)
+    metrics = Metrics(settings, scale)
     samples = load_samples(settings, scale, any(model.config.task == "inpaint" for model in models))
     candidates = [bicubic_candidate(scale)]
     for name, model in zip(short_names(settings.models), models):

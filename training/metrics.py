@@ -1,4 +1,4 @@
-"""PSNR, SSIM and LPIPS of pictures in [0, 1], by torchmetrics."""
+"""PSNR, SSIM and LPIPS of pictures in [0, 1], by torchmetrics, and the energy of their texture."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ def ssim(result: torch.Tensor, truth: torch.Tensor) -> float:
 def luma(image: torch.Tensor) -> torch.Tensor:
     """Y of YCbCr in studio range, in which super-resolution papers measure. (B, 3, H, W) -> (B, 1, H, W), [16, 235] / 255."""
     return kornia.color.rgb_to_y(image) * (219 / 255) + 16 / 255
+
+
+def texture_energy(image: torch.Tensor, scale: int) -> float:
+    """Energy of the luminance at frequencies that a picture of 1 / scale the size cannot hold. (B, 3, H, W), any unit."""
+    grey = luma(image).double()
+    height, width = grey.shape[-2:]
+    windows = [torch.hann_window(side, device=grey.device, dtype=grey.dtype) for side in (height, width)]
+    grey = (grey - grey.mean((-2, -1), keepdim=True)) * windows[0][:, None] * windows[1]
+    down, across = (torch.fft.fftfreq(side, device=grey.device).abs() for side in (height, width))
+    fine = torch.maximum(down[:, None], across) > 0.5 / scale
+    return float(torch.fft.fft2(grey, norm="ortho").abs().square()[..., fine].sum())
+
+
+def texture(result: torch.Tensor, truth: torch.Tensor, scale: int) -> float:
+    """`texture_energy` over the truth's: 1 = as much, in the right places or not."""
+    return texture_energy(result, scale) / max(texture_energy(truth, scale), 1e-12)
 
 
 def lpips_is_here(net: str = "alex") -> bool:
