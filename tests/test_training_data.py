@@ -252,7 +252,9 @@ def test_recipes_survive_a_file():
     assert {**again} == {name: getattr(settings, name) for name in again}
 
 
-@pytest.mark.parametrize("name, loss", [("builtin", "l1"), ("builtin-continue", "mse"), ("builtin-longer", "psnr"), ("builtin-wider", "psnr")])
+@pytest.mark.parametrize(
+    "name, loss", [("builtin", "l1"), ("builtin-continue", "mse"), ("builtin-longer", "psnr"), ("builtin-wider", "psnr")]
+)
 def test_the_built_in_models_recipes_are_readable(name, loss):
     settings = parse(line("--config", ROOT / f"training/configs/{name}.json"))
     assert settings.iterations > 1000 and 0 < settings.damaged_share < 1 and settings.loss == loss
@@ -267,3 +269,13 @@ def test_fonts_that_cannot_be_drawn_are_named_and_left_out(tmp_path, caplog):
     assert usable_fonts(tmp_path) == [str(tmp_path / "good.ttf")] and "bad.ttf is left out" in caplog.text
     rng = np.random.default_rng(0)
     assert draw_page(64, rng, usable_fonts(tmp_path)).shape == (3, 64, 64)
+
+
+def test_pages_are_text_line_art_or_one_colour():
+    """A fixed share is plain, half of its channels at an end of their range, and which page a seed gives is settled."""
+    pages = [draw_page(48, np.random.default_rng(seed)) for seed in range(200)]
+    plain = [page for page in pages if (page == page[:, :1, :1]).all()]
+    assert 15 <= len(plain) <= 50  # 0.15 of them, and line art that misses its page
+    ends = np.mean([[int(level) in (0, 255) for level in page[:, 0, 0]] for page in plain])
+    assert 0.35 < ends < 0.75
+    assert torch.equal(pages[7], draw_page(48, np.random.default_rng(7)))

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 log = logging.getLogger("resshift.training")
 
 OVERSAMPLING = 2
+PLAIN_SHARE = 0.15  # of the pages: photographs have no saturated colours without detail, and networks leave borders on them
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?()&%@#/+-=     "))
 
 
@@ -69,7 +70,7 @@ def _sketch(draw: ImageDraw.ImageDraw, side: int, ink, rng: np.random.Generator)
 
 
 def draw_page(size: int, rng: np.random.Generator, fonts: Sequence[str] = ()) -> torch.Tensor:
-    """Text (7 of 10) or line art in random colours and sizes, uint8 (3, size, size), drawn larger and then shrunk.
+    """Text (7 of 10) or line art in random colours and sizes, uint8 (3, size, size), drawn larger and then shrunk; or one colour.
 
     fonts: font files; none = Pillow's own font.
     """
@@ -82,6 +83,9 @@ def draw_page(size: int, rng: np.random.Generator, fonts: Sequence[str] = ()) ->
     else:
         _sketch(draw, side, ink, rng)
     page = page.resize((size, size), Image.Resampling.LANCZOS)
+    if rng.random() < PLAIN_SHARE:  # decided last: the other pages of a seed stay what they were
+        levels = np.where(rng.random(3) < 0.5, rng.choice((0, 255), 3), rng.integers(0, 256, 3))
+        page.paste(_colour(levels), (0, 0, size, size))
     return torch.from_numpy(np.array(page)).permute(2, 0, 1).contiguous()
 
 
