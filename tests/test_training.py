@@ -326,10 +326,13 @@ def by_torchrun(words: list[str]) -> None:
 @pytest.mark.parametrize(
     "launch", [pytest.param(by_variables, marks=needs_fork), pytest.param(by_torchrun, marks=pytest.mark.slow)]
 )
-def test_two_processes_compute_what_one_does(place, tmp_path, launch):
+@pytest.mark.parametrize(
+    ("rate", "losses"), [(0.5, ()), (0.01, ("--spectrum", 0.3, "--adversarial", 0.1))], ids=["distance", "texture"]
+)
+def test_two_processes_compute_what_one_does(place, tmp_path, launch, rate, losses):
     """SGD: the weights after a few steps are the sum of the gradients."""
-    more = ("--iterations", 3, "--optimizer", "sgd", "--learning-rate", 0.5, "--warmup-share", 0, "--clip", 0, "--ema", 0)
-    more += ("--degradation", "paper-b1")
+    more = ("--iterations", 3, "--optimizer", "sgd", "--learning-rate", rate, "--warmup-share", 0, "--clip", 0, "--ema", 0)
+    more += ("--degradation", "paper-b1", *losses)
     assert finetune.main(arguments(*place[:1], tmp_path / "one", place[1], *more)) == 0
     launch(arguments(place[0], tmp_path / "two", place[1], *more))
     start = weights(place[1])

@@ -253,7 +253,14 @@ def test_recipes_survive_a_file():
 
 
 @pytest.mark.parametrize(
-    "name, loss", [("builtin", "l1"), ("builtin-continue", "mse"), ("builtin-longer", "psnr"), ("builtin-wider", "psnr")]
+    "name, loss",
+    [
+        ("builtin", "l1"),
+        ("builtin-continue", "mse"),
+        ("builtin-longer", "psnr"),
+        ("builtin-wider", "psnr"),
+        ("builtin-real", "l1"),
+    ],
 )
 def test_the_built_in_models_recipes_are_readable(name, loss):
     settings = parse(line("--config", ROOT / f"training/configs/{name}.json"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from timm.utils import ModelEmaV3
+from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import resshift_core as rs
@@ -265,6 +266,31 @@ def test_the_discriminator_learns_to_tell(tmp_path):
     assert last["discriminator"] < 0.9 * first["discriminator"]
     assert first["discriminator"] == pytest.approx(math.log(2), abs=0.05)  # it tells nothing yet
     assert Discriminator()(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_every_weight_learns_from_texture_and_its_own_chain(tmp_path, precision):
+    """The chain runs without gradients first: torch before 2.10 kept the weights that autocast made there, and learned nothing."""
+    trainer = trainer_for(
+        tiny(), tmp_path, rollout_share=1.0, last_step_share=0.0, spectrum=0.3, adversarial=0.1, precision=precision
+    )
+    nn.init.normal_(trainer.raw.out[2].weight, std=0.05)  # at the start it passes no gradient on
+    judge = [parameter.detach().clone() for parameter in trainer.objective.discriminator.parameters()]
+    trainer.accumulate([0, 1, 2, 3], crops())
+    for name, parameter in trainer.raw.named_parameters():
+        assert parameter.grad is not None and float(parameter.grad.abs().max()) > 0, name
+    values = trainer.step([0, 1, 2, 3], crops())
+    assert math.isfinite(values["discriminator"]) and not values["skipped"]
+    moved = [not torch.equal(old, new) for old, new in zip(judge, trainer.objective.discriminator.parameters())]
+    assert all(moved[:-1])  # the last bias cancels: judgements are compared with each other
+
+
+def test_a_judgement_that_is_not_finite_skips_the_step(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path, adversarial=0.1)
+    before = flat(trainer.judge_optimizer.state_dict())
+    trainer.judge = lambda images: trainer.objective.discriminator(images) * math.nan
+    assert trainer.step([0, 1, 2, 3], crops())["skipped"]
+    assert flat(trainer.judge_optimizer.state_dict()) == before
 
 
 # ---------------------------------------------------------------------------------------------------- updates

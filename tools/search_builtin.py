@@ -5,7 +5,7 @@
 
 Every candidate gets the same processor time on one thread, in as many iterations as it does in it (its learning rate's cosine
 fits), so that neither other programs nor idle cores favour one. Compared on the manifest's held-out pictures, which no
-training sees; never on the pictures of the model card. Candidates differ from the reference in the words of their line.
+training sees; never on the pictures of the model card. Where a chain runs in latents, half of the time trains their autoencoder. Candidates differ from the reference in the words of their line.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
-from benchmarks.fidelity import gain  # noqa: E402
+from benchmarks.fidelity import enlarge, gain  # noqa: E402
 from training import distributed, finetune  # noqa: E402
-from training.degradation import make_degradation  # noqa: E402
+from training.data import Crops, CropSettings, Positions, load_batches  # noqa: E402
+from training.degradation import bicubic, make_degradation  # noqa: E402
+from training.metrics import luma, psnr  # noqa: E402
 from training.scan import find_images, scan  # noqa: E402
 from training.settings import parse, read_config  # noqa: E402
+from training.train_autoencoder import AutoencoderSettings, AutoencoderTrainer  # noqa: E402
 from training.validation import make_pairs  # noqa: E402
 
 CONFIG = Path(__file__).resolve().parent.parent / "training" / "configs" / "builtin.json"
@@ -40,6 +43,8 @@ RECIPE = {
     "warmup_share": 0.05, "batch_size": 16,
 }  # fmt: skip
 REFERENCE = {"trunk_blocks": 8, "model_channels": 32, "num_res_blocks": 0}
+SMALL_VQGAN = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": [1, 1, 1], "z_channels": 8, "embed_dim": 8, "n_embed": 2048}
+VQGAN_TRAINING = {"batch_size": 4, "crop": 160, "learning_rate": 1e-3, "lpips": 0.0, "adversarial": 0.0, "save_every": 10**9}
 WARM_UP, TIMED = 16, 16  # updates before and while the speed is measured: every new size of a batch costs time once
 
 
@@ -50,10 +55,15 @@ class Candidate:
     unet: dict
     model: dict
     training: dict
+    vqgan: dict | None = None  # VQGANConfig's words: the chain runs in its latents, and half of the time trains it
 
 
-def _candidate(unet=None, model=None, **training) -> Candidate:
-    return Candidate({**REFERENCE, **(unet or {})}, model or {}, training)
+def _candidate(unet=None, model=None, vqgan=None, **training) -> Candidate:
+    if vqgan:
+        width = vqgan["embed_dim"]
+        unet = {"in_channels": width, "out_channels": width, **(unet or {})}
+        model = {"space": "latent", "autoencoder": {"kind": "vqgan", **vqgan}, **(model or {})}
+    return Candidate({**REFERENCE, **(unet or {})}, model or {}, training, vqgan)
 
 
 CANDIDATES = {
@@ -77,6 +87,8 @@ CANDIDATES = {
     "kappa = 0.3": _candidate(model={"kappa": 0.3}),
     "kappa = 1": _candidate(model={"kappa": 1.0}),
     "x_t of eq. 2": _candidate(rollout_share=0.0),
+    # latents instead of blocks of pixels
+    "small VQGAN": _candidate(vqgan=SMALL_VQGAN),
     # the loss
     "MSE": _candidate(loss="mse"),
 }
@@ -123,17 +135,38 @@ def seconds_per_update(trainer, data) -> float:
     return (time.process_time() - started) / TIMED
 
 
+def train_vqgan(settings: SearchSettings, name: str, seconds: float) -> Path:
+    """Train the candidate's autoencoder for that much processor time; its file."""
+    architecture = {key: tuple(value) if isinstance(value, list) else value for key, value in CANDIDATES[name].vqgan.items()}
+    wanted = AutoencoderSettings(
+        data=settings.data, output=folder_of(settings, name) / "vqgan", device="cpu", **architecture, **VQGAN_TRAINING
+    )
+    trainer = AutoencoderTrainer(wanted, torch.device("cpu"))
+    pictures = scan(find_images(settings.data, "train"), wanted.crop).used
+    crops = Crops(pictures, CropSettings(wanted.crop), wanted.seed, wanted.cache_mib)
+    started = time.process_time()
+    for _, batch in load_batches(crops, Positions(0, wanted.batch_size, 0, 1), 0):
+        trainer.step(batch["hr"] * 2 - 1)
+        if time.process_time() - started > seconds:
+            break
+    trainer.save()
+    return wanted.output / "autoencoder.safetensors"
+
+
 def train_one(settings: SearchSettings, name: str) -> None:
     """Train one candidate and measure it; folder/result.json."""
     torch.set_num_threads(1)
-    folder = folder_of(settings, name)
+    folder, seconds, autoencoder = folder_of(settings, name), settings.seconds, []
+    if CANDIDATES[name].vqgan:
+        seconds /= 2
+        autoencoder = ["--autoencoder", train_vqgan(settings, name, seconds)]
     words = ["--config", write_config(settings, name), "--data", settings.data, "--output", folder, "--device", "cpu"]
-    words += ["--fonts", settings.fonts] if settings.fonts else []
+    words += [*autoencoder, *(["--fonts", settings.fonts] if settings.fonts else [])]
     processes = distributed.start("cpu")
     wanted, start = finetune.prepare(parse([str(word) for word in words]), processes)
     data = finetune.prepare_data(wanted, start.model, processes)
     per_update = seconds_per_update(finetune.make_trainer(wanted, copy.deepcopy(start.model), processes), data)
-    iterations = max(1, round(settings.seconds / per_update))
+    iterations = max(1, round(seconds / per_update))
     wanted = replace(wanted, iterations=iterations, validate_every=iterations, save_every=iterations)
     trainer = finetune.make_trainer(wanted, start.model, processes)
     finetune.train(wanted, start, trainer, data)
@@ -144,7 +177,7 @@ def train_one(settings: SearchSettings, name: str) -> None:
 
 def measure(model: rs.ResShiftModel, photos: Path) -> dict:
     """Parameters, FLOPs of a picture of 512 x 512, and gains over bicubic interpolation on the held-out pictures."""
-    found = {"parameters": sum(weight.numel() for weight in model.unet.parameters())}
+    found = {"parameters": sum(weight.numel() for part in (model.unet, model.autoencoder) for weight in part.parameters())}
     with FlopCounterMode(display=False) as counter:
         rs.upscale(model, torch.rand(1, 3, 128, 128), seed=0)
     found["flops_512"] = counter.get_total_flops() * 16
@@ -152,7 +185,18 @@ def measure(model: rs.ResShiftModel, photos: Path) -> dict:
     for kind in ("bicubic", "paper-b1"):
         pairs = make_pairs(pictures, make_degradation(kind, model.scale, 0), model.scale, 512)
         found[kind] = sum(gain(model, pair.truth, pair.lq)[0] for pair in pairs) / len(pairs)
+    if model.config.space == "latent":  # what the autoencoder makes of the truth itself
+        found["reconstruction"] = sum(reconstruction_gain(model, pair) for pair in pairs) / len(pairs)
     return found
+
+
+@torch.no_grad()
+def reconstruction_gain(model: rs.ResShiftModel, pair) -> float:
+    """Gain over bicubic interpolation of the clean small picture, in dB, of the autoencoder given the truth itself."""
+    code = model.autoencoder.encode(pair.truth * 2 - 1)
+    result = model.autoencoder.decode(code).float().add(1).div(2).clamp(0, 1)
+    plain = enlarge(bicubic(pair.truth))
+    return psnr(luma(result), luma(pair.truth)) - psnr(luma(plain), luma(pair.truth))
 
 
 def seconds_per_picture(model: rs.ResShiftModel) -> float:
@@ -179,6 +223,8 @@ def table(settings: SearchSettings) -> str:
             f"| {name} | {found['parameters'] / 1e6:.2f} M | {found['flops_512'] / 1e9:.0f} | {seconds:.1f} s "
             f"| {found['iterations']} | {found['bicubic']:+.2f} | {found['paper-b1']:+.2f} |"
         )
+        if "reconstruction" in found:
+            rows[-1] += f" (its autoencoder, given the truth: {found['reconstruction']:+.2f})"
     return "\n".join(rows)
 
 

@@ -30,7 +30,7 @@ class CropSettings:
     size: int  # pixels of the high-resolution crop
     rescale_share: float = 1.0  # share of crops that are shrunk,
     min_rescale: float = 0.4  # by a factor drawn from [min_rescale, 1]
-    drawn_share: float = 0.0  # share of crops that are rendered text or line art
+    drawn_share: float = 0.0  # share of crops that are rendered text, line art or one colour
     fonts: tuple[str, ...] = ()  # font files for them
     turns: bool = True  # quarter turns beside mirror images
     holes: bool = False  # for inpainting: a mask with every crop

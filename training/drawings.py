@@ -1,4 +1,4 @@
-"""Rendered text and line art as training pictures: edges and letters that folders of photographs lack."""
+"""Rendered text, line art and plain colours as training pictures: what folders of photographs lack."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def draw_page(size: int, rng: np.random.Generator, fonts: Sequence[str] = ()) ->
     else:
         _sketch(draw, side, ink, rng)
     page = page.resize((size, size), Image.Resampling.LANCZOS)
-    if rng.random() < PLAIN_SHARE:  # decided last: the other pages of a seed stay what they were
+    if rng.random() < PLAIN_SHARE:
         levels = np.where(rng.random(3) < 0.5, rng.choice((0, 255), 3), rng.integers(0, 256, 3))
         page.paste(_colour(levels), (0, 0, size, size))
     return torch.from_numpy(np.array(page)).permute(2, 0, 1).contiguous()

@@ -192,7 +192,9 @@ class Run:
 
     def _compare(self, state: dict) -> None:
         before, now = json.loads(state["settings"]), to_dict(self.settings)
-        changed = [f"{name} was {before.get(name)}, is {now[name]}" for name in now if before.get(name) != now[name]]
+        fresh = to_dict(type(self.settings)(self.settings.data, self.settings.output))  # of settings that are newer than the run
+        before = {name: before.get(name, fresh.get(name)) for name in now}
+        changed = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
         if changed:
             log.warning("The settings differ from those of the run so far: %s.", "; ".join(changed))
         if state["data"] != self.data.fingerprint:

@@ -65,7 +65,10 @@ def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch
 
 
 def local_spectra(images: torch.Tensor, window: int = SPECTRUM_WINDOW) -> torch.Tensor:
-    """Logarithm of the amplitudes in overlapping Hann windows: (B, C, H, W) -> (B, C, rows, columns, window, window / 2 + 1)."""
+    """Logarithm of the amplitudes in overlapping Hann windows: (B, C, H, W) -> (B, C, rows, columns, window, window / 2 + 1).
+
+    Windows begin every window / 2 pixels; a last strip that fills none is in none. H and W are at least `window`.
+    """
     taper = torch.hann_window(window, device=images.device)
     patches = images.unfold(2, window, window // 2).unfold(3, window, window // 2) * (taper[:, None] * taper)
     spectra = torch.fft.rfft2(patches, norm="ortho")
@@ -99,7 +102,7 @@ class Discriminator(nn.Sequential):
     """Judges the detail of patches: (B, 3, H, W) in [-1, 1] -> (B, 1, H / 8, W / 8).
 
     Strided convolutions, with spectral norm but for the first and the last as in Real-ESRGAN's. It is shown `detail` alone:
-    of whole pictures it learns nothing for hundreds of updates, because colours and shading are most of what they hold, and
+    of whole pictures it learns nothing for a hundred updates and more, because colours and shading are most of what they hold, and
     these a network with a distance beside it gets right anyway.
     """
 
@@ -120,7 +123,7 @@ def relativistic(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:
     The discriminator's loss is that of (truth, prediction), the network's that of (prediction, truth). Both show the same
     content, so that how much detail a patch can have says nothing.
     """
-    return F.softplus(worse - better).mean()
+    return F.softplus((worse - better).float()).mean()
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class Objective:
     def __call__(self, net, points: Points):
         settings = self.settings
         points = self.chain.roll_out(points)
+        torch.clear_autocast_cache()  # torch before 2.10 takes the weights that it cast there, without gradients, again
         x0 = self.chain.predict_x0(net, points)
         per_sample = distance(settings.kind, x0, points.x0)
         if self.weights is not None:
@@ -162,7 +166,7 @@ class Objective:
             parts["spectrum"] = spectra.detach()
             loss = loss + settings.spectrum * spectra
         if settings.adversarial:
-            with torch.no_grad():
+            with torch.no_grad():  # its weights need no gradient here: see Trainer._backward
                 truth = self.discriminator(points.hr)
             fooled = relativistic(self.discriminator(image), truth)
             parts["adversarial"] = fooled.detach()

@@ -15,6 +15,8 @@ import yaml
 
 import resshift_core as rs
 
+from .losses import DETAIL_WINDOW, SPECTRUM_WINDOW
+
 
 class SettingsError(ValueError):
     """A setting is unknown or out of range; the text names it and says what is allowed."""
@@ -83,7 +85,7 @@ class TrainSettings:
     rescale_share: float = 0.5  # of crops that are shrunk (not paired ones)
     min_rescale: float = 0.5  # by a factor drawn from [min_rescale, 1]
     turns: bool = True  # quarter turns beside mirror images
-    drawn_share: float = 0.0  # of crops that are rendered text or line art
+    drawn_share: float = 0.0  # of crops that are rendered text, line art or one colour
     fonts: Path | None = None  # folder of font files for it
     workers: int | None = None  # loader processes
     cache_mib: int = 4096  # decoded pictures kept in memory
@@ -257,6 +259,9 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
     multiple = crop_multiple(model)
     if settings.crop % multiple:
         raise SettingsError(f"--crop is {settings.crop}; this network needs a multiple of {multiple} pixels.")
+    smallest = max(SPECTRUM_WINDOW if settings.spectrum else 0, DETAIL_WINDOW if settings.adversarial else 0)
+    if settings.crop < smallest:
+        raise SettingsError(f"--crop is {settings.crop}; --spectrum and --adversarial need {smallest} pixels at least.")
     if settings.adversarial and model.space != "pixel":
         raise SettingsError("--adversarial is for pixel-space models such as the built-in one; use --lpips with this one.")
     return settings

@@ -32,7 +32,7 @@ import resshift_core as rs
 from resshift_core.checkpoint import save_weights
 from resshift_core.device import resolve_device
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
-from training.losses import Discriminator, OfflineError, make_lpips, relativistic
+from training.losses import DETAIL_WINDOW, Discriminator, OfflineError, make_lpips, relativistic
 from training.metrics import psnr
 from training.report import Table, save_picture
 from training.scan import DataError, find_images, scan
@@ -141,7 +141,7 @@ class AutoencoderTrainer:
         else:
             log.warning("The loss of iteration %d is not finite; the step is skipped.", self.iteration)
         if adversarial:
-            parts["discriminator"] = relativistic(self.judge(image), self.judge(result.detach()))
+            parts["discriminator"] = relativistic(*self.judge(torch.cat([image, result.detach()])).chunk(2))
             self.judge_optimizer.zero_grad(set_to_none=True)
             parts["discriminator"].backward()
             self.judge_optimizer.step()
@@ -215,6 +215,8 @@ def run(settings: AutoencoderSettings) -> None:
         raise SettingsError(
             f"--ch-mult and --num-res-blocks need one number per level, and --crop ({settings.crop}) must be a multiple of {factor}."
         )
+    if settings.adversarial and settings.crop < DETAIL_WINDOW:
+        raise SettingsError(f"--crop is {settings.crop}; --adversarial needs {DETAIL_WINDOW} pixels at least.")
     if settings.resume != "auto" and any((settings.output / "state").glob("*.pt")):
         raise SettingsError(f"{settings.output} holds a run already. Add --resume auto, or choose another --output.")
     device = resolve_device(settings.device)

@@ -194,8 +194,9 @@ class Trainer:
             self.objective.discriminator.requires_grad_(True)
             hold = contextlib.nullcontext() if last or self.processes.world == 1 else self.judge.no_sync()
             with hold:
-                with self.autocast():
-                    judged = relativistic(self.judge(points.hr), self.judge(image.detach()))
+                with self.autocast() if self.precision == torch.bfloat16 else contextlib.nullcontext():  # fp16 wants a scaler
+                    truth, made = self.judge(torch.cat([points.hr, image.detach()])).chunk(2)
+                    judged = relativistic(truth, made)
                 (judged * weight).backward()
             parts["discriminator"] = judged.detach()
         return loss.detach(), parts
@@ -213,7 +214,8 @@ class Trainer:
         loss, parts = self.accumulate(numbers, crops)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.raw.parameters(), self.settings.clip or math.inf)
-        finite = bool(torch.isfinite(loss)) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
+        losses = loss + parts.get("discriminator", 0)
+        finite = bool(torch.isfinite(losses)) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
         finite = self.processes.agree(float(finite), "min") == 1.0
         rate = self.optimizer.param_groups[0]["lr"]
         if finite:
