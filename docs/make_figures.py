@@ -1,6 +1,8 @@
 """Draws the pictures of the README and the model card with the shipped model.
 
-    python docs/make_figures.py --photos DIR      # DIR holds the training photos' `val` pictures
+    python docs/make_figures.py --photos DIR               # DIR holds the training photos' `val` pictures
+    python docs/make_figures.py --photos DIR --sheets      # those of docs/builtin.md
+    python docs/make_figures.py --photos DIR --real        # those of docs/builtin-real.md
 
 Needs the extra `train` (matplotlib).
 """
@@ -28,6 +30,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 import resshift_core as rs
 from benchmarks import line_art, text_pages
 from benchmarks.fidelity import enlarge, to_tensor
+from training.degradation import make_degradation
 
 IMAGES = Path(__file__).parent / "images"
 
@@ -46,31 +49,36 @@ def shrink(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
 
 
 def before_after(
-    model: rs.ResShiftModel,
+    models: dict[str, rs.ResShiftModel],
     rows: list[tuple[Image.Image, tuple[int, int]]],
     path: Path,
     damages=None,
+    degrade=None,
     side: int = 240,
     quality: int = 92,
 ) -> None:
-    """One row per (picture, corner of a window): low resolution, bicubic, ResShift, original.
+    """One row per (picture, corner of a window): low resolution, bicubic, the models by their titles, original.
 
     damages: one function per row, of the small picture (1, 3, h, w); None = it is shrunk cleanly.
+    degrade: (picture (1, 3, H, W), [row]) -> the small picture, instead.
     """
-    titles = ("low resolution", "bicubic ×4", "ResShift, built-in model", "original")
-    figure, axes = plt.subplots(len(rows), 4, figsize=(12.4, 3.2 * len(rows)), squeeze=False)
+    titles = ("low resolution", "bicubic ×4", *models, "original")
+    columns = len(titles)
+    figure, axes = plt.subplots(len(rows), columns, figsize=(3.1 * columns, 3.2 * len(rows)), squeeze=False)
     for number, (line, (image, (x, y))) in enumerate(zip(axes, rows)):
         truth = to_tensor(image)
-        small = shrink(truth)
-        if damages is not None:
+        height, width = (side // 4 * 4 for side in truth.shape[-2:])
+        small = degrade(truth[..., :height, :width], [number]) if degrade else shrink(truth)
+        if damages is not None and damages[number] is not None:
             small = damages[number](small)
-        pictures = (F.interpolate(small, scale_factor=4), enlarge(small), rs.upscale(model, small), truth)
+        results = [rs.upscale(model, small) for model in models.values()]
+        pictures = (F.interpolate(small, scale_factor=4), enlarge(small), *results, truth)
         for axis, picture, title in zip(line, pictures, titles):
             axis.imshow(to_array(picture)[y : y + side, x : x + side], interpolation="nearest")
             axis.set_axis_off()
             if number == 0:
                 axis.set_title(title, fontsize=12)
-    figure.subplots_adjust(0.005, 0.005, 0.995, 0.97, wspace=0.02, hspace=0.02)
+    figure.subplots_adjust(0.005, 0.005, 0.995, 1 - 0.3 / (3.2 * len(rows)), wspace=0.02, hspace=0.02)
     figure.savefig(path, dpi=100, pil_kwargs={"quality": quality, "subsampling": 0})
     plt.close(figure)
 
@@ -104,21 +112,47 @@ def with_noise(levels: float):
     return damage
 
 
-def sheets(model: rs.ResShiftModel, photos: Path) -> None:
-    """docs/images/builtin_*.jpg: every validation picture, text and line art, damaged pictures."""
+def held_out(photos: Path) -> dict[str, Image.Image]:
+    """The pictures of the manifest's `val`, by name; those large enough halved, which takes their compression away."""
     with open(photos / "MANIFEST.csv", encoding="utf-8", newline="") as file:
         names = [row["file"] for row in csv.DictReader(file) if row["split"] == "val"]
-    pictures = [Image.open(photos / name).convert("RGB") for name in names]
-    halved = [picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX) for picture in pictures]
-    big = [small if min(small.size) > 240 else picture for small, picture in zip(halved, pictures)]
-    before_after(model, [(picture, busiest(picture, 240)) for picture in big], IMAGES / "builtin_photos.jpg", quality=82)
-    drawn = [text_pages.make_page(n, 7) for n in (0, 1, 2)] + [line_art.make_drawing(n, 7) for n in (0, 1)]
-    corners = [(60, 60), (60, 400), (300, 60), (200, 200), (300, 300)]
-    before_after(model, list(zip(drawn, corners)), IMAGES / "builtin_drawn.jpg", quality=82)
+    found = {}
+    for name in names:
+        picture = Image.open(photos / name).convert("RGB")
+        half = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+        found[Path(name).stem] = half if min(half.size) > 240 else picture
+    return found
+
+
+def drawn_pages() -> list[tuple[Image.Image, tuple[int, int]]]:
+    """Text and line art, with the corners of their windows."""
+    pages = [text_pages.make_page(n, 7) for n in (0, 1, 2)] + [line_art.make_drawing(n, 7) for n in (0, 1)]
+    return list(zip(pages, [(60, 60), (60, 400), (300, 60), (200, 200), (300, 300)]))
+
+
+def sheets(model: rs.ResShiftModel, photos: Path) -> None:
+    """docs/images/builtin_*.jpg: every validation picture, text and line art, damaged pictures."""
+    shown = {"ResShift, built-in model": model}
+    rows = [(picture, busiest(picture, 240)) for picture in held_out(photos).values()]
+    before_after(shown, rows, IMAGES / "builtin_photos.jpg", quality=82)
+    before_after(shown, drawn_pages(), IMAGES / "builtin_drawn.jpg", quality=82)
     worst = [as_jpeg(70), as_jpeg(30), with_noise(8), with_noise(25)]
-    cat = next(picture for name, picture in zip(names, pictures) if "chelsea" in name)
-    rows = [(cat, (60, 20))] * len(worst)
-    before_after(model, rows, IMAGES / "builtin_damaged.jpg", worst, quality=82)
+    cat = Image.open(next(photos.rglob("chelsea.webp"))).convert("RGB")
+    before_after(shown, [(cat, (60, 20))] * len(worst), IMAGES / "builtin_damaged.jpg", worst, quality=82)
+
+
+def real_sheets(models: dict[str, rs.ResShiftModel], photos: Path) -> None:
+    """docs/images/real_*.jpg: both built-in models on damaged, clean, and drawn pictures."""
+    pictures = held_out(photos)
+    rows = [(picture, busiest(picture, 240)) for picture in pictures.values()]
+    before_after(models, rows, IMAGES / "real_clean.jpg", quality=80)
+    before_after(models, rows, IMAGES / "real_damaged.jpg", degrade=make_degradation("realesrgan", 4, 5), quality=80)
+    before_after(
+        models, drawn_pages(), IMAGES / "real_drawn.jpg", [None, as_jpeg(50), with_noise(12), None, as_jpeg(50)], quality=80
+    )
+    worst = [as_jpeg(70), as_jpeg(30), with_noise(8), with_noise(25)]
+    cat = Image.open(next(photos.rglob("chelsea.webp"))).convert("RGB")
+    before_after(models, [(cat, (60, 20))] * len(worst), IMAGES / "real_cat.jpg", worst, quality=82)
 
 
 def _box(axis, x, y, width, height, text, colour):
@@ -193,9 +227,13 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--model", default="builtin")
     parser.add_argument("--sheets", action="store_true", help="the sheets of docs/builtin.md alone")
+    parser.add_argument("--real", nargs="?", const="builtin-real", help="those of docs/builtin-real.md alone, by this model")
     args = parser.parse_args()
     if args.sheets:
         sheets(rs.load_model(args.model), args.photos)
+        return
+    if args.real:
+        real_sheets({"builtin": rs.load_model(args.model), "builtin-real": rs.load_model(args.real)}, args.photos)
         return
 
     def photo(name, width=None):
@@ -209,7 +247,9 @@ def main() -> None:
         photo("ibm-max-pexels-cc0/penguin.webp", 700), photo("pd-art-photos/botanic.webp", 800), photo("met-nasa/met-435809.webp", 1200)
     )  # fmt: skip
     before_after(
-        model, [(cat, (60, 20)), (flower, (250, 300)), (field, (820, 560)), (penguin, (240, 120))], IMAGES / "before_after.jpg"
+        {"ResShift, built-in model": model},
+        [(cat, (60, 20)), (flower, (250, 300)), (field, (820, 560)), (penguin, (240, 120))],
+        IMAGES / "before_after.jpg",
     )
 
 

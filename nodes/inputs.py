@@ -64,13 +64,14 @@ UPSCALED = Output("IMAGE", "image", "The result, with the channels that the inpu
 LOADER = Node(
     "LoadResShiftModel",
     "Load ResShift Model",
-    "Loads a ResShift model: the built-in one, a published one (downloaded when first used) or a file of yours.",
+    "Loads a ResShift model: a built-in one, a published one (downloaded when first used) or a file of yours.",
     (
         Input(
             "model", "COMBO", "model",
-            "builtin works at once, offline, for any purpose (Apache-2.0). Names with a size in brackets are published models: "
-            "they are downloaded when first used, for non-commercial use only (S-Lab License 1.0; SinSR: CC BY-NC-SA 4.0). The "
-            "others are your files in models/resshift.",
+            "builtin (faithful) and builtin-real (crisp: it removes noise, blur and JPEG, and invents texture) work at once, "
+            "offline, for any purpose (Apache-2.0). Names with a size in brackets are published models: they are downloaded when "
+            "first used, for non-commercial use only (S-Lab License 1.0; SinSR: CC BY-NC-SA 4.0). The others are your files in "
+            "models/resshift.",
             "builtin", choices="models",
         ),
         Input(

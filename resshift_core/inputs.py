@@ -48,21 +48,23 @@ SEED = Input(
 )  # fmt: skip
 STEPS = Input(
     "steps", "INT", "steps",
-    "How many times the network runs; time grows with it. 0 = as trained. Measured on the built-in model: from 1 to 15 steps "
-    "PSNR changes by less than 0.2 dB.",
+    "How many times the network runs; time grows with it. 0 = as trained. Measured on builtin: from 1 to 15 steps "
+    "PSNR changes by less than 0.2 dB. With builtin-real, more steps give more texture and a less faithful picture.",
     0, 0, 1000,
 )  # fmt: skip
 KAPPA = Input(
     "kappa", "FLOAT", "kappa",
-    "Strength of the noise in the chain. 0 = as trained, the only value that a model knows. Measured on the built-in model, "
+    "Strength of the noise in the chain. 0 = as trained, the only value that a model knows. Measured on builtin, "
     "from a quarter to three times that: less gives slightly more texture, more gives slightly softer pictures that differ "
-    "more from seed to seed; PSNR changes by less than 0.1 dB.",
+    "more from seed to seed; PSNR changes by less than 0.1 dB. With builtin-real, less gives clearly more texture, more gives "
+    "a softer picture.",
     0.0, 0.0, 100.0, 0.01, extra=(("round", 0.0001),),
 )  # fmt: skip
 P = Input(
     "p", "FLOAT", "p",
     "Shape of the schedule. 0 = as trained. Larger values spend more of the steps near the end of the chain, where little "
-    "noise is left. Measured on the built-in model: from 0.1 to 3 PSNR changes by less than 0.1 dB.",
+    "noise is left. Measured on builtin: from 0.1 to 3 PSNR changes by less than 0.1 dB. With builtin-real it "
+    "changes by less than 0.4 dB.",
     0.0, 0.0, 100.0, 0.05, extra=(("round", 0.0001),),
 )  # fmt: skip
 SAMPLER = Input(
@@ -72,7 +74,7 @@ SAMPLER = Input(
 )  # fmt: skip
 SCALE = Input(
     "scale", "FLOAT", "scale",
-    "Size of the result over size of the picture. 0 = the model's own (4 for the built-in model), else any number; the "
+    "Size of the result over size of the picture. 0 = the model's own (4 for the built-in models), else any number; the "
     "model's result is resized to it.",
     0.0, 0.0, 8.0, 0.25, extra=(("round", 0.0001),),
 )  # fmt: skip

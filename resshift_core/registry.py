@@ -84,6 +84,7 @@ def _autoencoder(name: str, file: str, size=None, sha256=None):
 
 _ENTRIES = (
     Entry("builtin", "builtin.safetensors", "sr", "Apache-2.0", scale=4, steps=4),
+    Entry("builtin-real", "builtin-real.safetensors", "sr", "Apache-2.0", scale=4, steps=4),
     _published("realsr_x4_s15_v1", "resshift_realsrx4_s15_v1.pth", "realsr_x4_s15"),
     _published("realsr_x4_s15_v2", "resshift_realsrx4_s15_v2.pth", "realsr_x4_s15"),
     _published(

@@ -1,4 +1,4 @@
-"""What is listed as an upscaler: the built-in model, files in the models folders, and published models the user wants to see."""
+"""What is listed as an upscaler: the built-in models, files in the models folders, and published models the user wants to see."""
 
 from __future__ import annotations
 
@@ -29,11 +29,14 @@ class Entry:
     scale: int  # output pixels per input pixel
 
 
+BUILTINS = (Entry(BUILTIN, "builtin", 4), Entry("ResShift built-in real 4x", "builtin-real", 4))  # part of the package
+
+
 def list_entries() -> list[Entry]:
-    """All of them, the built-in model first. Files are not opened further than their headers."""
+    """All of them, the built-in ones first. Files are not opened further than their headers."""
     for folder in host.model_folders():
         registry.add_models_dir(folder)
-    return [Entry(BUILTIN, "builtin", 4), *_published(), *_files()]
+    return [*BUILTINS, *_published(), *_files()]
 
 
 def find_entry(word: str) -> Entry:

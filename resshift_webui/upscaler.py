@@ -8,7 +8,7 @@ import modules.upscaler
 from PIL import Image
 
 from . import host
-from .entries import BUILTIN, Entry, find_entry, list_entries
+from .entries import BUILTINS, Entry, find_entry, list_entries
 from .session import SESSION
 from .upscaling import upscale_image
 
@@ -41,8 +41,8 @@ class UpscalerResShift(modules.upscaler.Upscaler):
         try:
             entries = list_entries()
         except Exception as error:
-            log.warning("The models folder cannot be read (%s); only the built-in model is listed.", error)
-            entries = [Entry(BUILTIN, "builtin", 4)]
+            log.warning("The models folder cannot be read (%s); only the built-in models are listed.", error)
+            entries = list(BUILTINS)
         return [modules.upscaler.UpscalerData(entry.name, entry.source, self, entry.scale) for entry in entries]
 
     def upscale(self, img: Image.Image, scale, selected_model: str | None = None) -> Image.Image:

@@ -1,6 +1,7 @@
-"""The shipped model: there, free of seams and casts, better than bicubic, the same on every run."""
+"""The shipped models: there, free of seams and casts, better than bicubic or crisper, the same on every run."""
 
 import importlib.util
+import io
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import resshift_core as rs
+from training.metrics import texture
 
 from . import standin
 
@@ -20,6 +22,16 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="module")
 def model():
     return rs.load_model("builtin", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def real():
+    return rs.load_model("builtin-real", device="cpu")
+
+
+@pytest.fixture(scope="module", params=["builtin", "builtin-real"])
+def either(request):
+    return rs.load_model(request.param, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +49,23 @@ def psnr_y(a, b):
     return -10 * torch.log10(difference.square().mean()).item()
 
 
-def test_file_is_small_licensed_and_described():
-    path = ROOT / "resshift_core" / "weights" / "builtin.safetensors"
+def shrunk(image):
+    small = F.interpolate(image, scale_factor=0.25, mode="bicubic", antialias=True)
+    return small.clamp(0, 1).mul(255).round() / 255
+
+
+@pytest.mark.parametrize(("name", "card"), [("builtin", "MODEL_CARD.md"), ("builtin-real", "MODEL_CARD_REAL.md")])
+def test_file_is_small_licensed_and_described(name, card):
+    path = ROOT / "resshift_core" / "weights" / f"{name}.safetensors"
     assert path.stat().st_size < 12 * 2**20
-    model = rs.load_model("builtin", device="cpu")
+    model = rs.load_model(name, device="cpu")
     assert model.config.licence == "Apache-2.0" and model.scale == 4 and model.config.default_steps == 4
     assert json.loads(model.metadata["training"])["iterations"] > 0
-    assert (path.parent / "MODEL_CARD.md").is_file()
+    assert f"`{name}.safetensors`" in (path.parent / card).read_text(encoding="utf-8")
 
 
 def test_it_beats_bicubic_with_all_four_steps(model, photo):
-    small = F.interpolate(photo, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1).mul(255).round() / 255
+    small = shrunk(photo)
     bicubic = F.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
     steps = []
     out = rs.upscale(model, small, on_step=lambda event: steps.append(event.step) if event.phase == "step" else None)
@@ -56,12 +74,12 @@ def test_it_beats_bicubic_with_all_four_steps(model, photo):
     assert (out.mean((2, 3)) - small.mean((2, 3))).abs().max() < 0.5 / 255  # no colour cast
 
 
-def test_the_network_is_not_an_interpolation_in_disguise(model, photo):
+def test_the_network_is_not_an_interpolation_in_disguise(either, photo):
     """Every step's network call changes the picture: guards against weights that do nothing."""
     states = []
-    rs.upscale(model, photo[..., :32, :32], on_step=lambda e: states.append(e.preview()) if e.phase == "step" else None)
+    rs.upscale(either, photo[..., :32, :32], on_step=lambda e: states.append(e.preview()) if e.phase == "step" else None)
     assert all(not torch.equal(a, b) for a, b in zip(states, states[1:]))
-    assert max(p.abs().max().item() for p in model.unet.out[2].parameters()) > 0
+    assert max(p.abs().max().item() for p in either.unet.out[2].parameters()) > 0
 
 
 FLAT = torch.full((1, 3, 150, 170), 0.5)
@@ -69,11 +87,11 @@ GRADIENT = torch.linspace(0.1, 0.9, 170).expand(1, 3, 150, 170).contiguous()
 
 
 @pytest.mark.parametrize("lq", [FLAT, GRADIENT], ids=["flat", "gradient"])
-def test_tiles_show_no_seam(model, lq):
+def test_tiles_show_no_seam(either, lq):
     """Whole pictures and tiles of 64 and 128 agree within 4 of 255 levels, and stay near what bicubic gives."""
-    whole = rs.upscale(model, lq, tile=None)
+    whole = rs.upscale(either, lq, tile=None)
     for tile in (64, 128):
-        tiled = rs.upscale(model, lq, tile=tile)
+        tiled = rs.upscale(either, lq, tile=tile)
         assert (tiled - whole).abs().max() * 255 < 4
     smooth = F.interpolate(lq, scale_factor=4, mode="bicubic")
     assert (whole - smooth).abs().max() * 255 < 6
@@ -85,8 +103,8 @@ def test_tiles_cannot_be_told_on_a_photograph(model, photo):
     assert (rs.upscale(model, photo, tile=64) - whole).abs().max() * 255 < 1
 
 
-def test_flat_areas_have_no_speckle(model):
-    out = rs.upscale(model, FLAT[..., :64, :64]) * 255
+def test_flat_areas_have_no_speckle(either):
+    out = rs.upscale(either, FLAT[..., :64, :64]) * 255
     assert out.std() < 1 and abs(out.mean() - 127.5) < 0.5
 
 
@@ -97,21 +115,70 @@ def test_seeds_change_little(model, photo):
     assert -10 * torch.log10((a - b).square().mean()) > 35
 
 
-def test_alone_in_a_batch_and_again(model, photo):
+def test_alone_in_a_batch_and_again(either, photo):
     lq = photo[..., :48, :48]
-    first = rs.upscale(model, lq, seed=3)
-    assert torch.equal(rs.upscale(model, lq, seed=3), first)
-    batch = rs.upscale(model, lq.expand(2, -1, -1, -1), seed=[3, 3], tile_batch=2)
+    first = rs.upscale(either, lq, seed=3)
+    assert torch.equal(rs.upscale(either, lq, seed=3), first)
+    batch = rs.upscale(either, lq.expand(2, -1, -1, -1), seed=[3, 3], tile_batch=2)
     assert (batch - first).abs().max() * 255 < 1
 
 
-def test_default_precision_is_close_to_float32(model, photo):
+@pytest.mark.parametrize("name", ["builtin", "builtin-real"])
+def test_default_precision_is_close_to_float32(name, photo):
     lq = photo[..., :64, :64]
-    exact = rs.upscale(rs.load_model("builtin", device="cpu", dtype="fp32"), lq)
+    exact = rs.upscale(rs.load_model(name, device="cpu", dtype="fp32"), lq)
     for dtype in ("auto", "bf16"):
-        out = rs.upscale(rs.load_model("builtin", device="cpu", dtype=dtype), lq)
+        out = rs.upscale(rs.load_model(name, device="cpu", dtype=dtype), lq)
         error = (out - exact).square().mean().clamp_min(1e-12)
         assert -10 * torch.log10(error) > 45
+
+
+def test_the_real_one_is_crisper(model, real, photo):
+    """Nearer to the original's energy at high frequencies, and no cast."""
+    small = shrunk(photo)
+    faithful, crisp = (rs.upscale(each, small) for each in (model, real))
+    less, more = (texture(out, photo, 4) for out in (faithful, crisp))
+    assert more > 1.3 * less and abs(1 - more) < abs(1 - less)
+    assert (crisp.mean((2, 3)) - small.mean((2, 3))).abs().max() < 1 / 255
+
+
+def test_the_real_one_takes_noise_and_jpeg_out(real, photo):
+    """Of a flat picture most of what enlarging leaves, of a photograph more than enlarging does."""
+
+    def noisy(image):
+        noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)) * 12 / 255
+        return (image + noise).clamp(0, 1)
+
+    flat = noisy(torch.full((1, 3, 48, 48), 0.5))
+    assert rs.upscale(real, flat).std() < 0.4 * F.interpolate(flat, scale_factor=4, mode="bicubic").std()
+    stored = io.BytesIO()
+    pixels = noisy(shrunk(photo))[0].mul(255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(pixels).save(stored, "JPEG", quality=50)
+    damaged = torch.from_numpy(np.array(Image.open(stored))).permute(2, 0, 1)[None].float() / 255
+    truth = photo[..., : 4 * damaged.shape[2], : 4 * damaged.shape[3]]
+    bicubic = F.interpolate(damaged, scale_factor=4, mode="bicubic").clamp(0, 1)
+    assert psnr_y(rs.upscale(real, damaged), truth) > psnr_y(bicubic, truth) + 0.2
+
+
+def test_steps_and_kappa_trade_texture_against_fidelity_as_in_the_papers_table_1(real, photo):
+    small, trained = shrunk(photo), real.schedule.kappa
+
+    def measure(**settings):
+        out = rs.upscale(real, small, **settings)
+        return texture(out, photo, 4), -psnr_y(out, photo)
+
+    for faithful, crisp in (({"steps": 1}, {}), ({}, {"steps": 8}), ({}, {"kappa": trained / 4})):
+        assert all(a < b for a, b in zip(measure(**faithful), measure(**crisp))), (faithful, crisp)
+
+
+def test_the_recipe_is_the_files(real):
+    first, recipe = (
+        json.loads((ROOT / f"training/configs/{name}.json").read_text(encoding="utf-8"))["training"]
+        for name in ("builtin-real", "builtin-real-continue")
+    )
+    assert first["kappa"] == real.schedule.kappa
+    trained = json.loads(real.metadata["training"])
+    assert {name: trained[name] for name in recipe} == recipe
 
 
 @pytest.mark.cuda

@@ -95,7 +95,7 @@ class TestLoading:
 
     def test_the_loader_lists_the_catalogue_and_the_files(self, comfy):
         models = comfy.get("/object_info/LoadResShiftModel")["LoadResShiftModel"]["input"]["required"]["model"][0]
-        assert models[0] == "builtin" and models[-1] == INPAINTING
+        assert models[:2] == ["builtin", "builtin-real"] and models[-1] == INPAINTING
         assert any(name.startswith("realsr_x4_s4 [478 MB, S-Lab 1.0, non-commercial]") for name in models)
 
     def test_the_page_gets_scripts_help_and_translations(self, comfy):

@@ -246,7 +246,7 @@ def test_poisson_noise_has_the_variance_of_its_counts(level):
 # ---------------------------------------------------------------------------------------------------- pipelines
 
 
-@pytest.mark.parametrize("kind", ["realesrgan", "paper-b1", "everyday", "bicubic"])
+@pytest.mark.parametrize("kind", ["realesrgan", "paper-b1", "everyday", "mixed", "bicubic"])
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_a_picture_does_not_depend_on_its_batch(kind, scale):
     images = torch.cat([photo(64, 64), photo(64, 64).flip(2), photo(64, 64).transpose(2, 3), 1 - photo(64, 64)])
@@ -316,6 +316,13 @@ def test_everyday_damage_is_b1_or_each_part_by_itself():
     assert abs(noisy.mean() - 0.6) < 0.06 and abs(compressed.mean() - 0.5) < 0.06
     assert (noisy & ~compressed).mean() > 0.2 and (~noisy & compressed).mean() > 0.1
     assert max(plan.noise.strength for plan, _ in others) <= 25 and min(plan.quality for plan, _ in others) >= 40
+
+
+def test_mixed_is_half_of_each():
+    images, numbers = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(0)), list(range(40))
+    mixed, heavy, light = (make_degradation(kind, 4, 3)(images, numbers) for kind in ("mixed", "realesrgan", "everyday"))
+    like_heavy, like_light = ([torch.equal(a, b) for a, b in zip(mixed, other)] for other in (heavy, light))
+    assert all(a != b for a, b in zip(like_heavy, like_light)) and 10 <= sum(like_heavy) <= 30
 
 
 def test_everyday_noise_reaches_the_picture_where_no_jpeg_follows():

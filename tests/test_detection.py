@@ -87,7 +87,7 @@ def test_every_variant_expects_its_published_shapes(variant):
     assert variant in fitting_variants(UNETS[unet])
 
 
-@pytest.mark.parametrize("name", [name for name in registry.REGISTRY if name != "builtin"])
+@pytest.mark.parametrize("name", [name for name in registry.REGISTRY if not registry.REGISTRY[name].bundled])
 def test_entries_accept_their_own_architecture_and_no_other(name):
     entry = registry.REGISTRY[name]
     own = PARTS[entry.variant][0] if entry.variant else {"vq_f4_face": "vq_f4"}.get(name, name)

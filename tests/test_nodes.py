@@ -122,9 +122,9 @@ class TestLoader:
         (host.base / "models" / "resshift" / "readme.txt").write_text("not a model")
         (host.base / "models" / "resshift" / "resshift_realsrx4_s4_v3.pth").write_bytes(b"a file of the catalogue")
         models = host.nodes["LoadResShiftModel"].INPUT_TYPES()["required"]["model"][0]
-        assert models[0] == "builtin" and models[-1] == "mine.safetensors"
+        assert models[:2] == ["builtin", "builtin-real"] and models[-1] == "mine.safetensors"
         assert [name.split(" [")[0] for name in models[:-1]] == [e.name for e in REGISTRY.values() if e.task != "autoencoder"]
-        assert all("non-commercial" in name and "MB" in name for name in models[1:-1])
+        assert all("non-commercial" in name and "MB" in name for name in models[2:-1])
 
     def test_the_folder_key_is_the_users_whatever_its_case(self, host, tmp_path):
         host.folders.clear()

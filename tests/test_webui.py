@@ -22,7 +22,7 @@ from resshift_core.registry import REGISTRY
 from . import standin
 from .webui_fakes import INPUT_IDS, ROOT, Component, Postprocessed, WebUI, installed
 
-BUILTIN = "ResShift built-in 4x"
+BUILTIN, REAL = "ResShift built-in 4x", "ResShift built-in real 4x"
 
 
 @pytest.fixture
@@ -122,13 +122,13 @@ assert "nodes" not in sys.modules and "training" not in sys.modules
         (tmp_path / "models").write_bytes(b"")  # a file where a folder should be
         with installed(WebUI(tmp_path), monkeypatch) as webui:
             webui.load()
-            assert entry_names(webui) == [BUILTIN]
+            assert entry_names(webui) == [BUILTIN, REAL]
 
     def test_a_fixed_list_of_upscalers_gets_the_entries_once(self, tmp_path, monkeypatch):
         with installed(WebUI(tmp_path, fixed_upscalers=True), monkeypatch) as webui:
             webui.load()
             webui.call("before_ui")
-            assert entry_names(webui) == [BUILTIN]
+            assert entry_names(webui) == [BUILTIN, REAL]
             assert webui.extras(picture(), BUILTIN).image.size == (80, 48)
 
 
@@ -137,13 +137,13 @@ class TestEntries:
         save(host, standin.small_model(), "mine.safetensors")
         save(host, standin.small_model(), "sub/größe 模型.safetensors")
         host.load()
-        assert entry_names(host) == [BUILTIN, "ResShift mine 4x", "ResShift sub/größe 模型 4x"]
+        assert entry_names(host) == [BUILTIN, REAL, "ResShift mine 4x", "ResShift sub/größe 模型 4x"]
 
     def test_equal_stems_are_told_apart(self, host):
         path = save(host, standin.small_model(), "mine.safetensors")
         path.with_suffix(".pth").write_bytes(b"")
         host.load()
-        assert set(entry_names(host)) == {BUILTIN, "ResShift mine.safetensors 4x", "ResShift mine.pth"}
+        assert set(entry_names(host)) == {BUILTIN, REAL, "ResShift mine.safetensors 4x", "ResShift mine.pth"}
 
     def test_autoencoders_and_inpainting_models_are_no_upscalers(self, host):
         folder = host.base / "models" / "ResShift"
@@ -156,13 +156,13 @@ class TestEntries:
         (folder / REGISTRY["vq_f4"].file).write_bytes(b"")
         (folder / "resshift_inpainting_imagenet_s4.pth").write_bytes(b"")
         host.load()
-        assert entry_names(host) == [BUILTIN]
+        assert entry_names(host) == [BUILTIN, REAL]
 
     def test_damaged_files_are_listed_and_say_what_is_wrong(self, host):
         path = save(host, standin.small_model(), "half.safetensors")
         path.write_bytes(path.read_bytes()[:100])
         host.load()
-        assert entry_names(host) == [BUILTIN, "ResShift half"]
+        assert entry_names(host) == [BUILTIN, REAL, "ResShift half"]
         with pytest.raises(rs.CheckpointError, match="half.safetensors is damaged"):
             host.extras(picture(), "ResShift half")
         assert host.extras(picture(), BUILTIN).image.size == (80, 48)
@@ -179,7 +179,7 @@ class TestEntries:
         (host.base / "models" / "ResShift" / REGISTRY["realsr_x4_s4"].file).write_bytes(b"")
         host.set(visible=["sinsr_x4_s1"])
         host.load()
-        assert entry_names(host) == [BUILTIN, "ResShift realsr_x4_s4 4x", "ResShift sinsr_x4_s1 4x"]
+        assert entry_names(host) == [BUILTIN, REAL, "ResShift realsr_x4_s4 4x", "ResShift sinsr_x4_s1 4x"]
 
     def test_the_flag_names_a_folder_that_is_searched_too(self, host, tmp_path):
         host.shared.cmd_opts.resshift_models_path = str(tmp_path / "elsewhere")
@@ -187,7 +187,7 @@ class TestEntries:
         rs.save_model(standin.small_model(), tmp_path / "elsewhere" / "theirs.safetensors")
         save(host, standin.small_model(), "mine.safetensors")
         host.load()
-        assert entry_names(host) == [BUILTIN, "ResShift theirs 4x", "ResShift mine 4x"]
+        assert entry_names(host) == [BUILTIN, REAL, "ResShift theirs 4x", "ResShift mine 4x"]
         assert part("host").model_folders()[0] == tmp_path / "elsewhere"
 
     def test_downloads_only_where_allowed(self, host, file_server, monkeypatch):
@@ -444,7 +444,7 @@ class TestUI:
     def test_controls_are_the_settings_and_have_explanations(self, host):
         controls = host.script.ui()
         assert tuple(controls)[:3] == ("enable", "model", "scale") and set(controls) == {"enable", "model", "scale", *INPUT_IDS}
-        assert all(controls[word].tooltip for word in INPUT_IDS) and controls["model"].keywords["choices"] == [BUILTIN]
+        assert all(controls[word].tooltip for word in INPUT_IDS) and controls["model"].keywords["choices"] == [BUILTIN, REAL]
         assert controls["steps"].keywords["value"] == 0
 
     def test_hosts_without_tooltips_or_input_accordions(self, host, monkeypatch):
@@ -527,7 +527,10 @@ class TestApi:
 
     def test_models_and_settings(self, host, client):
         host.set(steps=2)
-        assert client.get("/resshift/v1/models").json() == [{"name": BUILTIN, "source": "builtin", "scale": 4}]
+        assert client.get("/resshift/v1/models").json() == [
+            {"name": BUILTIN, "source": "builtin", "scale": 4},
+            {"name": REAL, "source": "builtin-real", "scale": 4},
+        ]
         assert client.get("/resshift/v1/settings").json()["steps"] == 2
         host.set(steps=-2)
         assert client.get("/resshift/v1/settings").status_code == 422

@@ -20,7 +20,7 @@ from PIL import Image
 from .webui_server import EXTENSION, ROOT, Refused, Server, decoded, encoded
 
 pytestmark = pytest.mark.host
-BUILTIN = "ResShift built-in 4x"
+BUILTIN, REAL = "ResShift built-in 4x", "ResShift built-in real 4x"
 WEIGHTS = ROOT / "resshift_core" / "weights" / "builtin.safetensors"
 HEADER = struct.pack("<Q", 1 << 60)
 
@@ -73,7 +73,7 @@ def picture(size: tuple[int, int] = (65, 47), mode: str = "RGB") -> Image.Image:
 class TestExtras:
     def test_is_listed_once_with_every_file(self, webui):
         names = ["ResShift mine 4x", "ResShift sub/größe 模型 4x", "ResShift truncated", "ResShift liar", "ResShift page"]
-        assert sorted(webui.upscalers()) == sorted([BUILTIN, *names, "ResShift evil", "ResShift empty"])
+        assert sorted(webui.upscalers()) == sorted([BUILTIN, REAL, *names, "ResShift evil", "ResShift empty"])
 
     @pytest.mark.parametrize(
         "factor, size", [(4, (256, 184)), (1.5, (96, 64)), (8, (520, 376)), (1, (64, 40)), (3.3, (208, 152))]
@@ -241,7 +241,10 @@ class TestApi:
             assert refused.value.status == 401
 
     def test_models_and_settings(self, webui):
-        assert webui.get("/resshift/v1/models")[0] == {"name": BUILTIN, "source": "builtin", "scale": 4}
+        assert webui.get("/resshift/v1/models")[:2] == [
+            {"name": BUILTIN, "source": "builtin", "scale": 4},
+            {"name": REAL, "source": "builtin-real", "scale": 4},
+        ]
         webui.options(steps=3)
         assert webui.get("/resshift/v1/settings")["steps"] == 3
 

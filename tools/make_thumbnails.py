@@ -1,10 +1,11 @@
-"""Writes the thumbnails of example_workflows/ with the built-in model: before at the left, after at the right.
+"""Writes the thumbnails of example_workflows/ with the built-in models: before at the left, after at the right.
 
 python tools/make_thumbnails.py PICTURE      a photograph; a square out of its middle is used
 """
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -21,6 +22,10 @@ SIDE, LOW = 480, 120  # pixels of the thumbnail and of what is upscaled to it
 
 def to_image(tensor: torch.Tensor) -> Image.Image:
     return Image.fromarray((tensor[0].movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy())
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0)[None].float() / 255
 
 
 def halves(before: Image.Image, after: Image.Image) -> Image.Image:
@@ -66,22 +71,31 @@ def strips(low: torch.Tensor, model) -> Image.Image:
     return made
 
 
+def damage(low: torch.Tensor) -> torch.Tensor:
+    """Noise with a standard deviation of 10 levels, then JPEG of quality 50."""
+    noisy = low + torch.randn(low.shape, generator=torch.Generator().manual_seed(0)) * 10 / 255
+    stored = io.BytesIO()
+    to_image(noisy).save(stored, "JPEG", quality=50)
+    return to_tensor(Image.open(stored))
+
+
 def main() -> None:
     whole = Image.open(sys.argv[1]).convert("RGB")
     side = min(whole.size)
     left, top = (whole.width - side) // 2, (whole.height - side) // 2
     before = whole.crop((left, top, left + side, top + side)).resize((LOW, LOW), Image.Resampling.BOX)
-    low = torch.from_numpy(np.asarray(before).copy()).movedim(-1, 0)[None].float() / 255
-    model = rs.load_model("builtin", device="cpu", dtype="fp32")
+    low = to_tensor(before)
+    model, real = (rs.load_model(name, device="cpu", dtype="fp32") for name in ("builtin", "builtin-real"))
     after = to_image(rs.upscale(model, low))
-    pair = halves(before, after)
+    pair, damaged = halves(before, after), damage(low)
     pictures = {
         "ResShift upscale 4x": pair,
+        "ResShift restore": halves(to_image(damaged), to_image(rs.upscale(real, damaged))),
         "ResShift tiled 4K": grid(pair),
         "ResShift frames": frames(pair),
         "ResShift inpaint": hole(after),
         "ResShift as upscale model": halves(before, after).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
-        "ResShift compare kappa": strips(low, model),
+        "ResShift compare kappa": strips(low, real),
     }
     for name, picture in pictures.items():
         picture.save(ROOT / "example_workflows" / f"{name}.jpg", quality=88)

@@ -3,7 +3,8 @@
     python tools/measure_settings.py FOLDER [--model builtin] [--pictures 8] [--side 96]
 
 Cuts a square out of the middle of every picture, shrinks it by bicubic with antialiasing, upscales it again and prints a
-table: PSNR on luma; texture (gradient energy over the original's); spread (standard deviation over two seeds, 8-bit levels).
+table: PSNR on luma; texture (energy at frequencies that the small picture cannot hold, over the original's); spread (standard
+deviation over two seeds, 8-bit levels).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
+from training.metrics import texture  # noqa: E402
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
@@ -42,16 +44,15 @@ def luma(images: torch.Tensor) -> torch.Tensor:
     return (images * torch.tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)).sum(1, keepdim=True) + 16
 
 
-def texture(images: torch.Tensor) -> torch.Tensor:
-    y = luma(images)
-    return y.diff(dim=-1).square().mean((1, 2, 3)) + y.diff(dim=-2).square().mean((1, 2, 3))
+def mean_texture(images: torch.Tensor, truth: torch.Tensor, scale: int) -> float:
+    return sum(texture(a[None], b[None], scale) for a, b in zip(images, truth)) / len(truth)
 
 
 def measure(model, truth: torch.Tensor, lq: torch.Tensor, **settings) -> tuple[float, float, float]:
     first, second = (rs.upscale(model, lq, seed=seed, **settings) for seed in (1, 1001))
     error = (luma(first) - luma(truth))[..., 4:-4, 4:-4].square().mean((1, 2, 3))
     psnr = (10 * torch.log10(255**2 / error)).mean()
-    return float(psnr), float((texture(first) / texture(truth)).mean()), float((first - second).std() / math.sqrt(2) * 255)
+    return float(psnr), mean_texture(first, truth, model.scale), float((first - second).std() / math.sqrt(2) * 255)
 
 
 def cases(model) -> list[tuple[str, dict]]:
@@ -76,9 +77,8 @@ def main() -> None:
     lq = (lq * 255).round() / 255
     plain = F.interpolate(lq, scale_factor=model.scale, mode="bicubic").clamp(0, 1)
     error = (luma(plain) - luma(truth))[..., 4:-4, 4:-4].square().mean((1, 2, 3))
-    print(
-        f"{'bicubic':20s} {float((10 * torch.log10(255**2 / error)).mean()):7.2f} {float((texture(plain) / texture(truth)).mean()):8.3f}"
-    )
+    mean = float((10 * torch.log10(255**2 / error)).mean())
+    print(f"{'bicubic':20s} {mean:7.2f} {mean_texture(plain, truth, model.scale):8.3f}")
     print(f"{'setting':20s} {'PSNR-Y':>7s} {'texture':>8s} {'spread':>7s}")
     for name, settings in cases(model):
         psnr, sharp, spread = measure(model, truth, lq, **settings)

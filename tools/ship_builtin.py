@@ -1,4 +1,4 @@
-"""Makes the shipped model out of a training run's result: float16 weights, its name, and what its card says in the metadata.
+"""Makes a shipped model out of a training run's result: float16 weights, its name, and what its card says in the metadata.
 
     python tools/ship_builtin.py OUT/last.safetensors "123 CC0 pictures, 8 % drawn; ..." --iterations-before 2500
     python tools/ship_builtin.py OUT/last.safetensors "..." --average-with PARENT.safetensors --share 0.3

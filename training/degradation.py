@@ -1,7 +1,7 @@
 """Low-resolution pictures out of high-resolution ones, in batches on the device of the batch.
 
-`bicubic`, `paper-b1` (the paper's Appendix B.1), `everyday` (B.1, and noise or JPEG alone) and `realesrgan` (the two-stage
-pipeline of Real-ESRGAN with the ranges that ResShift trains with). What happens to picture number n of a run depends on (seed, n) alone: not on the batch it is
+`bicubic`, `paper-b1` (the paper's Appendix B.1), `everyday` (B.1, and noise or JPEG alone), `realesrgan` (the two-stage
+pipeline of Real-ESRGAN with the ranges that ResShift trains with) and `mixed` (half of each of the last two). What happens to picture number n of a run depends on (seed, n) alone: not on the batch it is
 in, on how many processes share the work, or on where a run was resumed.
 """
 
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from .canvas import MODES, Canvas, Noise, add_noise, blur, jpeg, resize
 from .kernels import NO_BLUR, Kernel, KernelRange, draw_kernel, draw_sinc, make_kernels
 
-DEGRADATIONS = ("realesrgan", "paper-b1", "everyday", "bicubic")
+DEGRADATIONS = ("realesrgan", "paper-b1", "everyday", "mixed", "bicubic")
 SMALLEST = 4  # pixels: no side gets shorter on the way
 
 Degrade = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # (B, 3, H, W) in [0, 1], numbers -> (B, 3, H / s, W / s)
@@ -206,7 +206,23 @@ def realesrgan(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: i
     return small
 
 
-PIPELINES = {"paper-b1": paper_b1, "everyday": everyday, "realesrgan": realesrgan}
+@torch.no_grad()
+def mixed(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: int = 4, codec: str = "auto") -> torch.Tensor:
+    """Each picture through `realesrgan` or `everyday`. (B, 3, H, W) in [0, 1] -> (B, 3, H / s, W / s), 8-bit levels.
+
+    Real-ESRGAN's pictures always end in JPEG: a network that has seen no others takes the noise of a picture never compressed
+    for texture, and draws it out.
+    """
+    heavy = [random_for(seed, number, 6).random() < 0.5 for number in numbers]
+    small = images.new_empty(len(numbers), images.shape[1], *_small_size(images, scale))
+    for pipeline, wanted in ((realesrgan, True), (everyday, False)):
+        which = [i for i, chosen in enumerate(heavy) if chosen == wanted]
+        if which:
+            small[which] = pipeline(images[which], [numbers[i] for i in which], seed, scale, codec)
+    return small
+
+
+PIPELINES = {"paper-b1": paper_b1, "everyday": everyday, "realesrgan": realesrgan, "mixed": mixed}
 
 
 def make_degradation(kind: str, scale: int, seed: int, share: float = 1.0) -> Degrade:

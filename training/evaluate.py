@@ -73,7 +73,9 @@ class EvaluationSettings:
     kappa: tuple[float, ...] = ()
     p: tuple[float, ...] = ()
     sampler: Literal["stochastic", "deterministic"] = "stochastic"
-    degradation: Literal["paper-b1", "everyday", "realesrgan", "bicubic"] | None = None  # None: paper-b1; inpainting: bicubic
+    degradation: Literal["paper-b1", "everyday", "realesrgan", "mixed", "bicubic"] | None = (
+        None  # None: paper-b1; inpainting: bicubic
+    )
     crop: int = 0  # pixels of the truth's middle; 0 = whole pictures; the paper's are 256
     limit: int = 0  # pictures; 0 = all
     channel: Literal["y", "rgb"] = "y"  # of PSNR and SSIM

@@ -192,7 +192,7 @@ class Run:
 
     def _compare(self, state: dict) -> None:
         before, now = json.loads(state["settings"]), to_dict(self.settings)
-        fresh = to_dict(type(self.settings)(self.settings.data, self.settings.output))  # of settings that are newer than the run
+        fresh = to_dict(type(self.settings)(self.settings.data, self.settings.output))  # a run may be older than a setting
         before = {name: before.get(name, fresh.get(name)) for name in now}
         changed = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
         if changed:

@@ -76,7 +76,7 @@ class TrainSettings:
     adversarial: float = 0.0  # weight of a patch discriminator, for pixel-space models
 
     # Data
-    degradation: Literal["realesrgan", "paper-b1", "everyday", "bicubic", "paired"] | None = (
+    degradation: Literal["realesrgan", "paper-b1", "everyday", "mixed", "bicubic", "paired"] | None = (
         None  # none: realesrgan; inpainting: bicubic
     )
     damaged_share: float = 1.0  # of crops that get it; the rest is plainly bicubic
