@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import sys
 from pathlib import Path
 
@@ -29,10 +28,12 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 import resshift_core as rs
 from benchmarks import line_art, text_pages
-from benchmarks.fidelity import enlarge, to_tensor
-from training.degradation import make_degradation
+from benchmarks.fidelity import enlarge, plainly, to_tensor, with_jpeg, with_noise
+from training.degradation import bicubic, make_degradation
 
 IMAGES = Path(__file__).parent / "images"
+CAT = "scikit-image/chelsea.webp"
+WORST = [with_jpeg(70), with_jpeg(30), with_noise(8), with_noise(25)]
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:
@@ -40,12 +41,11 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
     return tensor[0].clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).numpy()
 
 
-def shrink(image: torch.Tensor, scale: int = 4) -> torch.Tensor:
-    """Antialiased bicubic 1 / scale, rounded to 8 bit; the sides are cropped to multiples first."""
-    height, width = (side // scale * scale for side in image.shape[-2:])
-    image = image[..., :height, :width]
-    small = F.interpolate(image, size=(height // scale, width // scale), mode="bicubic", antialias=True)
-    return small.clamp(0, 1).mul(255).round() / 255
+def load(image: Image.Image) -> torch.Tensor:
+    """(1, 3, H, W) in [0, 1], sides cropped to multiples of 4."""
+    truth = to_tensor(image)
+    height, width = (side // 4 * 4 for side in truth.shape[-2:])
+    return truth[..., :height, :width]
 
 
 def before_after(
@@ -53,24 +53,19 @@ def before_after(
     rows: list[tuple[Image.Image, tuple[int, int]]],
     path: Path,
     damages=None,
-    degrade=None,
     side: int = 240,
     quality: int = 92,
 ) -> None:
     """One row per (picture, corner of a window): low resolution, bicubic, the models by their titles, original.
 
-    damages: one function per row, of the small picture (1, 3, h, w); None = it is shrunk cleanly.
-    degrade: (picture (1, 3, H, W), [row]) -> the small picture, instead.
+    damages: one function per row, (picture (1, 3, H, W), row) -> the small picture; None = all are shrunk cleanly.
     """
     titles = ("low resolution", "bicubic ×4", *models, "original")
     columns = len(titles)
     figure, axes = plt.subplots(len(rows), columns, figsize=(3.1 * columns, 3.2 * len(rows)), squeeze=False)
     for number, (line, (image, (x, y))) in enumerate(zip(axes, rows)):
-        truth = to_tensor(image)
-        height, width = (side // 4 * 4 for side in truth.shape[-2:])
-        small = degrade(truth[..., :height, :width], [number]) if degrade else shrink(truth)
-        if damages is not None and damages[number] is not None:
-            small = damages[number](small)
+        truth = load(image)
+        small = damages[number](truth, number) if damages else bicubic(truth)
         results = [rs.upscale(model, small) for model in models.values()]
         pictures = (F.interpolate(small, scale_factor=4), enlarge(small), *results, truth)
         for axis, picture, title in zip(line, pictures, titles):
@@ -91,27 +86,6 @@ def busiest(image: Image.Image, side: int) -> tuple[int, int]:
     return max(places, key=lambda place: edges[place[1] : place[1] + side, place[0] : place[0] + side].sum())
 
 
-def as_jpeg(quality: int):
-    """A damage: what a JPEG file of that quality keeps."""
-
-    def damage(small: torch.Tensor) -> torch.Tensor:
-        buffer = io.BytesIO()
-        Image.fromarray(to_array(small)).save(buffer, "JPEG", quality=quality)
-        return to_tensor(Image.open(buffer))
-
-    return damage
-
-
-def with_noise(levels: float):
-    """A damage: Gaussian noise of that standard deviation."""
-
-    def damage(small: torch.Tensor) -> torch.Tensor:
-        noise = torch.randn(small.shape, generator=torch.Generator().manual_seed(0))
-        return (small + noise * levels / 255).clamp(0, 1).mul(255).round() / 255
-
-    return damage
-
-
 def held_out(photos: Path) -> dict[str, Image.Image]:
     """The pictures of the manifest's `val`, by name; those large enough halved, which takes their compression away."""
     with open(photos / "MANIFEST.csv", encoding="utf-8", newline="") as file:
@@ -130,15 +104,22 @@ def drawn_pages() -> list[tuple[Image.Image, tuple[int, int]]]:
     return list(zip(pages, [(60, 60), (60, 400), (300, 60), (200, 200), (300, 300)]))
 
 
+def damaged_cat(photos: Path) -> list[tuple[Image.Image, tuple[int, int]]]:
+    """The rows for WORST."""
+    return [(Image.open(photos / CAT).convert("RGB"), (60, 20))] * len(WORST)
+
+
+def by_realesrgan(truth: torch.Tensor, number: int) -> torch.Tensor:
+    return make_degradation("realesrgan", 4, 5)(truth, [number])
+
+
 def sheets(model: rs.ResShiftModel, photos: Path) -> None:
     """docs/images/builtin_*.jpg: every validation picture, text and line art, damaged pictures."""
     shown = {"ResShift, built-in model": model}
     rows = [(picture, busiest(picture, 240)) for picture in held_out(photos).values()]
     before_after(shown, rows, IMAGES / "builtin_photos.jpg", quality=82)
     before_after(shown, drawn_pages(), IMAGES / "builtin_drawn.jpg", quality=82)
-    worst = [as_jpeg(70), as_jpeg(30), with_noise(8), with_noise(25)]
-    cat = Image.open(next(photos.rglob("chelsea.webp"))).convert("RGB")
-    before_after(shown, [(cat, (60, 20))] * len(worst), IMAGES / "builtin_damaged.jpg", worst, quality=82)
+    before_after(shown, damaged_cat(photos), IMAGES / "builtin_damaged.jpg", WORST, quality=82)
 
 
 def real_sheets(models: dict[str, rs.ResShiftModel], photos: Path) -> None:
@@ -146,13 +127,10 @@ def real_sheets(models: dict[str, rs.ResShiftModel], photos: Path) -> None:
     pictures = held_out(photos)
     rows = [(picture, busiest(picture, 240)) for picture in pictures.values()]
     before_after(models, rows, IMAGES / "real_clean.jpg", quality=80)
-    before_after(models, rows, IMAGES / "real_damaged.jpg", degrade=make_degradation("realesrgan", 4, 5), quality=80)
-    before_after(
-        models, drawn_pages(), IMAGES / "real_drawn.jpg", [None, as_jpeg(50), with_noise(12), None, as_jpeg(50)], quality=80
-    )
-    worst = [as_jpeg(70), as_jpeg(30), with_noise(8), with_noise(25)]
-    cat = Image.open(next(photos.rglob("chelsea.webp"))).convert("RGB")
-    before_after(models, [(cat, (60, 20))] * len(worst), IMAGES / "real_cat.jpg", worst, quality=82)
+    before_after(models, rows, IMAGES / "real_damaged.jpg", [by_realesrgan] * len(rows), quality=80)
+    kinds = [plainly, with_jpeg(50), with_noise(12), plainly, with_jpeg(50)]
+    before_after(models, drawn_pages(), IMAGES / "real_drawn.jpg", kinds, quality=80)
+    before_after(models, damaged_cat(photos), IMAGES / "real_cat.jpg", WORST, quality=82)
 
 
 def _box(axis, x, y, width, height, text, colour):
@@ -175,8 +153,8 @@ def _arrow(axis, start, end, text="", bend=0.0):
 def method(image: Image.Image, corner: tuple[int, int], path: Path) -> None:
     """The chain in one drawing: real states of eq. 2 for T = 4 on top, what computes a step below, the curve at the right."""
     schedule = rs.ShiftSchedule(4, 0.1, 0.3, 0.2)
-    truth = to_tensor(image)
-    small = shrink(truth)
+    truth = load(image)
+    small = bicubic(truth)
     x, y = corner
     x0, y0 = (picture[..., y : y + 160, x : x + 160] * 2 - 1 for picture in (truth, enlarge(small)))
     noise = torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))
@@ -240,7 +218,7 @@ def main() -> None:
         image = Image.open(args.photos / name).convert("RGB")
         return image if width is None else image.resize((width, round(image.height * width / image.width)), Image.LANCZOS)
 
-    cat = photo("scikit-image/chelsea.webp")
+    cat = photo(CAT)
     method(cat, (110, 50), IMAGES / "method.png")
     model = rs.load_model(args.model)
     penguin, flower, field = (

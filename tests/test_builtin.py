@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import resshift_core as rs
+from training.degradation import bicubic
 from training.metrics import texture
 
 from . import standin
@@ -49,11 +50,6 @@ def psnr_y(a, b):
     return -10 * torch.log10(difference.square().mean()).item()
 
 
-def shrunk(image):
-    small = F.interpolate(image, scale_factor=0.25, mode="bicubic", antialias=True)
-    return small.clamp(0, 1).mul(255).round() / 255
-
-
 @pytest.mark.parametrize(("name", "card"), [("builtin", "MODEL_CARD.md"), ("builtin-real", "MODEL_CARD_REAL.md")])
 def test_file_is_small_licensed_and_described(name, card):
     path = ROOT / "resshift_core" / "weights" / f"{name}.safetensors"
@@ -65,12 +61,12 @@ def test_file_is_small_licensed_and_described(name, card):
 
 
 def test_it_beats_bicubic_with_all_four_steps(model, photo):
-    small = shrunk(photo)
-    bicubic = F.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
+    small = bicubic(photo)
+    plain = F.interpolate(small, scale_factor=4, mode="bicubic").clamp(0, 1)
     steps = []
     out = rs.upscale(model, small, on_step=lambda event: steps.append(event.step) if event.phase == "step" else None)
     assert steps == [1, 2, 3, 4]
-    assert psnr_y(out, photo) > psnr_y(bicubic, photo) + 0.3
+    assert psnr_y(out, photo) > psnr_y(plain, photo) + 0.3
     assert (out.mean((2, 3)) - small.mean((2, 3))).abs().max() < 0.5 / 255  # no colour cast
 
 
@@ -135,7 +131,7 @@ def test_default_precision_is_close_to_float32(name, photo):
 
 def test_the_real_one_is_crisper(model, real, photo):
     """Nearer to the original's energy at high frequencies, and no cast."""
-    small = shrunk(photo)
+    small = bicubic(photo)
     faithful, crisp = (rs.upscale(each, small) for each in (model, real))
     less, more = (texture(out, photo, 4) for out in (faithful, crisp))
     assert more > 1.3 * less and abs(1 - more) < abs(1 - less)
@@ -158,15 +154,15 @@ def test_the_real_one_takes_noise_and_jpeg_out(real):
     inside = ((x - 90).square() + (x[:, None] - 100).square() < 70**2).float()
     disc = torch.stack([0.2 + 0.6 * inside, 0.3 + 0.3 * inside, 0.7 - 0.5 * inside])[None]
     stored = io.BytesIO()
-    pixels = noisy(shrunk(disc), 20)[0].mul(255).round().byte().permute(1, 2, 0).numpy()
+    pixels = noisy(bicubic(disc), 20)[0].mul(255).round().byte().permute(1, 2, 0).numpy()
     Image.fromarray(pixels).save(stored, "JPEG", quality=70)
     compressed = torch.from_numpy(np.array(Image.open(stored))).permute(2, 0, 1)[None].float() / 255
-    for damaged in (compressed, noisy(shrunk(disc), 12)):
+    for damaged in (compressed, noisy(bicubic(disc), 12)):
         assert psnr_y(rs.upscale(real, damaged), disc) > psnr_y(enlarged(damaged), disc) + 2
 
 
 def test_steps_and_kappa_trade_texture_against_fidelity_as_in_the_papers_table_1(real, photo):
-    small, trained = shrunk(photo), real.schedule.kappa
+    small, trained = bicubic(photo), real.schedule.kappa
 
     def measure(**settings):
         out = rs.upscale(real, small, **settings)

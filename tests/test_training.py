@@ -299,6 +299,16 @@ def test_changed_settings_are_named_when_resuming(place, tmp_path, caplog):
     assert "iterations was 2, is 3" in caplog.text and "clip was 1.0, is 2" in caplog.text
 
 
+def test_a_setting_newer_than_the_run_has_not_changed(place, tmp_path, caplog, monkeypatch):
+    output, write = tmp_path / "run", finetune.to_dict
+    older = {"spectrum", "width"}
+    monkeypatch.setattr(finetune, "to_dict", lambda settings: {k: v for k, v in write(settings).items() if k not in older})
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    monkeypatch.setattr(finetune, "to_dict", write)
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 3, "--resume", "auto")) == 0
+    assert "iterations was 2, is 3" in caplog.text and "spectrum" not in caplog.text and "width" not in caplog.text
+
+
 # ---------------------------------------------------------------------------------------------------- processes
 
 

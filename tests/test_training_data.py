@@ -246,6 +246,16 @@ def test_what_is_left_open_is_chosen_for_the_model():
         resolve(parse(line("--crop", 200)), rs.ModelConfig())
 
 
+@pytest.mark.parametrize(("loss", "least"), [("--spectrum", 16), ("--adversarial", 9)])
+def test_crops_smaller_than_a_losss_windows_are_refused(loss, least):
+    model = rs.ModelConfig.from_dict(read_config(ROOT / "training/configs/builtin.json")["model"])
+    with pytest.raises(SettingsError, match=f"--crop is 8; .* need {least} pixels"):
+        resolve(parse(line("--crop", 8, loss, 0.1)), model)
+    assert resolve(parse(line("--crop", 16, loss, 0.1)), model).crop == 16
+    with pytest.raises(SettingsError, match=f"{loss} must not be negative"):
+        parse(line(loss, -1))
+
+
 def test_recipes_survive_a_file():
     settings = resolve(parse(line("--fonts", "fonts")), rs.ModelConfig())
     again = typed(Settings, json.loads(json.dumps(to_dict(settings))), "the file")

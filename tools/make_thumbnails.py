@@ -9,23 +9,19 @@ import io
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import resshift_core as rs  # noqa: E402
+from benchmarks.fidelity import to_tensor  # noqa: E402
 
 SIDE, LOW = 480, 120  # pixels of the thumbnail and of what is upscaled to it
 
 
 def to_image(tensor: torch.Tensor) -> Image.Image:
     return Image.fromarray((tensor[0].movedim(0, -1).clamp(0, 1) * 255).round().byte().numpy())
-
-
-def to_tensor(image: Image.Image) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(image).copy()).movedim(-1, 0)[None].float() / 255
 
 
 def halves(before: Image.Image, after: Image.Image) -> Image.Image:

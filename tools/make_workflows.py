@@ -97,19 +97,32 @@ def start(graph: Graph, model: str = "builtin") -> tuple[int, int]:
     return loader, graph.add("LoadImage", (40, 240), (330, 330), ["example.png", "image"])
 
 
-def upscale() -> Graph:
+def single(model: str, prefix: str, note: str) -> Graph:
+    """One picture through one model with everything as trained."""
     graph = Graph()
-    loader, image = start(graph)
+    loader, image = start(graph, model)
     run = graph.add(
         "ResShiftUpscaleImage", (420, 60), (330, 420), widgets("ResShiftUpscaleImage"), model=(loader, 0), image=(image, 0)
     )
-    graph.add("SaveImage", (800, 60), (420, 450), ["ResShift"], images=(run, 0))
-    graph.note(
-        (40, 630), (330, 150),
+    graph.add("SaveImage", (800, 60), (420, 450), [prefix], images=(run, 0))
+    graph.note((40, 630), (330, 170), note)
+    return graph
+
+
+def upscale() -> Graph:
+    return single(
+        "builtin", "ResShift",
         "**Upscale a picture 4 times.** Works offline with the built-in model. Leave the numbers at 0: that is how the model "
         "was trained. Set *scale* for any other size.",
     )  # fmt: skip
-    return graph
+
+
+def restore() -> Graph:
+    return single(
+        "builtin-real", "ResShift_restored",
+        "**Restore a damaged picture.** *builtin-real* removes noise, blur and JPEG while it enlarges 4 times, and invents "
+        "texture. Fewer *steps* keep nearer to the input; more steps or less *kappa* are crisper.",
+    )  # fmt: skip
 
 
 def tiled() -> Graph:
@@ -177,21 +190,6 @@ def adapter() -> Graph:
         (420, 410), (330, 150),
         "**ResShift in nodes that take an upscale model**: core's *Upscale Image (using Model)*, Ultimate SD Upscale, Impact Pack "
         "and others.",
-    )  # fmt: skip
-    return graph
-
-
-def restore() -> Graph:
-    graph = Graph()
-    loader, image = start(graph, "builtin-real")
-    run = graph.add(
-        "ResShiftUpscaleImage", (420, 60), (330, 420), widgets("ResShiftUpscaleImage"), model=(loader, 0), image=(image, 0)
-    )
-    graph.add("SaveImage", (800, 60), (420, 450), ["ResShift_restored"], images=(run, 0))
-    graph.note(
-        (40, 630), (330, 170),
-        "**Restore a damaged picture.** *builtin-real* removes noise, blur and JPEG while it enlarges 4 times, and invents "
-        "texture. Fewer *steps* keep nearer to the input; more steps or less *kappa* are crisper.",
     )  # fmt: skip
     return graph
 

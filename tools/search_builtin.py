@@ -5,7 +5,8 @@
 
 Every candidate gets the same processor time on one thread, in as many iterations as it does in it (its learning rate's cosine
 fits), so that neither other programs nor idle cores favour one. Compared on the manifest's held-out pictures, which no
-training sees; never on the pictures of the model card. Where a chain runs in latents, half of the time trains their autoencoder. Candidates differ from the reference in the words of their line.
+training sees; never on the pictures of the model card. Candidates differ from the reference in the words of their line; where
+the chain runs in latents, half of the time trains their autoencoder.
 """
 
 from __future__ import annotations

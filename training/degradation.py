@@ -1,14 +1,16 @@
 """Low-resolution pictures out of high-resolution ones, in batches on the device of the batch.
 
 `bicubic`, `paper-b1` (the paper's Appendix B.1), `everyday` (B.1, and noise or JPEG alone), `realesrgan` (the two-stage
-pipeline of Real-ESRGAN with the ranges that ResShift trains with) and `mixed` (half of each of the last two). What happens to picture number n of a run depends on (seed, n) alone: not on the batch it is
-in, on how many processes share the work, or on where a run was resumed.
+pipeline of Real-ESRGAN with the ranges that ResShift trains with) and `mixed` (half of each of the last two). What happens to
+picture number n of a run depends on (seed, n) alone: not on the batch it is in, on how many processes share the work, or on
+where a run was resumed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -206,6 +208,16 @@ def realesrgan(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: i
     return small
 
 
+def _share_out(images: torch.Tensor, numbers: Sequence[int], which: Sequence[bool], scale: int, chosen: Degrade, rest: Degrade):
+    """Picture i through `chosen` where which[i], else through `rest`."""
+    small = images.new_empty(len(numbers), images.shape[1], *_small_size(images, scale))
+    for degrade, wanted in ((chosen, True), (rest, False)):
+        taken = [i for i, word in enumerate(which) if word == wanted]
+        if taken:
+            small[taken] = degrade(images[taken], [numbers[i] for i in taken])
+    return small
+
+
 @torch.no_grad()
 def mixed(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: int = 4, codec: str = "auto") -> torch.Tensor:
     """Each picture through `realesrgan` or `everyday`. (B, 3, H, W) in [0, 1] -> (B, 3, H / s, W / s), 8-bit levels.
@@ -214,12 +226,8 @@ def mixed(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: int = 
     for texture, and draws it out.
     """
     heavy = [random_for(seed, number, 6).random() < 0.5 for number in numbers]
-    small = images.new_empty(len(numbers), images.shape[1], *_small_size(images, scale))
-    for pipeline, wanted in ((realesrgan, True), (everyday, False)):
-        which = [i for i, chosen in enumerate(heavy) if chosen == wanted]
-        if which:
-            small[which] = pipeline(images[which], [numbers[i] for i in which], seed, scale, codec)
-    return small
+    either = [partial(pipeline, seed=seed, scale=scale, codec=codec) for pipeline in (realesrgan, everyday)]
+    return _share_out(images, numbers, heavy, scale, *either)
 
 
 PIPELINES = {"paper-b1": paper_b1, "everyday": everyday, "realesrgan": realesrgan, "mixed": mixed}
@@ -237,12 +245,8 @@ def make_degradation(kind: str, scale: int, seed: int, share: float = 1.0) -> De
     def degrade(images: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         if kind == "bicubic":
             return bicubic(images, scale)
-        damaged = [i for i, number in enumerate(numbers) if random_for(seed, number, 3).random() < share]
-        if len(damaged) == len(numbers):
-            return PIPELINES[kind](images, numbers, seed, scale)
-        small = bicubic(images, scale)
-        if damaged:
-            small[damaged] = PIPELINES[kind](images[damaged], [numbers[i] for i in damaged], seed, scale)
-        return small
+        damaged = [random_for(seed, number, 3).random() < share for number in numbers]
+        pipeline = partial(PIPELINES[kind], seed=seed, scale=scale)
+        return _share_out(images, numbers, damaged, scale, pipeline, lambda clean, _: bicubic(clean, scale))
 
     return degrade

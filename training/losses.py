@@ -1,4 +1,4 @@
-"""What is minimised: the distance of the predicted x0, and optionally LPIPS, spectra and a discriminator of the decoded picture."""
+"""What is minimised: the distance of the predicted x0, optionally LPIPS, spectra and a discriminator of the decoded picture."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ class Discriminator(nn.Sequential):
     """Judges the detail of patches: (B, 3, H, W) in [-1, 1] -> (B, 1, H / 8, W / 8).
 
     Strided convolutions, with spectral norm but for the first and the last as in Real-ESRGAN's. It is shown `detail` alone:
-    of whole pictures it learns nothing for a hundred updates and more, because colours and shading are most of what they hold, and
-    these a network with a distance beside it gets right anyway.
+    of whole pictures it learns nothing for a hundred updates and more, because colours and shading are most of what they
+    hold, and these a network with a distance beside it gets right anyway.
     """
 
     def __init__(self, width: int = 48):
