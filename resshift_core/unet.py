@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from .normalization import NORMS
 from .swin import SwinBlock, SwinLayer
+from .winograd import Conv3x3
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,18 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, emb_channels: int, norm: str):
         super().__init__()
-        self.in_layers = nn.Sequential(NORMS[norm](channels), nn.SiLU(), nn.Conv2d(channels, out_channels, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            NORMS[norm](channels),
+            nn.SiLU(inplace=norm != "none"),  # without a norm it would overwrite the block's input
+            Conv3x3(channels, out_channels),
+        )
         if emb_channels:
             self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
         self.out_layers = nn.Sequential(
             NORMS[norm](out_channels),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Identity(),  # the published key of the convolution is 3: training put a dropout of rate 0 here
-            nn.Conv2d(out_channels, out_channels, 3, padding=1),
+            Conv3x3(out_channels, out_channels),
         )
         same = channels == out_channels
         self.skip_connection = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
@@ -95,7 +99,7 @@ class ResBlock(nn.Module):
             film = self.film(emb)
         if film is not None:
             h = torch.addcmul(film[1], h, film[0])
-        return self.skip_connection(x) + self.out_layers[1:](h)
+        return self.out_layers[1:](h).add_(self.skip_connection(x))
 
 
 class Downsample(nn.Module):
@@ -114,10 +118,10 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels)
 
     def forward(self, x):
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv.of_doubled(x)
 
 
 class Stage(nn.Sequential):

@@ -10,6 +10,7 @@ from torch import nn
 
 from .normalization import GroupNorm
 from .unet import Upsample
+from .winograd import Conv3x3
 
 CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes
 QUERIES_CHUNK = 1024  # rows of the middle attention's score matrix at a time
@@ -46,16 +47,16 @@ class ResnetBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int):
         super().__init__()
         self.norm1 = _norm(channels)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.norm2 = _norm(out_channels)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         if channels != out_channels:
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x):
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x) + h
+        h = self.conv1(F.silu(self.norm1(x), inplace=True))
+        h = self.conv2(F.silu(self.norm2(h), inplace=True))
+        return h.add_(self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
 class AttnBlock(nn.Module):
@@ -74,7 +75,7 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # (B, N, C)
         h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(QUERIES_CHUNK, dim=1)], dim=1)
-        return x + self.proj_out(h.transpose(1, 2).unflatten(2, (height, width)))
+        return self.proj_out(h.transpose(1, 2).unflatten(2, (height, width))).add_(x)
 
 
 class Downsample(nn.Module):
@@ -140,7 +141,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True))
 
 
 class Decoder(nn.Module):
@@ -166,7 +167,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(F.silu(self.norm_out(h), inplace=True))
 
 
 class Codebook(nn.Module):
