@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import nn
 
 MIN_CHANNELS = 128  # below, the additions cost more than the multiplications saved
-MIN_TILES = 64  # below, transforming the weights does
+MIN_TILES = 64  # of a picture; with fewer, transforming the weights does
 STRIP_TILES = 256  # worked on at a time: few enough for the outer cache, enough for fast products
 
 
@@ -52,7 +52,7 @@ def worthwhile(x: torch.Tensor, weight: torch.Tensor, factor: int) -> bool:
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and min(weight.shape[:2]) >= MIN_CHANNELS
-        and len(x) * x.shape[-2] * x.shape[-1] * factor**2 >= 16 * MIN_TILES
+        and x.shape[-2] * x.shape[-1] * factor**2 >= 16 * MIN_TILES
         and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and not _autocasting()
         and not torch.compiler.is_compiling()
@@ -162,9 +162,9 @@ def _G_squared(G: tuple) -> torch.Tensor:
 
 
 def transformed_weights(weight: torch.Tensor, how: Filtering) -> Callable:
-    """G w G^T of all channels, a function: first point -> (points, C, K) of those whose first index this is.
+    """G w G^T of weights (K, C, 3, 3), a line of points at a time: a function of its index that returns (points, C, K).
 
-    (K, C, 3, 3). What it returned before is overwritten.
+    What it returned before is overwritten.
     """
     flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
     lines = _G_squared(how.G).split(how.points)

@@ -98,7 +98,7 @@ def test_wide_float32_layers_on_a_processor_take_it(monkeypatch):
 )
 def test_others_take_torchs(channels, out_channels, side, dtype, monkeypatch):
     calls = spy(monkeypatch)
-    conv, x = layer(channels, out_channels).to(dtype), torch.randn(1, channels, side, side, dtype=dtype)
+    conv, x = layer(channels, out_channels).to(dtype), torch.randn(2, channels, side, side, dtype=dtype)
     assert torch.equal(conv(x), nn.Conv2d.forward(conv, x)) and not calls
 
 
