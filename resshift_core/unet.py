@@ -240,7 +240,7 @@ class SwinUNet(nn.Module):
         emb = self.time_embed(t) if constants is None else None
         if condition is None:
             condition = self.condition(lq, mask)
-        h = torch.cat([x.to(condition.dtype), condition], dim=1)
+        h = torch.cat([x.to(condition.dtype, memory_format=torch.channels_last), condition], dim=1)
         skips = []
         for stage in self.input_blocks:
             h = stage(h, emb, constants)
