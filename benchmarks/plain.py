@@ -9,9 +9,7 @@ from __future__ import annotations
 import types
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
-from torch import nn
 
 import resshift_core as rs
 from resshift_core import swin, vqgan, winograd
@@ -26,11 +24,12 @@ def make_plain(model: rs.ResShiftModel) -> rs.ResShiftModel:
 
 
 def replace_methods(model: rs.ResShiftModel, methods: dict) -> rs.ResShiftModel:
-    """A float32 copy of a model with other methods: {class of a layer: {name: function}}, as in METHODS."""
+    """A float32 copy of a model with other methods: {class of a layer: (name, function)}, as in METHODS."""
     twin = model.in_float32()
     for module in (twin.unet, twin.autoencoder):
         for layer in module.modules():
-            for name, method in methods.get(type(layer), {}).items():
+            if type(layer) in methods:
+                name, method = methods[type(layer)]
                 setattr(layer, name, types.MethodType(method, layer))
     return twin
 
@@ -65,14 +64,14 @@ def _codes(self, z):
     return distances.argmin(1).view(z.shape[0], *z.shape[2:])
 
 
-def _direct_of_doubled(self, x):
-    return nn.Conv2d.forward(self, F.interpolate(x, scale_factor=2.0, mode="nearest"))
+def _never(self, x, factor=1):
+    return False
 
 
 METHODS = {
-    swin.WindowAttention: {"forward": _window_attention},
-    swin.SwinBlock: {"bias_of_windows": _new_bias},
-    vqgan.AttnBlock: {"forward": _middle_attention},
-    vqgan.Codebook: {"codes": _codes},
-    winograd.Conv3x3: {"forward": nn.Conv2d.forward, "of_doubled": _direct_of_doubled},
+    swin.WindowAttention: ("forward", _window_attention),
+    swin.SwinBlock: ("bias_of_windows", _new_bias),
+    vqgan.AttnBlock: ("forward", _middle_attention),
+    vqgan.Codebook: ("codes", _codes),
+    winograd.Conv3x3: ("filters", _never),
 }

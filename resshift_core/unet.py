@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from .normalization import NORMS
@@ -63,6 +64,16 @@ class TimestepEmbedding(nn.Sequential):
         return super().forward(embedding.to(self[0].weight.dtype))
 
 
+def overwriting_silu(x):
+    """SiLU of what nobody else holds: in place, unless a gradient will need it (autograd would copy it first)."""
+    return F.silu(x, inplace=not x.requires_grad)
+
+
+class OverwritingSiLU(nn.SiLU):
+    def forward(self, x):
+        return overwriting_silu(x)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, conv3x3; norm, FiLM by the time embedding, SiLU, conv3x3; plus the input.
 
@@ -73,14 +84,14 @@ class ResBlock(nn.Module):
         super().__init__()
         self.in_layers = nn.Sequential(
             NORMS[norm](channels),
-            nn.SiLU(inplace=norm != "none"),  # without a norm it would overwrite the block's input
+            nn.SiLU() if norm == "none" else OverwritingSiLU(),  # without a norm it is shown the block's input
             Conv3x3(channels, out_channels),
         )
         if emb_channels:
             self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, 2 * out_channels))
         self.out_layers = nn.Sequential(
             NORMS[norm](out_channels),
-            nn.SiLU(inplace=True),
+            OverwritingSiLU(),
             nn.Identity(),  # the published key of the convolution is 3: training put a dropout of rate 0 here
             Conv3x3(out_channels, out_channels),
         )

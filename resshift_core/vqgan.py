@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .normalization import GroupNorm
-from .unet import Upsample
+from .unet import Upsample, overwriting_silu
 from .winograd import Conv3x3
 
 CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes
@@ -54,8 +54,8 @@ class ResnetBlock(nn.Module):
             self.nin_shortcut = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x):
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = self.conv2(F.silu(self.norm2(h), inplace=True))
+        h = self.conv1(overwriting_silu(self.norm1(x)))
+        h = self.conv2(overwriting_silu(self.norm2(h)))
         return h.add_(self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
         h = self.conv_in(x)
         for level in self.down:
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h)), inplace=True))
+        return self.conv_out(overwriting_silu(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -167,7 +167,7 @@ class Decoder(nn.Module):
         h = self.mid(self.conv_in(z))
         for level in reversed(self.up):
             h = level(h)
-        return self.conv_out(F.silu(self.norm_out(h), inplace=True))
+        return self.conv_out(overwriting_silu(self.norm_out(h)))
 
 
 class Codebook(nn.Module):

@@ -35,28 +35,27 @@ class Conv3x3(nn.Conv2d):
         super().__init__(channels, out_channels, 3, padding=1)
 
     def forward(self, x):
-        if worthwhile(x, self.weight, 1):
+        if self.filters(x):
             return convolve(x, self.weight, self.bias, PLAIN)
         return super().forward(x)
 
     def of_doubled(self, x):
         """The same of x made twice as large by nearest neighbours: (B, C, H, W) -> (B, K, 2 H, 2 W)."""
-        if worthwhile(x, self.weight, 2):
+        if self.filters(x, 2):
             return convolve(x, self.weight, self.bias, DOUBLED)
         return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
-
-def worthwhile(x: torch.Tensor, weight: torch.Tensor, factor: int) -> bool:
-    """Whether minimal filtering gives the same, sooner; factor: how many times larger the output is along a side."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype == weight.dtype == torch.float32
-        and min(weight.shape[:2]) >= MIN_CHANNELS
-        and x.shape[-2] * x.shape[-1] * factor**2 >= 16 * MIN_TILES
-        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
-        and not _autocasting()
-        and not torch.compiler.is_compiling()
-    )
+    def filters(self, x: torch.Tensor, factor: int = 1) -> bool:
+        """Whether minimal filtering gives the same, sooner; factor: how many times larger the output is along a side."""
+        return (
+            x.device.type == "cpu"
+            and x.dtype == self.weight.dtype == torch.float32
+            and min(self.weight.shape[:2]) >= MIN_CHANNELS
+            and x.shape[-2] * x.shape[-1] * factor**2 >= 16 * MIN_TILES
+            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
+            and not _autocasting()
+            and not torch.compiler.is_compiling()
+        )
 
 
 def _autocasting() -> bool:
