@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.optim import muon
 from timm.utils import ModelEmaV3
 from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
@@ -35,7 +36,15 @@ from training.losses import (
 from training.memory import fit_micro_batch
 from training.settings import TrainSettings, resolve
 from training.state import load_state, save_state, saved
-from training.trainer import NotFinite, Trainer, ema_decay, make_average, recompute_activations, zero_init
+from training.trainer import (
+    NotFinite,
+    Trainer,
+    ema_decay,
+    make_average,
+    make_optimizer,
+    recompute_activations,
+    zero_init,
+)
 
 from . import standin
 from .training_run import vq_model
@@ -387,6 +396,24 @@ def test_the_learning_rate_warms_up_and_falls(tmp_path):
     constant = trainer_for(tiny(), tmp_path, iterations=100, schedule="constant", warmup_share=0, learning_rate=0.5)
     constant.scheduler.step_update(99)
     assert constant.optimizer.param_groups[0]["lr"] == 0.5
+
+
+@pytest.mark.parametrize("native", [False, True])
+def test_muon_does_not_emulate_bf16(native, tmp_path, monkeypatch):
+    newton_schulz, dtypes = muon.zeropower_via_newtonschulz, []
+
+    def recorded(*args, **options):
+        result = newton_schulz(*args, **options)
+        dtypes.append(result.dtype)
+        return result
+
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", recorded)
+    monkeypatch.setattr("training.trainer.cpu_has_bf16", lambda: native)
+    layer = nn.Linear(8, 4, bias=False)
+    optimizer = make_optimizer(layer, TrainSettings(data=tmp_path, output=tmp_path, optimizer="muon"))
+    layer.weight.grad = torch.ones(4, 8)
+    optimizer.step()
+    assert dtypes == [torch.bfloat16 if native else torch.float32]
 
 
 def test_a_new_network_predicts_nothing():
