@@ -59,10 +59,12 @@ def check_images(images) -> torch.Tensor:
         raise InputError(f"images is empty: its shape is {tuple(images.shape)}.")
     if not images.is_floating_point():
         raise InputError(f"images is {images.dtype}; it must be floating point in [0, 1] (divide 8-bit values by 255).")
-    if not bool(torch.isfinite(images).all()):
+    if not all(bool(torch.isfinite(image).all()) for image in images):  # one after the other: films are large
         log.warning("The picture holds values that are not finite; they are taken as 0.")
         images = torch.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)
-    return images.clamp(0, 1)
+    if len(images) and (images.amin() < 0 or images.amax() > 1):
+        images = images.clamp(0, 1)
+    return images
 
 
 def check_mask(mask, images, model: ResShiftModel):

@@ -142,11 +142,6 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
         crops[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT] = torch.where(hole, -1.0, inner)
         mask = hole.float() * 2 - 1
     lq = crops[..., CONTEXT:-CONTEXT, CONTEXT:-CONTEXT].contiguous()
-    up = lq
-    if scale != 1:
-        edge = CONTEXT * scale
-        up = F.interpolate(crops, scale_factor=scale, mode="bicubic", align_corners=False)
-        up = up[..., edge:-edge, edge:-edge].contiguous()
     places = tuple(picture.box(place) for picture, place in jobs)
 
     def tell(phase, step, x0):
@@ -155,7 +150,7 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
 
     if progress is not None:
         progress.tell("encode", 0, places, lambda: (lq.float() / 2 + 0.5).clamp(0, 1).cpu())
-    y0 = model.autoencoder.encode(up).float()
+    y0 = model.autoencoder.encode(_enlarged(crops, lq, scale)).float()
     condition = model.unet.condition(lq, mask)
     boxes = [picture.latent_box(place, config) for picture, place in jobs]
     fields = [shared.noise(picture) for picture, _ in jobs]
@@ -176,6 +171,15 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     image = model.autoencoder.decode(x0).float()
     tell("decode", settings.schedule.steps, x0)
     return (image.clamp(-1, 1) + 1) / 2 if bool(torch.isfinite(image).all()) else None
+
+
+def _enlarged(crops, lq, scale: int) -> torch.Tensor:
+    """Bicubic; crops have a margin of CONTEXT around lq."""
+    if scale == 1:
+        return lq
+    edge = CONTEXT * scale
+    up = F.interpolate(crops, scale_factor=scale, mode="bicubic", align_corners=False)
+    return up[..., edge:-edge, edge:-edge].contiguous()
 
 
 def _preview(model: ResShiftModel, x0, y0, lq) -> torch.Tensor:
@@ -228,6 +232,7 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
             continue
         for (picture, place), result in zip(part, results):
             picture.place_result(place, result, model.scale)
+        del results, result  # before the next tiles take their memory
         done += len(part)
         progress.tiles_done = done
 

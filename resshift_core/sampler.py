@@ -9,6 +9,10 @@ from .schedule import ShiftSchedule
 SAMPLERS = ("stochastic", "deterministic")
 
 
+def _normal(mean, std: float, noise):
+    return mean + std * noise
+
+
 def sample(
     denoise: Callable,  # (x_t, t) -> x0: ResShiftModel.denoise with its condition bound
     y0,  # (B, C, h, w) float32, latent of the upsampled low-resolution picture
@@ -19,9 +23,9 @@ def sample(
     on_step: Callable | None = None,  # (step counted from 1, t, x0, x_{t-1}) -> None; may raise to stop
 ):
     """Run all T steps and return x0, (B, C, h, w). The step at t = 1 has no noise, so the result is its x0."""
-    mean, std = schedule.prior(y0)
-    x = mean + std * noise(0)  # x_T
+    x = _normal(*schedule.prior(y0), noise(0))  # x_T
     for step, t in enumerate(range(schedule.steps, 0, -1), start=1):
+        x0 = None  # the last step's is of no more use, and the network takes memory
         x0 = denoise(x, t).to(y0.dtype)
         if t == 1:
             x = x0
@@ -29,8 +33,7 @@ def sample(
             k, m, j = schedule.deterministic_coefficients(t)
             x = k * x0 + m * x + j * y0
         else:
-            mean, std = schedule.posterior(x, x0, t)  # eq. 6
-            x = mean + std * noise(step)
+            x = _normal(*schedule.posterior(x, x0, t), noise(step))  # eq. 6
         if on_step is not None:
             on_step(step, t, x0, x)
     return x

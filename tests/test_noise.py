@@ -19,7 +19,7 @@ def test_values_and_order_are_those_of_the_global_generator():
 
 
 @pytest.mark.parametrize("threads", [1, 4, 9])
-@pytest.mark.parametrize("height", [64, 100, 256])
+@pytest.mark.parametrize("height", [64, 128, 150, 300])
 def test_a_streamed_field_has_the_same_values(monkeypatch, height, threads):
     monkeypatch.setattr(noise, "KEEP_BYTES", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -27,7 +27,7 @@ def test_a_streamed_field_has_the_same_values(monkeypatch, height, threads):
     assert field._whole is None
     expected = reference(123, 3, 5, height, 48)
     for draw in (2, 0, 1):
-        for first, last in ((0, height), (3, 17), (60, min(height, 70)), (height - 1, height)):
+        for first, last in ((0, height), (3, 17), (height - 40, height), (height - 1, height)):
             assert torch.equal(field.block(draw, first, last), expected[draw][:, first:last])
 
 
@@ -62,7 +62,7 @@ def test_a_streamed_field_keeps_little(width):
         field.block(draw, 0, 256, 0, 256)
     kept = sum(values.numel() * 4 for _, values in field._blocks.values())
     states = sum(state.numel() for draw in field._states for channel in draw for state in channel)
-    assert kept + states < 132 * 2**20
+    assert kept + states < 140 * 2**20
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -1, 2**64 + 5])

@@ -1,6 +1,7 @@
 """Whole runs: recorded pictures, every size and shape, tiles, batches, seeds, progress, faults."""
 
 import math
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 import resshift_core as rs
 from resshift_core import pipeline
+from resshift_core.arguments import check_images
 
 from . import standin
 from .test_unet import recording, relative
@@ -192,6 +194,45 @@ class TestChannels:
         assert torch.isfinite(rs.upscale(model, lq)).all()
         assert "not finite" in caplog.text
         assert torch.equal(rs.upscale(model, picture(16, 16) * 3 - 1), rs.upscale(model, (picture(16, 16) * 3 - 1).clamp(0, 1)))
+
+
+class TestMemory:
+    """What a run no longer needs must be gone before the next large thing is made."""
+
+    def test_pictures_in_range_are_not_copied(self, model):
+        images = picture(16, 16, count=2)
+        assert check_images(images) is images
+
+    @pytest.mark.parametrize("words", [{}, {"color_fix": "wavelet"}, {"color_fix": "adain", "scale": 1}, {"wrap": "both"}])
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_the_callers_picture_stays_as_it_is(self, model, channels, words):
+        images = picture(20, 24, channels=channels)
+        before = images.clone()
+        rs.upscale(model, images, steps=2, **words)
+        assert torch.equal(images, before)
+
+    def test_a_chain_keeps_nothing_of_its_past(self, model, monkeypatch):
+        made: dict[str, list[weakref.ref]] = {"enlarged": [], "x0": [], "decoded": []}
+
+        def gone(kind):
+            return all(reference() is None for reference in made[kind])
+
+        def observed(owner, name, kind, of_input=False, needs_gone=()):
+            method = getattr(owner, name)
+
+            def replacement(first, *args, **words):
+                assert all(map(gone, needs_gone))
+                result = method(first, *args, **words)
+                made[kind].append(weakref.ref(first if of_input else result))
+                return result
+
+            monkeypatch.setattr(owner, name, replacement)
+
+        observed(model.autoencoder, "encode", "enlarged", of_input=True, needs_gone=("x0", "decoded"))
+        observed(model, "denoise", "x0", needs_gone=("enlarged", "x0", "decoded"))
+        observed(model.autoencoder, "decode", "decoded")
+        rs.upscale(model, picture(40, 40), tile=32, overlap=8, steps=3)
+        assert {kind: len(references) for kind, references in made.items()} == {"enlarged": 4, "x0": 12, "decoded": 4}
 
 
 class TestEvents:
