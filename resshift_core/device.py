@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -72,6 +73,14 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if device.type == "xpu" or (device.type == "cpu" and cpu_has_bf16()):
         return torch.bfloat16
     return torch.float32
+
+
+def without_autocast(device: torch.device):
+    """Context in which a caller's autocast does not change the number formats that a model was given."""
+    try:
+        return torch.autocast(device.type, enabled=False)
+    except RuntimeError:  # this torch has no autocast for the device
+        return contextlib.nullcontext()
 
 
 def free_bytes(device: torch.device) -> int | None:

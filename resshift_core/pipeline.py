@@ -23,7 +23,7 @@ from .arguments import (
     check_words,
     choose_schedule,
 )  # fmt: skip
-from .device import free_bytes, is_out_of_memory, release_memory
+from .device import free_bytes, is_out_of_memory, release_memory, without_autocast
 from .errors import InputError, OutOfMemory, brief
 from .model import ResShiftModel
 from .noise import NoiseField, Repeat, RepeatedNoise
@@ -392,24 +392,11 @@ def upscale(
     """
     failed = None
     try:
-        return _checked_and_run(
-            model,
-            images,
-            steps,
-            kappa,
-            p,
-            seed,
-            sampler,
-            tile,
-            overlap,
-            tile_batch,
-            mask,
-            color_fix,
-            noise,
-            scale,
-            wrap,
-            on_step,
-        )
+        with without_autocast(model.device):
+            return _checked_and_run(
+                model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, wrap,
+                on_step,
+            )  # fmt: skip
     except OutOfMemory:
         raise
     except Exception as error:

@@ -68,12 +68,6 @@ def collect_garbage() -> None:
     devices.torch_gc()
 
 
-def without_autocast():
-    """Context: the host's autocast, which is on in hires fix, must not change our number formats."""
-    leave = getattr(devices, "without_autocast", None)
-    return leave() if leave else contextlib.nullcontext()
-
-
 def shows_previews() -> bool:
     return bool(getattr(shared.opts, "live_previews_enable", True))
 

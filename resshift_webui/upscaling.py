@@ -12,7 +12,7 @@ from resshift_core.cli.sheet import compare_sheet
 from resshift_core.image_io import Picture, pixels_of, to_image
 from resshift_core.resize import resize, target_size
 
-from . import host, loaded
+from . import loaded
 from .entries import Entry
 from .progress import Progress
 from .session import SESSION, Made
@@ -54,8 +54,7 @@ def upscale_image(
     try:
         with Progress(images, owns_bar) as progress, loaded.on_device(entry.source, progress.fetching) as model:
             progress.begin()
-            with host.without_autocast():
-                out = rs.upscale(model, images, on_step=progress, **settings.as_arguments())
+            out = rs.upscale(model, images, on_step=progress, **settings.as_arguments())
             made = Made(entry.name, _as_used(model, settings))
     except rs.Cancelled:
         SESSION.stopped = True

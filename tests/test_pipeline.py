@@ -188,6 +188,12 @@ class TestChannels:
         out = rs.upscale(model, picture(16, 16).double())
         assert out.dtype == torch.float32
 
+    def test_a_callers_autocast_changes_nothing(self, model):
+        """Hosts' hires fix runs inside one."""
+        alone = rs.upscale(model, picture(16, 16))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(rs.upscale(model, picture(16, 16)), alone)
+
     def test_values_that_are_no_colours(self, model, caplog):
         lq = picture(16, 16)
         lq[0, 0, 3, 3], lq[0, 1, 4, 4], lq[0, 2, 5, 5] = math.nan, math.inf, -math.inf

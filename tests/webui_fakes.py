@@ -198,7 +198,6 @@ class WebUI:
         )  # fmt: skip
         self.devices = module(
             "modules.devices", torch_gc=count("collected"), get_device_for=lambda task: torch.device("cpu"),
-            without_autocast=lambda disable=False: contextlib.nullcontext(),
         )  # fmt: skip
         words = ("ui_settings", "before_ui", "app_started", "script_unloaded")
         callbacks = {f"on_{word}": self.callbacks.setdefault(word, []).append for word in words}
