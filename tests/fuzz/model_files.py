@@ -35,7 +35,7 @@ from .. import standin
 from . import raw, trust_own_pickles
 
 SPARE_ADDRESSES = 2 << 30  # bytes of address space that all files together may take beyond the start
-SECONDS = 8.0  # of the processor, for all that is done with one file: it is read up to four times
+SECONDS = 20.0  # of the processor, for all that is done with one file: it is read up to four times; 7 to 11 on a slow one
 GROWN_MIB = 400  # by which the process may ever be larger than at the start
 STRANGE = (
     None, True, False, 0, -1, 1, 3, 7, 1e-300, 0.5, -0.0, 1e308, float("nan"), float("inf"), 10**5, 10**9, 2**31, 2**63, 10**40,
