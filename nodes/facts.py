@@ -30,6 +30,7 @@ def describe(value: str) -> dict:
         "tile": config.tile,
         "overlap": config.overlap,
         "multiple": config.multiple,
+        "tile_multiple": config.tile_multiple,
         "unit": config.unit,
         "bytes_per_pixel": model.bytes_per_tile(config.tile, config.tile) / config.tile**2,  # of a tile, in fp32
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -42,10 +43,17 @@ class ModelConfig:
 
     @property
     def multiple(self) -> int:
-        """Pictures are padded to, and tiles are, multiples of this many low-resolution pixels."""
-        latent = self.unet.latent_multiple
-        latent = latent * NOISE_BLOCK // _gcd(latent, NOISE_BLOCK)
-        return max(1, latent * self.autoencoder.factor // self.scale)
+        """Pictures are padded to multiples of this many low-resolution pixels: the network's, and those that noise is drawn in."""
+        return self.unit * math.lcm(self.unet.latent_multiple, NOISE_BLOCK)
+
+    @property
+    def tile_multiple(self) -> int:
+        """Tiles are multiples of this many low-resolution pixels: the network's, and at least 8, which GPUs like."""
+        return math.lcm(self.unit * self.unet.latent_multiple, 8)
+
+    def padded(self, length: int) -> int:
+        """What a side of a picture of so many pixels is padded to."""
+        return -(-length // self.multiple) * self.multiple
 
     @property
     def unit(self) -> int:
@@ -73,10 +81,6 @@ class ModelConfig:
         made = _dataclass_from(cls, {**values, "unet": unet, "autoencoder": _dataclass_from(config, autoencoder)})
         check_model(made)
         return made
-
-
-def _gcd(a: int, b: int) -> int:
-    return _gcd(b, a % b) if b else a
 
 
 def _dataclass_from(cls, values: dict):

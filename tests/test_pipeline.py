@@ -277,7 +277,7 @@ class TestEvents:
 
 class TestFaults:
     def run_with_failure(self, model, monkeypatch, fails):
-        """Upscale while `fails(tiles in the batch, tile side)` decides when the device is out of memory."""
+        """Upscale while `fails(tiles in the batch, height of a tile)` decides when the device is out of memory."""
         real = pipeline._run_tiles
 
         def guarded(model, jobs, shared, progress):
@@ -286,17 +286,17 @@ class TestFaults:
             return real(model, jobs, shared, progress)
 
         monkeypatch.setattr(pipeline, "_run_tiles", guarded)
-        return rs.upscale(model, picture(150, 150), tile=128, overlap=32, tile_batch=4)
+        return rs.upscale(model, picture(200, 200), tile=128, overlap=32, tile_batch=4)
 
     def test_out_of_memory_means_fewer_tiles_at_a_time(self, model, monkeypatch, caplog):
-        expected = rs.upscale(model, picture(150, 150), tile=128, overlap=32)
+        expected = rs.upscale(model, picture(200, 200), tile=128, overlap=32)
         out = self.run_with_failure(model, monkeypatch, lambda tiles, side: tiles > 1)
         torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
         assert "going on with 2" in caplog.text and "going on with 1" in caplog.text
 
     def test_then_smaller_tiles(self, model, monkeypatch, caplog):
-        expected = rs.upscale(model, picture(150, 150), tile=64, overlap=16)
-        out = self.run_with_failure(model, monkeypatch, lambda tiles, side: side > 64)
+        expected = rs.upscale(model, picture(200, 200), tile=64, overlap=16)
+        out = self.run_with_failure(model, monkeypatch, lambda tiles, side: side > 80)
         torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
         assert "starting again with 64" in caplog.text
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from resshift_core.arguments import check_tile
 from resshift_core.schedule import ShiftSchedule
-from resshift_core.tiles import lay_axis
+from resshift_core.tiles import lay_tiles
 from resshift_core.wrap import Torus
 
 from . import standin
@@ -136,7 +136,7 @@ class TestArithmetic:
         drawn = javascript(f"sqrtEta({steps}, {p}, {trained.sqrt_eta_1}, {trained.sqrt_eta_T})")
         assert drawn == pytest.approx(trained.retime(steps=steps, p=p).sqrt_eta, rel=1e-9)
 
-    @pytest.mark.parametrize("height, width", [(1, 1), (300, 700), (512, 513)])
+    @pytest.mark.parametrize("height, width", [(1, 1), (300, 700), (512, 513), (1080, 1920)])
     @pytest.mark.parametrize("tile, overlap", [(0, 0), (100, 0), (64, 60), (256, 32)])
     @pytest.mark.parametrize("wrap", ["none", "x", "both"])
     def test_tiles_lie_where_the_library_lays_them(self, height, width, tile, overlap, wrap):
@@ -144,9 +144,9 @@ class TestArithmetic:
         config = model.config
         size = Torus.of(wrap, height, width, config.multiple).size
         side, shared = check_tile(model, tile or "auto", overlap or None, size)
-        padded = [-(-length // config.multiple) * config.multiple for length in size]
-        rows, columns = (lay_axis(length, side, shared, config.unit, config.multiple) for length in padded)
-        facts = {word: getattr(config, word) for word in ("tile", "overlap", "multiple", "unit")}
+        padded = (config.padded(size[0]), config.padded(size[1]))
+        rows, columns = lay_tiles(padded, side, shared, config.unit, config.tile_multiple)
+        facts = {word: getattr(config, word) for word in ("tile", "overlap", "multiple", "tile_multiple", "unit")}
         facts["bytes_per_pixel"] = model.bytes_per_tile(64, 64) / 64**2
         asked = {"tile": tile, "overlap": overlap, "tile_batch": 1, "wrap": wrap}
         drawn = javascript(f"layTiles({json.dumps(facts)}, {width}, {height}, {json.dumps(asked)})")
