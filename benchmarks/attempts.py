@@ -13,11 +13,12 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from unittest import mock
 
 import torch
 
 import resshift_core as rs
-from resshift_core import swin, vqgan, winograd
+from resshift_core import pipeline, swin, tiles, vqgan, winograd
 from resshift_core.device import resolve_device
 
 from . import plain, timing
@@ -68,6 +69,23 @@ def row_major(model: rs.ResShiftModel) -> rs.ResShiftModel:
     for module in (twin.unet, twin.autoencoder):
         module.to(memory_format=torch.contiguous_format)
     return twin
+
+
+def in_squares(run: Callable) -> Callable:
+    """The same run with square tiles: as few as the largest side allows, then as small as that number allows."""
+
+    def axis(padded: int, tile: int, overlap: int, unit: int, multiple: int) -> tiles.Axis:
+        count = 1 if padded <= tile else -(-(padded - overlap) // (tile - overlap))
+        return tiles.lay_axis(padded, count, overlap, unit, multiple)
+
+    def laid(padded: tuple[int, int], *sizes: int) -> tuple[tiles.Axis, tiles.Axis]:
+        return axis(padded[0], *sizes), axis(padded[1], *sizes)
+
+    def patched():
+        with mock.patch.object(pipeline, "lay_tiles", laid):
+            run()
+
+    return patched
 
 
 def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
@@ -121,6 +139,12 @@ def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
             "1.3: overlaps of 128 px tiles" if tile < 256 else "0.8: no overlap, but four times the memory", "yes",
             run_of(builtin(), 512, tile=tile), run_of(builtin(), 512),
         )  # fmt: skip
+    for side, predicted in (
+        (512, "1.06: 9 x 192 x 192 pixels against 6 x 272 x 192"),
+        (768, "1.03: 16 x 216 x 216 against 12 x 280 x 216"),
+    ):
+        run = run_of(builtin(), side)
+        yield Attempt(f"tiles in rectangles, built-in, {side} -> {4 * side}", predicted, "yes", in_squares(run), run)
     if compiled:
         twin = builtin().in_float32().to(dtype=builtin().dtype)
         twin.unet.compile()
