@@ -11,6 +11,7 @@ const TILED = 'TiledResShiftUpscaleImage'
 const LOADER = 'LoadResShiftModel'
 const EXAMPLE = [960, 540] // pixels of a picture that is not known yet
 const PAUSE_MS = 300
+const LATE_MS = 2000
 
 const app = window.comfyAPI.app.app
 const api = window.comfyAPI.api.api
@@ -186,15 +187,34 @@ function addSlider(node) {
   node.resshiftSlider = slider
 }
 
+const heights = new WeakMap() // node -> its height before the run
+
+/** Nodes 2.0 keeps live previews in a store of its own, and has no call for packs to take one away. */
+function previewStore() {
+  return document.querySelector('#vue-app')?.__vue_app__?.config.globalProperties.$pinia?._s?.get('nodeOutput')
+}
+
 /** The slider takes the place of the last live preview, which ComfyUI would keep below it. */
 function forgetPreview(node) {
   const preview = node.widgets?.findIndex((widget) => widget.name === '$$canvas-image-preview') ?? -1
   if (preview >= 0) {
     node.widgets[preview].onRemove?.() // it draws node.imgs: both go, or neither
     node.widgets.splice(preview, 1)
+    node.setSize([node.size[0], Math.max(node.computeSize()[1], heights.get(node) ?? 0)]) // it had made the node taller
   }
   node.imgs = undefined
+  const inside = (node.graph?.rootGraph ?? node.graph) !== node.graph ? `${node.graph.id}:` : '' // a subgraph
+  previewStore()?.revokePreviewsByLocatorId?.(`${inside}${node.id}`)
   if (app.nodePreviewImages) delete app.nodePreviewImages[node.id]
+}
+
+const finished = new Map() // node -> until when (ms) a preview that was still on its way is taken away too
+
+function forgetLatePreviews() {
+  for (const [node, until] of finished) {
+    forgetPreview(node)
+    if (Date.now() > until) finished.delete(node)
+  }
 }
 
 function listen(node) {
@@ -204,6 +224,7 @@ function listen(node) {
     const pair = output?.resshift_compare?.[0]
     if (!pair) return
     forgetPreview(node)
+    finished.set(node, Date.now() + LATE_MS)
     node.resshiftShow(pair)
   }
 }
@@ -212,6 +233,11 @@ app.registerExtension({
   name: 'resshift.nodes',
   setup() {
     setInterval(refresh, PAUSE_MS)
+    setInterval(forgetLatePreviews, PAUSE_MS)
+    api.addEventListener('execution_start', () => {
+      finished.clear()
+      for (const node of drawings.keys()) heights.set(node, node.size[1])
+    })
   },
   nodeCreated(node) {
     if (CURVED.includes(node.comfyClass)) addDrawing(node, 'resshift_curve', 100, redrawCurve)
