@@ -75,7 +75,7 @@ class NoiseField:
         channels = self.shape[0]
         threads = min(torch.get_num_threads(), channels)
 
-        @torch.inference_mode()  # of this thread; `out` may belong to it
+        @torch.inference_mode()  # of this thread; `out` may belong to one
         def fill(part: int) -> None:
             self._redraw_channels(out, range(part, channels, threads), draw, first, left)
 

@@ -153,8 +153,10 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     fields = [shared.noise(picture) for picture, _ in jobs]
 
     def draw(number):
-        slices = [field.block(number, *box) for field, box in zip(fields, boxes)]
-        return torch.stack(slices).to(device)
+        drawn = torch.empty(y0.shape)
+        for slot, field, box in zip(drawn, fields, boxes):
+            slot.copy_(field.block(number, *box))  # at once: a field may overwrite it for the next tile
+        return drawn.to(device)
 
     constants = shared.constants(model)
 
@@ -341,7 +343,7 @@ def _too_large(images: torch.Tensor, scale: float, reason: str) -> str:
     )
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: callers go on with the result, in place or in a network that learns
 def upscale(
     model: ResShiftModel,
     images: torch.Tensor,

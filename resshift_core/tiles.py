@@ -65,9 +65,11 @@ def lay_axis(padded: int, count: int, overlap: int, unit: int = 1, multiple: int
 def lay_tiles(padded: tuple[int, int], tile: int, overlap: int, unit: int = 1, multiple: int = 1) -> tuple[Axis, Axis]:
     """(rows, columns) of tiles for a padded picture, (height, width), so that as little as possible is computed twice.
 
-    A tile has at most the area of a square of `tile` pixels, by which memory goes; a side may be up to a quarter longer. 512 x 512
-    pixels are covered by 2 x 3 tiles of 272 x 192 rather than by 3 x 3 of 192 x 192. The padding is tiled too, so that pixels
-    at the picture's border have the context that they have in a whole run. `unit`, `multiple`: see `lay_axis`.
+    With squares, there would be as few as `tile` allows, then as small as that number allows. A side may be a quarter shorter than
+    theirs, not more, because context makes pictures better, and a quarter longer than `tile`; the area is at most that of
+    `tile` x `tile`, by which memory goes. 512 x 512 pixels are covered by 2 x 3 tiles of 272 x 192 rather than by 3 x 3 of 192 x 192.
+    The padding is tiled too, so that pixels at the picture's border have the context that they have in a whole run. `unit`,
+    `multiple`: see `lay_axis`.
     """
     if max(padded) <= tile:
         return lay_axis(padded[0], 1, 0), lay_axis(padded[1], 1, 0)
@@ -89,12 +91,14 @@ def lay_tiles(padded: tuple[int, int], tile: int, overlap: int, unit: int = 1, m
 
 def _choices(padded: int, tile: int, overlap: int, multiple: int) -> dict[int, int]:
     """Lengths that tiles along one side may have, with the least number of tiles for each."""
+    squares = 1 if padded <= tile else -(-(padded - overlap) // (tile - overlap))
+    shortest = _length(padded, squares, overlap, multiple) * 3 // 4
     counts: dict[int, int] = {}
-    for count in range(1, 2 + 2 * (padded // (tile - overlap))):
+    for count in range(1, 2 * squares + 1):
         length = _length(padded, count, overlap, multiple)
-        if count == 1 or tile // 2 <= length:
+        if shortest <= length <= tile * 5 // 4:
             counts.setdefault(length, count)
-    return {length: count for length, count in counts.items() if length <= tile * 5 // 4}
+    return counts
 
 
 def _length(padded: int, count: int, overlap: int, multiple: int) -> int:

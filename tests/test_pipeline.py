@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resshift_core as rs
-from resshift_core import pipeline
+from resshift_core import noise, pipeline
 from resshift_core.arguments import check_images
 
 from . import standin
@@ -273,6 +273,36 @@ class TestEvents:
 
         with pytest.raises(KeyboardInterrupt):
             rs.upscale(model, picture(16, 16), on_step=stop)
+
+
+class TestBatchesOfLargePictures:
+    """Fields that are too large to be kept hand out memory that they use again."""
+
+    @pytest.fixture
+    def small_blocks(self, monkeypatch):
+        monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+        monkeypatch.setattr(noise, "BLOCK_BYTES", 0)
+
+    @pytest.mark.parametrize("tile_batch", [2, 3, 6])
+    def test_tiles_that_go_together_have_their_own_noise(self, model, small_blocks, tile_batch):
+        lq = picture(112, 144)
+        alone = rs.upscale(model, lq, tile=64, overlap=16, tile_batch=1)
+        together = rs.upscale(model, lq, tile=64, overlap=16, tile_batch=tile_batch)
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+    def test_pictures_that_go_together_have_their_own_noise(self, model, small_blocks):
+        both = rs.upscale(model, picture(48, 48, count=2), tile_batch=2, seed=[3, 4])
+        for i in range(2):
+            alone = rs.upscale(model, picture(48, 48, count=2)[i : i + 1], seed=[3 + i])
+            torch.testing.assert_close(both[i : i + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_the_result_can_be_used_like_any_tensor(model):
+    out = rs.upscale(model, picture(16, 16))
+    out.mul_(2)
+    weight = torch.ones(1, requires_grad=True)
+    (out * weight).sum().backward()
+    assert weight.grad is not None
 
 
 class TestFaults:

@@ -67,6 +67,13 @@ def test_little_is_computed_twice(sides):
     assert computed <= squares(padded[0], 256, 32, 8) * squares(padded[1], 256, 32, 8)
 
 
+@given(sides=st.tuples(st.integers(1, 40), st.integers(1, 40)), tile=st.sampled_from([128, 192, 256]))
+def test_tiles_of_published_networks_do_not_get_small(sides, tile):
+    """Their norms and windows look at the whole tile: many tiles of 64 pixels would be less work, and worse pictures."""
+    for axis in lay_tiles(tuple(64 * side for side in sides), tile, 16, 1, 64):
+        assert axis.tile >= min(axis.length, tile * 3 // 4)
+
+
 def test_a_picture_of_512_pixels_takes_six_tiles():
     rows, columns = lay_tiles((512, 512), 256, 32, 1, 8)
     assert (rows.tile, columns.tile, len(rows.starts), len(columns.starts)) == (272, 192, 2, 3)

@@ -23,12 +23,14 @@ function layAxis(padded, count, overlap, { unit, tile_multiple }) {
 
 /** [length, count] for the lengths that tiles along one side may have, with the least count for each. */
 function choices(padded, tile, overlap, multiple) {
+  const squares = padded <= tile ? 1 : Math.ceil((padded - overlap) / (tile - overlap))
+  const shortest = Math.floor((lengthOf(padded, squares, overlap, multiple) * 3) / 4)
   const counts = new Map()
-  for (let count = 1; count < 2 + 2 * Math.floor(padded / (tile - overlap)); count++) {
+  for (let count = 1; count <= 2 * squares; count++) {
     const length = lengthOf(padded, count, overlap, multiple)
-    if ((count === 1 || Math.floor(tile / 2) <= length) && !counts.has(length)) counts.set(length, count)
+    if (shortest <= length && length <= Math.floor((tile * 5) / 4) && !counts.has(length)) counts.set(length, count)
   }
-  return [...counts].filter(([length]) => length <= Math.floor((tile * 5) / 4))
+  return [...counts]
 }
 
 /** {rows, columns} of a padded picture: of the tiles of at most tile * tile pixels those that compute least twice. */
