@@ -35,7 +35,7 @@ OPTIONS = {
     "TIFF": {},
     "BMP": {},
 }
-LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383}  # pixels that the format can hold
+LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536}  # pixels that the format can hold
 LONGEST_EXIF = {"JPEG": 65533 - 2}  # bytes
 WITHOUT_ALPHA = ("JPEG", "BMP")
 WITHOUT_METADATA = ("BMP",)
@@ -288,6 +288,16 @@ def to_image(result: torch.Tensor, mode: str) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
 
 
+def check_side(name: str, format: str, size: tuple[int, int]) -> None:
+    """
+    Raises:
+        InputError: a picture of that size, (width, height), cannot be written in that format.
+    """
+    longest = LONGEST_SIDE.get(format)
+    if longest and max(size) > longest:
+        raise InputError(f"{name}: a {format} picture can be {longest} pixels long, this one is {max(size)}. Write PNG.")
+
+
 def write_picture(
     image: Image.Image,
     target: Path | BinaryIO,
@@ -306,10 +316,7 @@ def write_picture(
         InputError: the picture is too large for the format, or the file cannot be written.
     """
     name = str(target) if isinstance(target, Path) else "The output"
-    if max(image.size) > LONGEST_SIDE.get(format, max(image.size)):
-        raise InputError(
-            f"{name}: a {format} picture can be {LONGEST_SIDE[format]} pixels long, this one is {max(image.size)}. Write PNG."
-        )
+    check_side(name, format, image.size)
     notes: list[str] = []
     image = _without_alpha(image, notes) if format in WITHOUT_ALPHA else image
     options = OPTIONS[format] | _metadata(image, format, like, notes)
@@ -340,7 +347,11 @@ def _without_alpha(image: Image.Image, notes: list[str]) -> Image.Image:
 def _metadata(image: Image.Image, format: str, like: Picture | None, notes: list[str]) -> dict[str, bytes]:
     """Pillow's options for the profile and EXIF data that the format can hold."""
     options: dict[str, bytes] = {}
-    if like is None or format in WITHOUT_METADATA:
+    if like is None:
+        return options
+    if format in WITHOUT_METADATA:
+        if like.icc or like.exif:
+            notes.append(f"{format} holds no colour profile and no EXIF data: they are left out. Write PNG to keep them.")
         return options
     becomes_rgb = format == "WEBP" or (format == "AVIF" and image.mode == "LA")
     if like.icc and not (becomes_rgb and like.icc[16:20] == b"GRAY"):

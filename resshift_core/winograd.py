@@ -55,6 +55,7 @@ class Conv3x3(nn.Conv2d):
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             and not _autocasting()
             and not torch.compiler.is_compiling()
+            and not torch.jit.is_tracing()  # strips depend on the size
         )
 
 

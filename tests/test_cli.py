@@ -699,6 +699,51 @@ class TestStopping:
 # ---------------------------------------------------------------------------------------------------- several processes
 
 
+class TestNothingIsWrittenOver:
+    """An input is never lost to a result, whatever the names and whatever --overwrite says."""
+
+    def test_a_sheet_where_an_input_is(self, upscale, folder, capsys):
+        before = picture("photo_compare.png")
+        assert upscale("photo_compare.png", "-o", "photo.png", "--compare") == 1
+        assert np.array_equal(pixels_of("photo_compare.png"), before) and listing(folder) == ["photo_compare.png"]
+        assert "which is that picture itself" in capsys.readouterr().err
+
+    def test_a_result_where_another_input_is(self, upscale, folder, capsys):
+        picture("p/a.png")
+        before = picture("q/a_x4.png", seed=1)
+        assert upscale("p/a.png", "q/a_x4.png", "-o", "q", "--overwrite") == 1
+        assert np.array_equal(pixels_of("q/a_x4.png"), before) and "q/a_x4_x4.png" in listing(folder)
+        assert "which is an input too" in capsys.readouterr().err
+
+    def test_two_sheets_of_one_name(self, upscale, folder, capsys):
+        picture("c/a.bmp")
+        picture("c/a.png", seed=1)
+        assert upscale("c/a.bmp", "c/a.png", "-o", "out", "--compare") == 1
+        assert listing("out") == ["a_x4.bmp", "a_x4_compare.png"]
+        assert "a_x4_compare.png, and so would" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("size", [(1, 500), (900, 1)])
+def test_a_sheet_of_a_very_thin_picture(upscale, folder, size):
+    picture("thin.png", size=size)
+    assert upscale("thin.png", "--compare") == 0
+    assert listing(folder) == ["thin.png", "thin_x4.png", "thin_x4_compare.png"]
+
+
+def test_what_the_format_cannot_hold_is_said_before_the_work(upscale, folder, capsys, monkeypatch):
+    picture("wide.webp", size=(4100, 2))
+    monkeypatch.setattr("resshift_core.cli.batch.upscale", lambda *args, **words: pytest.fail("it was computed"))
+    assert upscale("wide.webp", "--compare") == 1
+    assert "a WEBP picture can be 16383 pixels long, this one is 16400" in capsys.readouterr().err
+    assert listing(folder) == ["wide.webp"]
+
+
+def test_a_profile_that_bmp_cannot_hold_is_noted(upscale, folder, capsys):
+    picture("a.png", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    assert upscale("a.png", "-o", "a.bmp", "--json") == 0
+    assert "no colour profile" in json.loads(capsys.readouterr().out)["notes"][0]
+
+
 class TestRanks:
     def test_the_list_is_split(self, upscale, folder, monkeypatch, capsys):
         for i in range(5):
@@ -732,6 +777,12 @@ class TestRanks:
         monkeypatch.setenv("WORLD_SIZE", count)
         assert upscale("a.png") == 2
         assert f"RANK={rank}, WORLD_SIZE={count}" in capsys.readouterr().err
+
+    def test_a_launcher_that_left_its_count_behind(self, upscale, folder, monkeypatch, capsys):
+        """Half of the pictures would be left out, and nobody else does them."""
+        picture("a.png")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert upscale("a.png") == 2 and "RANK=, WORLD_SIZE=2" in capsys.readouterr().err
 
     def test_torchrun(self, folder, model_file):
         """One process fails early; torchrun must not end the other for it."""

@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done; 1 some input failed, the others are written; 2 wrong arguments; 130 interrupted; 143 terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # Windows writes a report to a file in its old code page
     try:
         with _quiet_warnings(), stoppable():
             return _run(arguments)

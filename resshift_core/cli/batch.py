@@ -16,9 +16,20 @@ import torch
 
 from ..atomic_file import remove_leftovers
 from ..errors import InputError, ResShiftError
-from ..image_io import MAX_PIXELS, READABLE, WRITABLE, Picture, first_line, picture_size, read_picture, to_image, write_picture
+from ..image_io import (
+    MAX_PIXELS,
+    READABLE,
+    WRITABLE,
+    Picture,
+    check_side,
+    first_line,
+    picture_size,
+    read_picture,
+    to_image,
+    write_picture,
+)
 from ..model import ResShiftModel
-from ..pipeline import StepEvent, upscale
+from ..pipeline import StepEvent, target_size, upscale
 from ..version import __version__
 from .console import Console, Progress
 from .report import Record, Report
@@ -134,6 +145,9 @@ class Batch:
             picture = read_picture(job.source.path, max_pixels=self.handling.max_pixels)
         else:
             picture = read_picture(job.source.data, "Standard input", self.handling.max_pixels)
+        width, height = picture.size
+        size = target_size(height, width, self.arguments.get("scale") or self.model.scale)
+        check_side(job.target_label, job.format or _format_like(picture), size[::-1])  # before the work, not after it
         return Loaded(picture, self._hole(job, picture))
 
     def _hole(self, job: Job, picture: Picture) -> torch.Tensor | None:

@@ -35,8 +35,9 @@ class Rank:
             rank = cls(int(words["RANK"]), int(words["WORLD_SIZE"]), int(words["LOCAL_RANK"]))
         except ValueError:
             rank = None
-        if rank is None or not 0 <= rank.index < rank.count or rank.local < 0:
-            told = ", ".join(f"{name}={value}" for name, value in words.items())
+        alone = rank is not None and rank.count > 1 and "RANK" not in os.environ  # some launchers leave WORLD_SIZE behind
+        if rank is None or alone or not 0 <= rank.index < rank.count or rank.local < 0:
+            told = ", ".join(f"{name}={value if name in os.environ else ''}" for name, value in words.items())
             raise InputError(
                 f"The environment says {told}, which makes no sense. torchrun sets these; unset them to run alone."
             )

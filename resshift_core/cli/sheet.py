@@ -126,7 +126,8 @@ def _overview(result: Image.Image, boxes: list[_Box]) -> Image.Image:
     draw, letters = ImageDraw.Draw(image), font(CAPTION)
     for number, box in enumerate(boxes, 1):
         left, top = box.left * factor, box.top * factor
-        corners = (left, top, left + box.width * factor - 1, top + box.height * factor - 1)
+        right, bottom = max(left, left + box.width * factor - 1), max(top, top + box.height * factor - 1)
+        corners = (left, top, right, bottom)
         draw.rectangle([corners[0] - 1, corners[1] - 1, corners[2] + 1, corners[3] + 1], outline=(0, 0, 0), width=4)
         draw.rectangle(corners, outline=MARK, width=2)
         draw.text((left + 6, top + 3), str(number), fill=MARK, font=letters, stroke_width=2, stroke_fill=(0, 0, 0))

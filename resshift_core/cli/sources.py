@@ -227,23 +227,34 @@ def _is_folder(output: str, words: list[str]) -> bool:
 
 
 def plan(sources: list[Source], naming: Naming, scale: float) -> tuple[list[Job], list[Problem]]:
-    """Jobs for the sources; two that would write the same file are a problem, not a surprise."""
+    """Jobs for the sources; two that would write the same file, or one that would write over an input, are problems."""
     jobs: list[Job] = []
     problems: list[Problem] = []
+    inputs = {_identity(source.path): source for source in sources if source.path is not None}
     taken: dict[str, Source] = {}
     for source in sources:
         job = naming.job(len(jobs), source, scale)
-        key = PIPE if job.target is None else _identity(job.target)
-        if key in taken:
-            problems.append(Problem(source.label, _collision(job, taken[key])))
-            continue
-        taken[key] = source
-        jobs.append(job)
+        keys = [PIPE if job.target is None else _identity(job.target)] + ([_identity(job.compare)] if job.compare else [])
+        for key, name in zip(keys, (job.target_label, str(job.compare))):
+            if key in taken:
+                problems.append(Problem(source.label, _collision(name, source, taken[key])))
+                break
+            if key in inputs and (inputs[key] is not source or name != job.target_label):
+                problems.append(Problem(source.label, _over_an_input(name, source, inputs[key])))
+                break
+        else:
+            taken.update(dict.fromkeys(keys, source))
+            jobs.append(job)
     return jobs, problems
 
 
-def _collision(job: Job, other: Source) -> str:
+def _collision(name: str, source: Source, other: Source) -> str:
     return (
-        f"{job.source.label} would be written to {job.target_label}, and so would {other.label}. "
+        f"{source.label} would be written to {name}, and so would {other.label}. "
         "Upscale them one at a time with -o FILE, or into different folders."
     )
+
+
+def _over_an_input(name: str, source: Source, other: Source) -> str:
+    told = "which is that picture itself" if other is source else f"which is an input too ({other.label})"
+    return f"{source.label} would be written to {name}, {told}. Choose another name or folder with -o."
