@@ -37,8 +37,10 @@ def _fetch(name: str, node_id: str | None) -> None:
     rs.download_with_autoencoder(name, on_progress=note, confirm=tell_licence, folder=download_folder())
 
 
-def _fingerprint(value: str):
-    """Changes when the file behind a choice does."""
+def _fingerprint(value: str | None):
+    """Changes when the file behind a choice does. None: a link gives the choice, and ComfyUI does not say it before the run."""
+    if value is None:
+        return ""
     found = locate(value)
     path = REGISTRY[found].find() if isinstance(found, str) else found
     if path is None:
@@ -57,8 +59,8 @@ def _autoencoder_file(value: str, node_id: str | None):
     return found
 
 
-def _check(value: str, what: str) -> str | bool:
-    if locate(value) is not None:
+def _check(value: str | None, what: str) -> str | bool:
+    if value is None or locate(value) is not None:
         return True
     return (
         f"There is no {what} called {plain_name(value)!r} on this machine. Put the file into {download_folder()}, press R to read "

@@ -68,8 +68,9 @@ def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tenso
     chunk = max(1, min(CHUNK_FRAMES, CHUNK_PIXELS // per_frame))
     seed, progress = settings.pop("seed"), Progress(count)
     tile = model.config.tile if settings["tile"] == "auto" else settings["tile"]
-    managed.load(managed.bytes_per_run(min(tile, max(height, width) + model.config.multiple), settings["tile_batch"] or 1))
+    need = managed.bytes_per_run(min(tile, max(height, width) + model.config.multiple), settings["tile_batch"] or 1)
     for first in range(0, count, chunk):
+        managed.load(need)  # every time: frames that did not fit may have moved the weights off
         part = images[first : first + chunk]
         progress.begin(first, part)
         part_mask = mask if mask is None or len(mask) == 1 else mask[first : first + chunk]

@@ -190,7 +190,7 @@ class ResShiftModel:
         bytes_unet = latent_area * unet.model_channels * (skips + 4) * element
         bytes_latents = latent_area * self.config.autoencoder.latent_channels * 6 * 4  # float32 x_t, x0, y0, noise
         vqgan = isinstance(self.config.autoencoder, VQGANConfig)
-        bytes_pixels = pixels * self.scale**2 * (4 * self.config.autoencoder.ch * element if vqgan else 3 * 4 * 4)
+        bytes_pixels = pixels * self.scale**2 * (6 * self.config.autoencoder.ch * element if vqgan else 3 * 4 * 4)
         return max(bytes_unet, bytes_pixels) + bytes_latents
 
     def __repr__(self) -> str:

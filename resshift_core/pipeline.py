@@ -177,8 +177,9 @@ def _enlarged(crops, lq, scale: int) -> torch.Tensor:
     if scale == 1:
         return lq
     edge = CONTEXT * scale
-    up = F.interpolate(crops, scale_factor=scale, mode="bicubic", align_corners=False)
-    return up[..., edge:-edge, edge:-edge].contiguous()
+    here = crops.cpu() if crops.device.type == "mps" else crops  # torch before 2.6 has no bicubic there
+    up = F.interpolate(here, scale_factor=scale, mode="bicubic", align_corners=False)
+    return up[..., edge:-edge, edge:-edge].contiguous().to(crops.device)
 
 
 def _preview(model: ResShiftModel, x0, y0, lq) -> torch.Tensor:

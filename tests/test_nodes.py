@@ -160,6 +160,12 @@ class TestLoader:
         assert "no model called 'gone.pth'" in check("gone.pth", "auto")
         assert "no autoencoder called 'gone.pth'" in check("builtin", "gone.pth")
 
+    def test_choices_that_come_over_a_link_are_not_known_before_the_run(self, host):
+        """ComfyUI says None for them."""
+        loader = host.nodes["LoadResShiftModel"]
+        assert loader.VALIDATE_INPUTS(None, "auto") is True and loader.VALIDATE_INPUTS("builtin", None) is True
+        assert loader.IS_CHANGED(None, None, None) == loader.IS_CHANGED(None, None, None)
+
     def test_an_autoencoder_in_the_vae_folder(self, host):
         host.vae_folder.joinpath("vq.pth").write_bytes(b"x")
         types = host.nodes["LoadResShiftModel"].INPUT_TYPES()["required"]
@@ -253,6 +259,13 @@ class TestMemory:
         assert calls[0] is calls[1] is socket.model and calls[2].device.type == "cpu"
         assert host.freed == [1e30, 1e30]
         torch.testing.assert_close(result, of_library(socket.model, image), **CLOSE)
+
+    def test_weights_come_back_for_the_next_frames(self, host, monkeypatch):
+        """The processor has taken some frames of a film: the weights, in half precision, must not stay there for the rest."""
+        socket = load(host)
+        monkeypatch.setattr(host.part("nodes.upscaling"), "CHUNK_FRAMES", 2)
+        upscaled(host, "ResShiftUpscaleImage", socket, picture(5, 16, 16, 3))
+        assert len(host.loads) == 3
 
     def test_out_of_memory_on_the_processor_is_a_sentence(self, host, monkeypatch):
         socket, core = load(host), host.part("resshift_core")

@@ -84,6 +84,15 @@ def test_pictures_are_upright_and_opaque(tmp_path):
     assert read_rgb(tmp_path / "turned.jpg").shape == (3, 4, 2)
 
 
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_sixteen_bits_of_grey_are_not_clipped_to_white(tmp_path, ending):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / f"ramp.{ending}")
+    pixels = read_rgb(tmp_path / f"ramp.{ending}")
+    assert torch.equal(pixels, torch.from_numpy((ramp / 257).round().astype(np.uint8)).expand(3, -1, -1))
+
+
+
 def test_nothing_to_train_on_is_an_error(folder):
     with pytest.raises(DataError, match="None of 6 files can be used for crops of 500 pixels"):
         scan(find_images(folder), 500)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+
+LONGEST_WAIT = timedelta(hours=12)  # the first process decodes every picture of a folder, however large, before the start
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ def start(device: str = "auto") -> Processes:
     if where.type == "cuda":
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
         torch.cuda.set_device(where)
-    dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+    backend = "nccl" if where.type == "cuda" and dist.is_nccl_available() else "gloo"  # Windows has no NCCL
+    dist.init_process_group(backend, timeout=LONGEST_WAIT)
     return Processes(dist.get_rank(), dist.get_world_size(), where)
 
 

@@ -135,12 +135,13 @@ class AutoencoderTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        if torch.isfinite(norm):
+        sound = bool(torch.isfinite(norm))
+        if sound:
             self.optimizer.step()
             self.average.update_parameters(self.net)
         else:
             log.warning("The loss of iteration %d is not finite; the step is skipped.", self.iteration)
-        if adversarial:
+        if adversarial and sound:
             parts["discriminator"] = relativistic(*self.judge(torch.cat([image, result.detach()])).chunk(2))
             self.judge_optimizer.zero_grad(set_to_none=True)
             parts["discriminator"].backward()

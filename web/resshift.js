@@ -42,13 +42,15 @@ function source(node, name, depth = 0) {
 const value = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value
 
 function modelName(node) {
+  if (node.inputs?.find((input) => input.name === 'model')?.link == null) return 'builtin' // nothing is connected: an example
   const loader = source(node, 'model')
-  return loader?.comfyClass === LOADER ? value(loader, 'model') : 'builtin'
+  return loader?.comfyClass === LOADER ? value(loader, 'model') : undefined // another pack's node, or one outside of the subgraph
 }
 
 const facts = new Map() // model name -> facts, or null while they are fetched or where there are none
 
 function factsOf(name) {
+  if (typeof name !== 'string') return null
   if (!facts.has(name)) {
     facts.set(name, null)
     api
@@ -89,7 +91,7 @@ function pictureSize(node) {
 
 function redrawCurve(node, svg) {
   const model = factsOf(modelName(node))
-  if (!model) return
+  if (!model) return svg.replaceChildren()
   const steps = value(node, 'steps') || model.steps
   const kappa = value(node, 'kappa') || model.kappa
   const p = value(node, 'p') || model.p
@@ -108,7 +110,7 @@ function redrawCurve(node, svg) {
 
 function redrawTiles(node, svg) {
   const model = factsOf(modelName(node))
-  if (!model) return
+  if (!model) return svg.replaceChildren()
   const [width, height, known] = pictureSize(node)
   const [tile, overlap, tile_batch, wrap] = ['tile', 'overlap', 'tile_batch', 'wrap'].map((name) => value(node, name))
   const layout = layTiles(model, width, height, { tile, overlap, tile_batch, wrap })
@@ -132,14 +134,23 @@ function signature(node) {
   ])
 }
 
-const drawings = new Map() // node -> [redraw functions]
+const drawings = new WeakMap() // node -> [redraw functions]
+const shown = new Set() // nodes with drawings that are in a graph: copies for the clipboard and for subgraphs never are
 
 function refresh() {
-  for (const [node, redraws] of drawings) {
-    const now = signature(node)
-    if (now === node.resshiftDrawn) continue
-    node.resshiftDrawn = now
-    for (const redraw of redraws) redraw()
+  for (const node of shown) {
+    if (!node.graph) {
+      shown.delete(node)
+      continue
+    }
+    try {
+      const now = signature(node)
+      if (now === node.resshiftDrawn) continue
+      node.resshiftDrawn = now
+      for (const redraw of drawings.get(node)) redraw()
+    } catch (error) {
+      console.warn('ResShift cannot draw on a node:', error) // the others are drawn all the same
+    }
   }
 }
 
@@ -236,7 +247,7 @@ app.registerExtension({
     setInterval(forgetLatePreviews, PAUSE_MS)
     api.addEventListener('execution_start', () => {
       finished.clear()
-      for (const node of drawings.keys()) heights.set(node, node.size[1])
+      for (const node of shown) heights.set(node, node.size[1])
     })
   },
   nodeCreated(node) {
@@ -247,10 +258,15 @@ app.registerExtension({
       listen(node)
     }
     if (!drawings.has(node)) return
-    const removed = node.onRemoved
+    const [added, removed] = [node.onAdded, node.onRemoved]
+    node.onAdded = function () {
+      shown.add(node)
+      added?.apply(this, arguments)
+    }
     node.onRemoved = function () {
-      drawings.delete(node)
+      shown.delete(node)
       removed?.apply(this, arguments)
     }
+    if (node.graph) shown.add(node)
   },
 })
