@@ -9,7 +9,6 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-
 LONGEST_WAIT = timedelta(hours=12)  # the first process decodes every picture of a folder, however large, before the start
 
 
