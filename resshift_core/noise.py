@@ -13,7 +13,7 @@ import torch
 
 KEEP_BYTES = 64 * 2**20  # pictures whose noise is smaller than this keep all of it
 BAND_ROWS = 128  # distance of the saved generator states otherwise
-BLOCK_BYTES = 96 * 2**20  # of noise that such a picture keeps drawn, from the tile asked for on: two tiles of `builtin`
+BLOCK_BYTES = 136 * 2**20  # of noise that such a picture keeps drawn, from the tile asked for on: three tiles of `builtin`
 BLOCK = 16  # torch fills normals in blocks of 16: a draw split at multiples of 16 gives the values of the whole draw
 
 
