@@ -12,7 +12,7 @@ import argparse
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from itertools import chain
 from unittest import mock
 
 import torch
@@ -88,47 +88,49 @@ def in_squares(run: Callable) -> Callable:
     return patched
 
 
-def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
-    auto, exact = cache(lambda: published(device, "auto")), cache(lambda: published(device, "fp32"))
+def of_published(device: torch.device) -> Iterator[Attempt]:
+    exact = published(device, "fp32")
 
     def without_ours(layer: type) -> rs.ResShiftModel:
-        return plain.replace_methods(exact(), {layer: plain.METHODS[layer]})
+        return plain.replace_methods(exact, {layer: plain.METHODS[layer]})
 
-    builtin = cache(lambda: rs.load_model("builtin", device=str(device)))
-    ours, full = cache(lambda: Tile(auto(), 64)), cache(lambda: Tile(exact(), 64))
+    ours, full = Tile(published(device, "auto"), 64), Tile(exact, 64)
 
-    yield Attempt("half precision, decoder", "rate of its products over float32's", "yes", full().decode, ours().decode)
-    yield Attempt("half precision, network", "the same, less the norms", "yes", full().step, ours().step)
-    rows = Tile(row_major(auto()), 64)
-    yield Attempt("channels last, decoder", "1.1 to 1.5: no reordering around convolutions", "yes", rows.decode, ours().decode)
-    yield Attempt("channels last, network", "1.1 to 1.5", "yes", rows.step, ours().step)
+    yield Attempt("half precision, decoder", "rate of its products over float32's", "yes", full.decode, ours.decode)
+    yield Attempt("half precision, network", "the same, less the norms", "yes", full.step, ours.step)
+    rows = Tile(row_major(ours.model), 64)
+    yield Attempt("channels last, decoder", "1.1 to 1.5: no reordering around convolutions", "yes", rows.decode, ours.decode)
+    yield Attempt("channels last, network", "1.1 to 1.5", "yes", rows.step, ours.step)
     materialised = Tile(without_ours(swin.WindowAttention), 64)
     yield Attempt(
         "fused attention, network in float32", "1.05: attention is 3 % of the work, its scores 25 MB a layer", "yes",
-        materialised.step, full().step,
+        materialised.step, full.step,
     )  # fmt: skip
     middle = Tile(without_ours(vqgan.AttnBlock), 64)
     yield Attempt(
-        "fused attention, decoder in float32", "1.0; memory O(N) instead of O(N^2)", "yes", middle.decode, full().decode
+        "fused attention, decoder in float32", "1.0; memory O(N) instead of O(N^2)", "yes", middle.decode, full.decode
     )
     yield Attempt(
         "FiLM and window biases once a run",
         "1.02 on a CPU; a quarter fewer launches on a GPU",
         "yes",
-        ours().step_alone,
-        ours().step,
+        ours.step_alone,
+        ours.step,
     )
     whole = Tile(without_ours(vqgan.Codebook), 64)
-    yield Attempt("nearest codes in parts", "1.0 to 1.5: distances stay in the cache", "yes", whole.codes, full().codes)
+    yield Attempt("nearest codes in parts", "1.0 to 1.5: distances stay in the cache", "yes", whole.codes, full.codes)
 
     direct = Tile(without_ours(winograd.Conv3x3), 64)
     yield Attempt(
         "minimal filtering, decoder in float32", "1.7: a quarter of the products, 250 bytes moved per value", "yes",
-        direct.decode, full().decode,
+        direct.decode, full.decode,
     )  # fmt: skip
-    yield Attempt("minimal filtering, network in float32", "1.15: half of its work", "yes", direct.step, full().step)
+    yield Attempt("minimal filtering, network in float32", "1.15: half of its work", "yes", direct.step, full.step)
 
-    small, four = Tile(builtin(), 64), Tile(builtin(), 64, 4)
+
+def of_builtin(device: torch.device) -> Iterator[Attempt]:
+    builtin = rs.load_model("builtin", device=str(device))
+    small, four = Tile(builtin, 64), Tile(builtin, 64, 4)
     yield Attempt(
         "four tiles of 64 px at a time, built-in", "1.0 to 1.1 on a CPU", "by free memory on a GPU, else 1",
         lambda: [small.step() for _ in range(4)], four.step,
@@ -137,32 +139,35 @@ def attempts(device: torch.device, compiled: bool) -> Iterator[Attempt]:
         yield Attempt(
             f"tiles of 256 px instead of {tile}, built-in, 512 -> 2048",
             "1.3: overlaps of 128 px tiles" if tile < 256 else "0.8: no overlap, but four times the memory", "yes",
-            run_of(builtin(), 512, tile=tile), run_of(builtin(), 512),
+            run_of(builtin, 512, tile=tile), run_of(builtin, 512),
         )  # fmt: skip
     for side, predicted in (
         (512, "1.06: 9 x 192 x 192 pixels against 6 x 272 x 192"),
         (768, "1.03: 16 x 216 x 216 against 12 x 280 x 216"),
     ):
-        run = run_of(builtin(), side)
+        run = run_of(builtin, side)
         yield Attempt(f"tiles in rectangles, built-in, {side} -> {4 * side}", predicted, "yes", in_squares(run), run)
-    if compiled:
-        twin = builtin().in_float32().to(dtype=builtin().dtype)
-        twin.unet.compile()
-        twin.unet.trunk.compile()
+
+
+def compiled(device: torch.device) -> Iterator[Attempt]:
+    builtin, ours = rs.load_model("builtin", device=str(device)), Tile(published(device, "auto"), 64)
+    twin = builtin.in_float32().to(dtype=builtin.dtype)
+    twin.unet.compile()
+    twin.unet.trunk.compile()
+    yield Attempt(
+        "torch.compile, built-in, 256 -> 1024", "1.2, from the step's 1.3", "no", run_of(builtin, 256), run_of(twin, 256)
+    )
+    for name, tile in (("built-in", Tile(builtin, 256)), ("published", ours)):
+        unet = torch.compile(tile.model.unet)
         yield Attempt(
-            "torch.compile, built-in, 256 -> 1024", "1.2, from the step's 1.3", "no", run_of(builtin(), 256), run_of(twin, 256)
+            f"torch.compile, network, {name}",
+            "1.1: fused SiLU and norms",
+            "no",
+            tile.step,
+            lambda tile=tile, unet=unet: tile.step(unet),
         )
-        for name, tile in (("built-in", Tile(builtin(), 256)), ("published", ours())):
-            unet = torch.compile(tile.model.unet)
-            yield Attempt(
-                f"torch.compile, network, {name}",
-                "1.1: fused SiLU and norms",
-                "no",
-                tile.step,
-                lambda tile=tile, unet=unet: tile.step(unet),
-            )
-        decode = torch.compile(auto().autoencoder.decode)
-        yield Attempt("torch.compile, decoder", "1.1", "no", ours().decode, lambda: ours().decode(decode))
+    decode = torch.compile(ours.model.autoencoder.decode)
+    yield Attempt("torch.compile, decoder", "1.1", "no", ours.decode, lambda: ours.decode(decode))
 
 
 @torch.inference_mode()
@@ -177,7 +182,8 @@ def main() -> None:
     print(
         "| attempt | predicted | without | with | times as fast | MiB without | with | kept |\n|---|---|---:|---:|---:|---:|---:|---|"
     )
-    for attempt in attempts(device, args.compile):
+    parts = (of_published, of_builtin, compiled) if args.compile else (of_published, of_builtin)
+    for attempt in chain.from_iterable(part(device) for part in parts):
         if args.only and not any(word in attempt.name for word in args.only):
             continue
         cases = {"without": attempt.without, "with": attempt.with_it}

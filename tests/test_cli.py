@@ -699,6 +699,15 @@ class TestStopping:
 # ---------------------------------------------------------------------------------------------------- several processes
 
 
+def test_letters_that_the_output_does_not_know(folder, model_file):
+    """Windows writes a redirected report in an old code page; the report must not end at the first strange name."""
+    Path("日本.safetensors").write_bytes(Path(model_file).read_bytes())
+    command = [sys.executable, "-m", "resshift_core", "info", "日本.safetensors"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(command, env=environment, capture_output=True)
+    assert done.returncode == 0 and b"\\u65e5\\u672c" in done.stdout, done.stderr
+
+
 class TestNothingIsWrittenOver:
     """An input is never lost to a result, whatever the names and whatever --overwrite says."""
 

@@ -52,6 +52,21 @@ def test_training_makes_reconstructions_better(tmp_path):
     assert rows[-1]["l1"] < 0.8 * rows[0]["l1"]
 
 
+def test_a_step_that_is_not_finite_changes_no_weight(tmp_path):
+    """Of the discriminator neither: once it is not finite, it makes every later step so."""
+    settings = train_autoencoder.AutoencoderSettings(
+        data=tmp_path, output=tmp_path, ch=32, ch_mult=(1, 2), num_res_blocks=(1, 1), n_embed=32, crop=32, lpips=0.0,
+        adversarial=0.1, adversarial_from=0, precision="fp32",
+    )  # fmt: skip
+    trainer = train_autoencoder.AutoencoderTrainer(settings, torch.device("cpu"))
+    before = [weight.clone() for part in (trainer.net, trainer.judge) for weight in part.parameters()]
+    trainer.step(torch.full((2, 3, 32, 32), torch.nan))
+    after = [weight for part in (trainer.net, trainer.judge) for weight in part.parameters()]
+    assert all(map(torch.equal, before, after))
+    trainer.step(torch.rand(2, 3, 32, 32) * 2 - 1)
+    assert not any(map(torch.equal, before, after[:1])) and all(bool(torch.isfinite(weight).all()) for weight in after)
+
+
 def test_levels_must_match(tmp_path, capsys):
     data = make_pictures(tmp_path / "pictures", 1, 48)
     assert train_autoencoder.main(words(data, tmp_path / "run", "--ch-mult", 1, 2, 4)) == 2

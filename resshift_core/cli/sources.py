@@ -234,18 +234,30 @@ def plan(sources: list[Source], naming: Naming, scale: float) -> tuple[list[Job]
     taken: dict[str, Source] = {}
     for source in sources:
         job = naming.job(len(jobs), source, scale)
-        keys = [PIPE if job.target is None else _identity(job.target)] + ([_identity(job.compare)] if job.compare else [])
-        for key, name in zip(keys, (job.target_label, str(job.compare))):
-            if key in taken:
-                problems.append(Problem(source.label, _collision(name, source, taken[key])))
-                break
-            if key in inputs and (inputs[key] is not source or name != job.target_label):
-                problems.append(Problem(source.label, _over_an_input(name, source, inputs[key])))
-                break
-        else:
-            taken.update(dict.fromkeys(keys, source))
-            jobs.append(job)
+        written = {PIPE if job.target is None else _identity(job.target): job.target_label}
+        if job.compare is not None:
+            written[_identity(job.compare)] = str(job.compare)
+        clash = _clash(job, written, taken, inputs)
+        if clash:
+            problems.append(Problem(source.label, clash))
+            continue
+        taken.update(dict.fromkeys(written, source))
+        jobs.append(job)
     return jobs, problems
+
+
+def _clash(job: Job, written: dict[str, str], taken: dict[str, Source], inputs: dict[str, Source]) -> str:
+    """A sentence about the first file of a job that is another's or an input; nothing where all is well.
+
+    written: the job's files, identity -> name. A result over its own input is refused when it is due (`Batch`).
+    """
+    for key, name in written.items():
+        if key in taken:
+            return _collision(name, job.source, taken[key])
+        own_result = inputs.get(key) is job.source and name == job.target_label
+        if key in inputs and not own_result:
+            return _over_an_input(name, job.source, inputs[key])
+    return ""
 
 
 def _collision(name: str, source: Source, other: Source) -> str:
