@@ -95,7 +95,7 @@ def measure_scaling(device: torch.device, full: bool) -> dict:
         memory = timing.peak_mib(lambda run=run, timed=timed: timed.append(timing.seconds(run, device)), device)
         seconds = timed[-1]
         beyond = None if memory is None else round(memory - 3 * 4 * (4 * side) ** 2 / 2**20)
-        area = tiles[-1] * _tile_area(model, side)
+        area = tiles[-1] * _tile_side(model, side) ** 2
         table[f"{side} -> {4 * side}"] = {
             "tiles": tiles[-1], "seconds": round(seconds, 2), "seconds per million tile pixels": round(seconds / area * 1e6, 2),
             "area of the tiles / of the picture": round(area / side**2, 2), "MiB beyond the output": beyond,
@@ -103,14 +103,11 @@ def measure_scaling(device: torch.device, full: bool) -> dict:
     return table
 
 
-def _tile_area(model: rs.ResShiftModel, side: int) -> int:
-    """Pixels of one tile of a square picture."""
-    from resshift_core.tiles import lay_tiles
+def _tile_side(model: rs.ResShiftModel, side: int) -> int:
+    from resshift_core.tiles import lay_axis
 
     config = model.config
-    padded = config.padded(side)
-    rows, columns = lay_tiles((padded, padded), config.tile, config.overlap, config.unit, config.tile_multiple)
-    return rows.tile * columns.tile
+    return lay_axis(config.padded(side), config.tile, config.overlap, config.unit, config.tile_multiple).tile
 
 
 def machine(device: torch.device) -> dict:

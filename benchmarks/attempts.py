@@ -13,12 +13,11 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from unittest import mock
 
 import torch
 
 import resshift_core as rs
-from resshift_core import pipeline, swin, tiles, vqgan, winograd
+from resshift_core import swin, vqgan, winograd
 from resshift_core.device import resolve_device
 
 from . import plain, timing
@@ -69,23 +68,6 @@ def row_major(model: rs.ResShiftModel) -> rs.ResShiftModel:
     for module in (twin.unet, twin.autoencoder):
         module.to(memory_format=torch.contiguous_format)
     return twin
-
-
-def in_squares(run: Callable) -> Callable:
-    """The same run with square tiles: as few as the largest side allows, then as small as that number allows."""
-
-    def axis(padded: int, tile: int, overlap: int, unit: int, multiple: int) -> tiles.Axis:
-        count = 1 if padded <= tile else -(-(padded - overlap) // (tile - overlap))
-        return tiles.lay_axis(padded, count, overlap, unit, multiple)
-
-    def laid(padded: tuple[int, int], *sizes: int) -> tuple[tiles.Axis, tiles.Axis]:
-        return axis(padded[0], *sizes), axis(padded[1], *sizes)
-
-    def patched():
-        with mock.patch.object(pipeline, "lay_tiles", laid):
-            run()
-
-    return patched
 
 
 def of_published(device: torch.device) -> Iterator[Attempt]:
@@ -141,12 +123,6 @@ def of_builtin(device: torch.device) -> Iterator[Attempt]:
             "1.3: overlaps of 128 px tiles" if tile < 256 else "0.8: no overlap, but four times the memory", "yes",
             run_of(builtin, 512, tile=tile), run_of(builtin, 512),
         )  # fmt: skip
-    for side, predicted in (
-        (512, "1.06: 9 x 192 x 192 pixels against 6 x 272 x 192"),
-        (768, "1.03: 16 x 216 x 216 against 12 x 280 x 216"),
-    ):
-        run = run_of(builtin, side)
-        yield Attempt(f"tiles in rectangles, built-in, {side} -> {4 * side}", predicted, "yes", in_squares(run), run)
 
 
 def compiled(device: torch.device) -> Iterator[Attempt]:

@@ -30,7 +30,7 @@ from .noise import NoiseField, Repeat, RepeatedNoise
 from .progress import Progress, StepEvent, pixels_by_fit, pixels_of_blocks
 from .resize import target_size
 from .sampler import sample
-from .tiles import lay_tiles, reflect_index
+from .tiles import lay_axis, reflect_index
 from .wrap import Torus, match_color_around, resize_around
 
 __all__ = ["Progress", "StepEvent", "target_size", "upscale"]
@@ -49,7 +49,9 @@ class _Picture:
         self.index, self.rgb, self.mask, self.out = index, rgb, mask, out
         height, width = rgb.shape[-2:]
         self.padded = config.padded(height), config.padded(width)
-        self.axes = lay_tiles(self.padded, settings.tile, settings.overlap, config.unit, config.tile_multiple)
+        self.axes = tuple(
+            lay_axis(padded, settings.tile, settings.overlap, config.unit, config.tile_multiple) for padded in self.padded
+        )
         self.places = [(i, j) for i in range(len(self.axes[0].starts)) for j in range(len(self.axes[1].starts))]
         self.latent_padded = tuple(side * config.scale // config.autoencoder.factor for side in self.padded)
         self.draws = draws
@@ -373,8 +375,7 @@ def upscale(
         seed: image i uses seed + i, or give a list of B seeds. The same seed gives the same noise on every device, alone
             or in a batch, whatever the tile size.
         sampler: "stochastic", or "deterministic" (noise in x_T only).
-        tile, overlap: low-resolution pixels; "auto" = the model's constant, None or 0 = the whole picture at once. Tiles have
-            at most the area of a square of that side, in the shape that computes least twice (`tiles.lay_tiles`).
+        tile, overlap: low-resolution pixels; "auto" = the model's constant, None or 0 = the whole picture at once.
         tile_batch: tiles that go together; None = as many as free memory allows on an accelerator, 1 on a CPU.
         mask: (B, 1, H, W) in [0, 1], 1 = fill in; inpainting models only.
         color_fix: "none", "wavelet" (low frequencies of the original) or "adain" (its mean and contrast).

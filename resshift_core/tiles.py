@@ -49,61 +49,21 @@ def _weights(axis: Axis, index: int, scale: int) -> torch.Tensor:
     return (axis._ramp(index, scale) / total[start : start + axis.tile * scale]).float()
 
 
-def lay_axis(padded: int, count: int, overlap: int, unit: int = 1, multiple: int = 1) -> Axis:
-    """`count` equal tiles, evenly spread over a side of `padded` pixels, overlapping by `overlap` or more.
+def lay_axis(padded: int, tile: int, overlap: int, unit: int = 1, multiple: int = 1) -> Axis:
+    """Equal tiles of at most `tile` pixels, evenly spread over a side of `padded` pixels, overlapping by `overlap` or more.
 
-    `unit` is the number of low-resolution pixels per latent position (at least 1): starts are multiples of it. Tiles are
-    multiples of `multiple`.
+    As few tiles as the largest size allows, then as small as that number allows: a side of 512 pixels is covered by 3 tiles
+    of 192 rather than by 3 of 256. The padding is tiled too, so that pixels at the picture's border have the context that
+    they have in a whole run. `unit` is the number of low-resolution pixels per latent position (at least 1): starts are
+    multiples of it. Tiles are multiples of `multiple`.
     """
-    if count == 1:
+    if padded <= tile:
         return Axis(padded, padded, (0,), 0)
-    tile = _length(padded, count, overlap, multiple)
+    overlap = min(-(-overlap // unit), tile // 2 // unit) * unit
+    count = -(-(padded - overlap) // (tile - overlap))
+    tile = -(-(padded + (count - 1) * overlap) // (count * multiple)) * multiple
     starts = (i * ((padded - tile) // unit) // (count - 1) * unit for i in range(count))
     return Axis(padded, tile, tuple(starts), overlap)
-
-
-def lay_tiles(padded: tuple[int, int], tile: int, overlap: int, unit: int = 1, multiple: int = 1) -> tuple[Axis, Axis]:
-    """(rows, columns) of tiles for a padded picture, (height, width), so that as little as possible is computed twice.
-
-    With squares, there would be as few as `tile` allows, then as small as that number allows. A side may be a quarter shorter than
-    theirs, not more, because context makes pictures better, and a quarter longer than `tile`; the area is at most that of
-    `tile` x `tile`, by which memory goes. 512 x 512 pixels are covered by 2 x 3 tiles of 272 x 192 rather than by 3 x 3 of 192 x 192.
-    The padding is tiled too, so that pixels at the picture's border have the context that they have in a whole run. `unit`,
-    `multiple`: see `lay_axis`.
-    """
-    if max(padded) <= tile:
-        return lay_axis(padded[0], 1, 0), lay_axis(padded[1], 1, 0)
-    overlap = min(-(-overlap // unit), tile // 2 // unit) * unit
-    rows, columns = (_choices(side, tile, overlap, multiple) for side in padded)
-    fitting = [(high, wide) for high in rows for wide in columns if high * wide <= tile * tile]
-
-    def cost(lengths: tuple[int, int]) -> tuple[int, int]:
-        """Pixels computed; among equals few rows of tiles: noise is drawn for a row at a time."""
-        high, wide = lengths
-        return rows[high] * high * columns[wide] * wide, rows[high]
-
-    high, wide = min(fitting, key=cost)
-    return (
-        lay_axis(padded[0], rows[high], overlap, unit, multiple),
-        lay_axis(padded[1], columns[wide], overlap, unit, multiple),
-    )
-
-
-def _choices(padded: int, tile: int, overlap: int, multiple: int) -> dict[int, int]:
-    """Lengths that tiles along one side may have, with the least number of tiles for each."""
-    squares = 1 if padded <= tile else -(-(padded - overlap) // (tile - overlap))
-    shortest = _length(padded, squares, overlap, multiple) * 3 // 4
-    counts: dict[int, int] = {}
-    for count in range(1, 2 * squares + 1):
-        length = _length(padded, count, overlap, multiple)
-        if shortest <= length <= tile * 5 // 4:
-            counts.setdefault(length, count)
-    return counts
-
-
-def _length(padded: int, count: int, overlap: int, multiple: int) -> int:
-    """Of each of `count` equal tiles."""
-    return padded if count == 1 else -(-(padded + (count - 1) * overlap) // (count * multiple)) * multiple
 
 
 def reflect_index(first: int, last: int, padded: int, length: int) -> torch.Tensor:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from resshift_core.arguments import check_tile
 from resshift_core.schedule import ShiftSchedule
-from resshift_core.tiles import lay_tiles
+from resshift_core.tiles import lay_axis
 from resshift_core.wrap import Torus
 
 from . import standin
@@ -145,7 +145,7 @@ class TestArithmetic:
         size = Torus.of(wrap, height, width, config.multiple).size
         side, shared = check_tile(model, tile or "auto", overlap or None, size)
         padded = (config.padded(size[0]), config.padded(size[1]))
-        rows, columns = lay_tiles(padded, side, shared, config.unit, config.tile_multiple)
+        rows, columns = (lay_axis(length, side, shared, config.unit, config.tile_multiple) for length in padded)
         facts = {word: getattr(config, word) for word in ("tile", "overlap", "multiple", "tile_multiple", "unit")}
         facts["bytes_per_pixel"] = model.bytes_per_tile(64, 64) / 64**2
         asked = {"tile": tile, "overlap": overlap, "tile_batch": 1, "wrap": wrap}

@@ -328,7 +328,7 @@ class TestProgress:
         numbers, steps, totals = zip(*state.bars)
         assert set(numbers) == {0} and set(totals) == {1000} and list(steps) == sorted(steps) and steps[-1] == 1000
         assert state.id_live_preview > 0 and state.current_image.size == (70, 66)
-        assert any(text.startswith("ResShift: tile 2 of 2, step") for text in state.texts)
+        assert any(text.startswith("ResShift: tile 2 of 4, step") for text in state.texts)
         assert state.textinfo is None and state.job_no == 1
 
     def test_no_preview_where_the_user_wants_none(self, host):

@@ -8,44 +8,15 @@ export function sqrtEta(steps, p, first, last) {
   return Array.from({ length: steps }, (_, i) => first * Math.exp((i / (steps - 1)) ** p * span))
 }
 
-/** Length of each of `count` equal tiles along a padded side. */
-function lengthOf(padded, count, overlap, multiple) {
-  return count === 1 ? padded : Math.ceil((padded + (count - 1) * overlap) / (count * multiple)) * multiple
-}
-
-/** Where `count` tiles start along a padded side, and how long they are. All in pixels of the input. */
-function layAxis(padded, count, overlap, { unit, tile_multiple }) {
-  if (count === 1) return { tile: padded, starts: [0] }
-  const tile = lengthOf(padded, count, overlap, tile_multiple)
-  const room = Math.floor((padded - tile) / unit)
-  return { tile, starts: Array.from({ length: count }, (_, i) => Math.floor((i * room) / (count - 1)) * unit) }
-}
-
-/** [length, count] for the lengths that tiles along one side may have, with the least count for each. */
-function choices(padded, tile, overlap, multiple) {
-  const squares = padded <= tile ? 1 : Math.ceil((padded - overlap) / (tile - overlap))
-  const shortest = Math.floor((lengthOf(padded, squares, overlap, multiple) * 3) / 4)
-  const counts = new Map()
-  for (let count = 1; count <= 2 * squares; count++) {
-    const length = lengthOf(padded, count, overlap, multiple)
-    if (shortest <= length && length <= Math.floor((tile * 5) / 4) && !counts.has(length)) counts.set(length, count)
-  }
-  return [...counts]
-}
-
-/** {rows, columns} of a padded picture: of the tiles of at most tile * tile pixels those that compute least twice. */
-export function layAxes(height, width, tile, overlap, facts) {
-  if (Math.max(height, width) <= tile) return { rows: layAxis(height, 1, 0, facts), columns: layAxis(width, 1, 0, facts) }
-  const shared = Math.min(Math.ceil(overlap / facts.unit), Math.floor(Math.floor(tile / 2) / facts.unit)) * facts.unit
-  let best = null
-  for (const [high, down] of choices(height, tile, shared, facts.tile_multiple)) {
-    for (const [wide, across] of choices(width, tile, shared, facts.tile_multiple)) {
-      const pixels = down * high * across * wide
-      if (high * wide > tile * tile) continue
-      if (!best || pixels < best.pixels || (pixels === best.pixels && down < best.down)) best = { pixels, down, across }
-    }
-  }
-  return { rows: layAxis(height, best.down, shared, facts), columns: layAxis(width, best.across, shared, facts) }
+/** Where tiles start along one side, and how long they are. All in pixels of the input. */
+export function layAxis(length, tile, overlap, { multiple, tile_multiple, unit }) {
+  const padded = Math.ceil(length / multiple) * multiple
+  if (padded <= tile) return { tile: padded, starts: [0] }
+  const shared = Math.min(Math.ceil(overlap / unit), Math.floor(Math.floor(tile / 2) / unit)) * unit
+  const count = Math.ceil((padded - shared) / (tile - shared))
+  const side = Math.ceil((padded + (count - 1) * shared) / (count * tile_multiple)) * tile_multiple
+  const room = Math.floor((padded - side) / unit)
+  return { tile: side, starts: Array.from({ length: count }, (_, i) => Math.floor((i * room) / (count - 1)) * unit) }
 }
 
 /** [tile, overlap] that a run uses: zeros are the model's own, tiles are rounded up to its multiple. */
@@ -63,12 +34,10 @@ export function wrapMargin(length, multiple) {
 
 /** Tiles of a picture: {rows, columns, bytes}; bytes are what one batch of them needs beside the weights, in fp32. */
 export function layTiles(facts, width, height, { tile, overlap, tile_batch, wrap }) {
-  const padded = (length, words) => {
-    const around = length + (words.includes(wrap) ? wrapMargin(length, facts.multiple) : 0)
-    return Math.ceil(around / facts.multiple) * facts.multiple
-  }
+  const around = (length, words) => length + (words.includes(wrap) ? wrapMargin(length, facts.multiple) : 0)
   const [side, shared] = chooseTile(facts, tile, overlap)
-  const { rows, columns } = layAxes(padded(height, ['y', 'both']), padded(width, ['x', 'both']), side, shared, facts)
+  const rows = layAxis(around(height, ['y', 'both']), side, shared, facts)
+  const columns = layAxis(around(width, ['x', 'both']), side, shared, facts)
   const together = Math.min(tile_batch || 1, rows.starts.length * columns.starts.length)
   return { rows, columns, bytes: facts.bytes_per_pixel * rows.tile * columns.tile * together }
 }

@@ -23,7 +23,7 @@ from ..image_io import can_write
 from ..model import ResShiftModel
 from ..pipeline import upscale
 from ..registry import REGISTRY, models_dir
-from ..tiles import Axis, lay_tiles
+from ..tiles import Axis, lay_axis
 from ..version import __version__
 from . import arguments as types
 from .console import Console, human_bytes, human_seconds
@@ -170,16 +170,16 @@ def _measure(found: _Findings, args: argparse.Namespace) -> None:
     model = load_model(
         args.model, autoencoder=args.autoencoder, variant=args.variant, device=args.device, dtype=args.dtype
     )  # fmt: skip
-    rows, columns = _axes(model)
-    size, tiles = (rows.tile, columns.tile), len(rows.starts) * len(columns.starts)
-    tile = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    mask = torch.ones(1, 1, *size) if model.config.task == "inpaint" else None
+    axis = _axis(model)
+    side, tiles = axis.tile, len(axis.starts) ** 2
+    tile = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    mask = torch.ones(1, 1, side, side) if model.config.task == "inpaint" else None
     upscale(model, tile, steps=1, mask=mask)  # the first run compiles, allocates and chooses algorithms
     seconds = min(_seconds(model, tile, mask) for _ in range(RUNS))
     found.facts["measured model"] = f"{args.model}, {model.config.default_steps} steps, x{model.scale}"
-    found.facts["seconds per tile"] = f"{seconds:.3g} ({size[1]} x {size[0]} pixels)"
+    found.facts["seconds per tile"] = f"{seconds:.3g} ({side} x {side} pixels)"
     found.facts[f"{EXAMPLE_SIDE} x {EXAMPLE_SIDE} picture"] = f"{tiles} tiles, about {human_seconds(tiles * seconds)}"
-    found.facts["memory per tile"] = f"about {human_bytes(model.bytes_per_tile(*size))} beside the weights"
+    found.facts["memory per tile"] = f"about {human_bytes(model.bytes_per_tile(side, side))} beside the weights"
 
 
 def _seconds(model: ResShiftModel, tile: torch.Tensor, mask: torch.Tensor | None) -> float:
@@ -188,8 +188,8 @@ def _seconds(model: ResShiftModel, tile: torch.Tensor, mask: torch.Tensor | None
     return time.perf_counter() - start
 
 
-def _axes(model: ResShiftModel) -> tuple[Axis, Axis]:
-    """The tiles of the example picture, as `upscale` lays them by default."""
-    config, side = model.config, model.config.padded(EXAMPLE_SIDE)
+def _axis(model: ResShiftModel) -> Axis:
+    """The tiles along one side of the example picture, as `upscale` lays them by default."""
+    config = model.config
     tile, overlap = check_tile(model, "auto", None, (EXAMPLE_SIDE, EXAMPLE_SIDE))
-    return lay_tiles((side, side), tile, overlap, config.unit, config.tile_multiple)
+    return lay_axis(config.padded(EXAMPLE_SIDE), tile, overlap, config.unit, config.tile_multiple)
