@@ -34,7 +34,7 @@ class NoiseField:
         self.generator = torch.Generator()
         self.generator.manual_seed(self.seed if self.seed < 2**63 else self.seed - 2**64)
         self._whole = self._states = None
-        self._blocks: dict[int, tuple[tuple[int, int, int, int], torch.Tensor]] = {}  # (first, last, left, right), values
+        self._blocks: dict[int, tuple[tuple[tuple, int, int], torch.Tensor]] = {}  # (runs, left, right), values
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
             self._whole = [torch.randn(self.shape, generator=self.generator) for _ in range(draws)]
         else:
@@ -57,27 +57,34 @@ class NoiseField:
         right = self.shape[2] if right is None else right
         if self._whole is not None:
             return self._whole[draw][:, first:last, left:right]
-        (top, bottom, start, end), values = self._blocks.get(draw, ((-1, -1, 0, 0), None))
-        if (top, bottom) != (first, last) or not start <= left <= right <= end:
-            columns = max(right - left, BLOCK_BYTES // (4 * self.draws * self.shape[0] * (last - first)))
-            shape = (self.shape[0], last - first, min(columns, self.shape[2]))
+        return self.runs(draw, ((first, last),), left, right)
+
+    def runs(self, draw: int, runs: tuple[tuple[int, int], ...], left: int, right: int) -> torch.Tensor:
+        """As `block`, of several runs of rows, (first, last), one below the other."""
+        if self._whole is not None:
+            return torch.cat([self._whole[draw][:, first:last, left:right] for first, last in runs], dim=1)
+        (known, start, end), values = self._blocks.get(draw, (((), 0, 0), None))
+        if known != runs or not start <= left <= right <= end:
+            rows = sum(last - first for first, last in runs)
+            columns = max(right - left, BLOCK_BYTES // (4 * self.draws * self.shape[0] * rows))
+            shape = (self.shape[0], rows, min(columns, self.shape[2]))
             self._blocks.pop(draw, None)
             if values is None or values.shape != shape:  # used again if possible: taking it anew tears holes into the heap
                 values = None  # the old one goes before the new one comes
                 values = torch.empty(shape)
             start, end = left, min(self.shape[2], left + shape[2])
-            self._redraw(values[:, :, : end - start], draw, first, left)
-            self._blocks[draw] = (first, last, start, end), values
+            self._redraw(values[:, :, : end - start], draw, runs, left)
+            self._blocks[draw] = (runs, start, end), values
         return values[:, :, left - start : right - start]
 
-    def _redraw(self, out: torch.Tensor, draw: int, first: int, left: int) -> None:
+    def _redraw(self, out: torch.Tensor, draw: int, runs: tuple[tuple[int, int], ...], left: int) -> None:
         """Fill out, (channels, rows, columns). Channels are shared out among torch's threads: filling with normals takes one."""
         channels = self.shape[0]
         threads = min(torch.get_num_threads(), channels)
 
         @torch.inference_mode()  # of this thread; `out` may belong to one
         def fill(part: int) -> None:
-            self._redraw_channels(out, range(part, channels, threads), draw, first, left)
+            self._redraw_channels(out, range(part, channels, threads), draw, runs, left)
 
         if threads == 1:
             fill(0)
@@ -85,18 +92,21 @@ class NoiseField:
             with ThreadPoolExecutor(threads, "noise") as pool:
                 list(pool.map(fill, range(threads)))
 
-    def _redraw_channels(self, out: torch.Tensor, channels: range, draw: int, first: int, left: int) -> None:
-        width, last, columns = self.shape[2], first + out.shape[1], slice(left, left + out.shape[2])
+    def _redraw_channels(self, out: torch.Tensor, channels: range, draw: int, runs, left: int) -> None:
+        width, columns = self.shape[2], slice(left, left + out.shape[2])
         generator = torch.Generator()
         values = torch.empty(BAND_ROWS, width)  # filled again and again: fresh memory takes longer than the numbers
-        band, skipped = divmod(first, BAND_ROWS)
         for channel in channels:
-            generator.set_state(self._states[draw][channel][band])
-            _skip(generator, values[:skipped])
-            for row in range(first, last, BAND_ROWS):
-                rows = min(BAND_ROWS, last - row)
-                values[:rows].normal_(generator=generator)
-                out[channel, row - first : row - first + rows] = values[:rows, columns]
+            top = 0
+            for first, last in runs:
+                band, skipped = divmod(first, BAND_ROWS)
+                generator.set_state(self._states[draw][channel][band])
+                _skip(generator, values[:skipped])
+                for row in range(first, last, BAND_ROWS):
+                    rows = min(BAND_ROWS, last - row)
+                    values[:rows].normal_(generator=generator)
+                    out[channel, top : top + rows] = values[:rows, columns]
+                    top += rows
 
 
 def _skip(generator: torch.Generator, scratch: torch.Tensor) -> None:
@@ -121,18 +131,32 @@ class RepeatedNoise:
     """A NoiseField of one period, read around and around: the same interface, `height` by `width` positions."""
 
     def __init__(self, seed: int, draws: int, channels: int, height: int, width: int, repeat: Repeat):
-        self.repeat, self.height = repeat, repeat.height or height
-        period = repeat.width or width
-        self.columns = (torch.arange(width) - repeat.left) % period
-        stored = -(-period // BLOCK) * BLOCK  # large fields must be; the surplus is not read
-        self.field = NoiseField(seed, draws, channels, self.height, stored)
+        self.repeat, self.width = repeat, width
+        self.periods = repeat.height or height, repeat.width or width
+        stored = -(-self.periods[1] // BLOCK) * BLOCK  # large fields must be; the surplus is not read
+        self.field = NoiseField(seed, draws, channels, self.periods[0], stored)
 
     def block(self, draw: int, first: int, last: int, left: int = 0, right: int | None = None) -> torch.Tensor:
-        """float32 (channels, last - first, right - left) of one draw."""
-        columns, parts = self.columns[left:right], []
-        while first < last:
-            row = (first - self.repeat.top) % self.height
-            count = min(last - first, self.height - row)
-            parts.append(self.field.block(draw, row, row + count)[:, :, columns])
-            first += count
-        return torch.cat(parts, dim=1)
+        """float32 (channels, last - first, right - left) of one draw, valid until the next call."""
+        right = self.width if right is None else right
+        rows = _around(first - self.repeat.top, last - self.repeat.top, self.periods[0])
+        columns = _around(left - self.repeat.left, right - self.repeat.left, self.periods[1])
+        if len(columns) == 1:
+            return self.field.runs(draw, rows, *columns[0])
+        out = torch.empty(self.field.shape[0], last - first, right - left)
+        done = 0
+        for start, end in columns:  # each is copied before the next may overwrite it
+            out[:, :, done : done + end - start] = self.field.runs(draw, rows, start, end)
+            done += end - start
+        return out
+
+
+def _around(first: int, last: int, period: int) -> tuple[tuple[int, int], ...]:
+    """The runs within 0..period that [first, last) goes through, round and round."""
+    runs = []
+    while first < last:
+        start = first % period
+        count = min(last - first, period - start)
+        runs.append((start, start + count))
+        first += count
+    return tuple(runs)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import resshift_core as rs
+import resshift_core.noise as noise_module
 from resshift_core.noise import NoiseField, Repeat, RepeatedNoise
 from resshift_core.progress import pixels_by_fit
 from resshift_core.wrap import Torus, match_color_around, resize_around
@@ -112,6 +113,24 @@ class TestRepeatedNoise:
         rows = (torch.arange(first, last) - 3) % 12
         expected = field.block(1, 0, 12)[:, rows][:, :, (torch.arange(70) - 5) % 20]
         assert torch.equal(noise.block(1, first, last), expected)
+
+    def test_a_streamed_field_gives_the_same_across_both_ends(self, monkeypatch):
+        whole = RepeatedNoise(9, 2, 4, 200, 150, Repeat(140, 96, top=32, left=32))
+        monkeypatch.setattr(noise_module, "KEEP_BYTES", 0)
+        monkeypatch.setattr(noise_module, "BLOCK_BYTES", 2 * 4 * 4 * 64 * 70)  # 70 columns of 64 rows
+        streamed = RepeatedNoise(9, 2, 4, 200, 150, Repeat(140, 96, top=32, left=32))
+        assert streamed.field._whole is None
+        for first in (0, 50, 136):
+            for left, right in ((0, 64), (30, 94), (64, 128), (86, 150), (0, 150)):
+                for draw in (0, 1):
+                    expected = whole.block(draw, first, first + 64, left, right)
+                    assert torch.equal(streamed.block(draw, first, first + 64, left, right), expected)
+
+    def test_a_wide_picture_keeps_little(self):
+        noise = RepeatedNoise(0, 2, 48, 320, 4160, Repeat(256, 4096, 32, 32))
+        for draw in (0, 1):
+            noise.block(draw, 0, 256, 0, 256)  # across the left end and the upper one
+        assert sum(values.numel() * 4 for _, values in noise.field._blocks.values()) < 140 * 2**20
 
     def test_periodic_noise_is_the_same_480_pixels_further(self, small_model):
         model = small_model(norm="position", tile=576)
