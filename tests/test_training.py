@@ -10,6 +10,7 @@ import os
 import random
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -20,10 +21,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import resshift_core as rs
 from training import finetune
+from training.interrupts import Interrupts
 from training.trainer import Trainer
 
 from .training_run import ROOT, arguments, command, environment, make_pictures, save_tiny_model, weights
@@ -276,6 +279,95 @@ def test_muon_resumes_exactly_too(place, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "step", step)
     assert finetune.main(arguments(*place[:1], broken, place[1], *more, "--resume", "auto")) == 0
     assert contents(broken / "last.safetensors") == contents(unbroken / "last.safetensors")
+
+
+@pytest.fixture
+def default_signals():
+    """Ctrl-C is ignored by what a shell starts with &."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("default_signals")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("where", ["_update", "validate"])
+def test_a_signal_saves_no_half_step(place, tmp_path, monkeypatch, number, status, where):
+    """It comes between the weights and their average, or in validation, which is broken off."""
+    unbroken, broken = tmp_path / "unbroken" / "run", tmp_path / "broken" / "run"
+    more = ("--iterations", 8, "--validate-every", 4)
+    assert finetune.main(arguments(*place[:1], unbroken, place[1], *more)) == 0
+    finished = []
+
+    if where == "_update":
+
+        def kill(average, *args):
+            os.kill(os.getpid(), number)
+            finished.append(True)
+            return AveragedModel.update_parameters(average, *args)
+
+        monkeypatch.setattr("training.trainer.AveragedModel", type("Killed", (AveragedModel,), {"update_parameters": kill}))
+    else:
+
+        def kill(run):
+            if run.trainer.position.iteration:
+                os.kill(os.getpid(), number)
+                finished.append(True)
+
+        monkeypatch.setattr(finetune.Run, "validate", kill)
+    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    assert finetune.main(arguments(*place[:1], broken, place[1], *more)) == status
+    assert finished == ([True] if where == "_update" else [])
+    assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
+    monkeypatch.undo()
+    assert [path.name[:9] for path in (broken / "state").glob("*.pt")] == ["000000001" if where == "_update" else "000000004"]
+    assert finetune.main(arguments(*place[:1], broken, place[1], *more, "--resume", "auto")) == 0
+    assert contents(broken / "last.safetensors") == contents(unbroken / "last.safetensors")
+
+
+@pytest.mark.usefixtures("default_signals")
+@needs_fork
+def test_all_processes_stop_after_the_same_step(place, tmp_path):
+    """Though the signal reaches one of them; and what loads the data ignores it."""
+    output = tmp_path / "run"
+    words = arguments(place[0], output, place[1], "--iterations", 10**6, "--workers", 1)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = [in_child(words, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    deadline = time.monotonic() + 120
+    while not (output / "log.csv").is_file() or len(losses(output)) < 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.kill(processes[1].pid, signal.SIGINT)
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [130, 130]
+    (state,) = (output / "state").glob("*.pt")
+    assert int(state.name[:9]) == int(losses(output)[-1][0]) >= 3
+
+
+def test_an_impatient_signal_ends_the_run_at_once(monkeypatch):
+    with Interrupts(hold=True) as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes every one on
+        assert interrupts.asked and interrupts.status == 143
+        monkeypatch.setattr("training.interrupts.PATIENCE", 0.0)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+
+
+def test_loader_workers_that_die_by_the_signal_are_no_error():
+    def batches():
+        yield 1
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+
+    interrupts = Interrupts(hold=False)
+    with pytest.raises(RuntimeError, match="killed by signal"):
+        list(interrupts.passing(batches()))
+    with interrupts, pytest.raises(KeyboardInterrupt), interrupts.step():
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        list(interrupts.passing(batches()))
 
 
 def test_a_torn_state_falls_back_to_the_one_before(place, tmp_path, caplog):

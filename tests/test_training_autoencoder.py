@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 import torch
 
@@ -65,6 +68,32 @@ def test_a_step_that_is_not_finite_changes_no_weight(tmp_path):
     assert all(map(torch.equal, before, after))
     trainer.step(torch.rand(2, 3, 32, 32) * 2 - 1)
     assert not any(map(torch.equal, before, after[:1])) and all(bool(torch.isfinite(weight).all()) for weight in after)
+
+
+def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys):
+    data = make_pictures(tmp_path / "pictures", 3, 48)
+    assert train_autoencoder.main(words(data, tmp_path / "whole", "--iterations", 8)) == 0
+    step = train_autoencoder.AutoencoderTrainer.step
+
+    def killed(trainer, image):
+        if trainer.iteration == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, image)
+
+    monkeypatch.setattr(train_autoencoder.AutoencoderTrainer, "step", killed)
+    assert train_autoencoder.main(words(data, tmp_path / "parts", "--iterations", 8)) == 143
+    assert "Stopped at iteration 4" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert train_autoencoder.main(words(data, tmp_path / "parts", "--iterations", 8, "--resume", "auto")) == 0
+    whole, parts = (read_file(tmp_path / name / "autoencoder.safetensors")[0] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_three_bad_steps_in_a_row_stop_the_run(tmp_path, monkeypatch, capsys):
+    data = make_pictures(tmp_path / "pictures", 3, 48)
+    monkeypatch.setattr(train_autoencoder, "codebook_loss", lambda *_: torch.tensor(float("nan"), requires_grad=True))
+    assert train_autoencoder.main(words(data, tmp_path / "run", "--iterations", 50)) == 1
+    assert "not finite in 3 steps in a row, the last at iteration 2" in capsys.readouterr().err
 
 
 def test_levels_must_match(tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +64,39 @@ def test_the_check_is_not_repeated_for_files_that_did_not_change(folder, tmp_pat
     assert scan(find_images(folder), 32, memory) == first
 
 
+def test_a_check_that_was_broken_off_goes_on(folder, tmp_path, monkeypatch):
+    from training import scan as module
+
+    memory, done, decode = tmp_path / "scan.json", [], module.read_rgb
+
+    def slow(path):
+        if len(done) == 4:
+            raise KeyboardInterrupt
+        done.append(path)
+        return decode(path)
+
+    monkeypatch.setattr(module, "read_rgb", slow)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 1)
+    with pytest.raises(KeyboardInterrupt):
+        scan(find_images(folder), 32, memory)
+    assert len(json.loads(memory.read_text())["pictures"]) == 4
+    monkeypatch.setattr(module, "read_rgb", lambda path: done.append(path) or decode(path))
+    assert len(scan(find_images(folder), 32, memory).used) == 6
+    assert sorted(done) == find_images(folder)  # each once
+
+
+def test_a_long_check_remembers_on_the_way(folder, tmp_path, monkeypatch):
+    from training import scan as module
+
+    counts, remember = [], module._remember
+    monkeypatch.setattr(module, "REMEMBER_EVERY", 0.0)
+    monkeypatch.setattr(
+        module, "_remember", lambda memory, found, **more: counts.append(len(found)) or remember(memory, found, **more)
+    )
+    scan(find_images(folder), 32, tmp_path / "scan.json")
+    assert counts == [1, 2, 3, 4, 5, 6, 6]
+
+
 def test_a_damaged_memory_of_the_check_is_made_anew(folder, tmp_path):
     (tmp_path / "scan.json").write_text("{")
     assert len(scan(find_images(folder), 32, tmp_path / "scan.json").used) == 6
@@ -90,7 +125,6 @@ def test_sixteen_bits_of_grey_are_not_clipped_to_white(tmp_path, ending):
     Image.fromarray(ramp).save(tmp_path / f"ramp.{ending}")
     pixels = read_rgb(tmp_path / f"ramp.{ending}")
     assert torch.equal(pixels, torch.from_numpy((ramp / 257).round().astype(np.uint8)).expand(3, -1, -1))
-
 
 
 def test_nothing_to_train_on_is_an_error(folder):
@@ -139,6 +173,20 @@ def test_the_cache_keeps_what_fits(folder, monkeypatch):
     assert Crops(pictures(folder), CropSettings(32), cache_mib=0).store.keep == 0
 
 
+def test_workers_started_anew_share_the_cache(tmp_path, monkeypatch):
+    """As on Windows and macOS, where processes are not forked."""
+    data = make_pictures(tmp_path / "data", 3)
+    plain = Crops(pictures(data), CropSettings(32))
+    expected = torch.stack([plain[n]["hr"] for n in range(4)])
+    monkeypatch.setattr("training.data.START", "spawn")
+    crops = Crops(pictures(data), CropSettings(32), cache_mib=1)
+    batches = load_batches(crops, Positions(0, 4, 0, 1), 2)
+    shutil.rmtree(data)  # whoever decodes again finds nothing
+    assert len(ForkingPickler.dumps(crops)) < 15000 < 72 * 72 * 3  # less than one picture
+    _, (_, batch) = next(zip(range(1), batches))
+    assert torch.equal(batch["hr"], expected)
+
+
 def test_holes_of_inpainting(folder):
     crops = Crops(pictures(folder), CropSettings(64, holes=True))
     shares = [float(crops[n]["hole"].mean()) for n in range(30)]
@@ -157,6 +205,22 @@ def test_pairs_are_cut_at_the_same_place(folder, tmp_path):
         pair = crops[n]
         small = torch.nn.functional.avg_pool2d(pair["hr"][None], 4)[0]
         assert float((small - pair["lq"]).abs().max()) < 1.01 / 255
+
+
+def test_a_pair_of_which_one_vanishes_is_named_and_replaced(tmp_path, caplog, monkeypatch):
+    data, low = make_pictures(tmp_path / "data", 2), make_pictures(tmp_path / "low", 2, side=18)
+    found = pictures(data)
+    crops = PairedCrops(found, [low / Path(p.path).name for p in found], 4, CropSettings(32), cache_mib=0)
+    (low / "picture_0.png").unlink()
+    for n in range(8):
+        assert crops[n]["lq"].shape == (3, 8, 8)
+    assert "picture_0.png cannot be read any more" in caplog.text and str(low) in caplog.text
+    kept = PairedCrops(found, [low / Path(p.path).name for p in found], 4, CropSettings(32), cache_mib=1)
+    assert kept.store.keep == kept.small.keep == 2
+    kept.fill()
+    monkeypatch.setattr("training.data.read_rgb", lambda path: pytest.fail("decoded again"))
+    with pytest.raises(pytest.fail.Exception):
+        kept[0], kept[1], kept[2], kept[3]  # picture_0's partner is gone, and looked for again
 
 
 def test_pairs_that_do_not_fit_are_named(folder, tmp_path):

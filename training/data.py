@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from .scan import DataError, Picture, find_images, read_rgb
 
 log = logging.getLogger("resshift.training")
 
+START = "spawn" if sys.platform.startswith(("win", "darwin")) else "fork"  # how loader workers begin
 ATTEMPTS = 20  # other pictures tried when one cannot be read any more
 
 
@@ -39,28 +41,43 @@ class CropSettings:
 class PictureStore:
     """Decoded pictures: those that fit into `cache_mib` together are kept, the others are decoded for every use.
 
-    What is kept is decoded at the first use, by the process that uses it; `fill` decodes it beforehand, so that forked
-    loader workers share it.
+    What is kept is decoded at the first use, by the process that uses it; `fill` decodes it beforehand, so that loader
+    workers share it.
     """
 
-    def __init__(self, pictures: Sequence[Picture], cache_mib: int = 0):
+    def __init__(self, pictures: Sequence[Picture], cache_mib: float = 0):
         self.pictures = list(pictures)
-        self._kept: dict[int, torch.Tensor] = {}
         sizes = np.array([3 * picture.height * picture.width for picture in self.pictures], dtype=np.int64)
         self.keep = int((np.cumsum(sizes) <= cache_mib * 2**20).sum())  # the first so many
+        self._kept: dict[int, torch.Tensor] = {}
+        self._slab: torch.Tensor | None = None  # or in one piece, which the pickle of this object holds by reference
+        self._places: dict[int, tuple[int, torch.Size]] = {}  # in it: first byte, shape
+        self._sizes = sizes[: self.keep]
 
     def __len__(self) -> int:
         return len(self.pictures)
 
-    def fill(self) -> None:
-        for index in range(self.keep):
+    def fill(self, shared: bool = False) -> None:
+        """Decode what is kept; `shared`: into memory that processes started anew share, too (forked ones do anyway)."""
+        if shared and self._slab is None and self.keep:
+            self._slab = torch.empty(int(self._sizes.sum()), dtype=torch.uint8).share_memory_()
+        starts = np.cumsum(self._sizes) - self._sizes
+        for index, (start, size) in enumerate(zip(starts, self._sizes)):
             try:
-                self[index]
+                image = self[index]
             except Exception as error:
                 log.warning("%s cannot be read any more (%s).", self.pictures[index].path, error)
+                continue
+            if self._slab is not None and index not in self._places and image.numel() == size:  # it may have changed
+                self._slab[start : start + size] = image.flatten()
+                self._places[index] = int(start), image.shape
+                del self._kept[index]
 
     def __getitem__(self, index: int) -> torch.Tensor:
         """uint8 (3, H, W)."""
+        if index in self._places:
+            start, shape = self._places[index]
+            return self._slab[start : start + shape.numel()].view(shape)
         if index in self._kept:
             return self._kept[index]
         image = read_rgb(self.pictures[index].path)
@@ -92,21 +109,37 @@ class Crops(Dataset):
         areas = np.array([math.sqrt(picture.height * picture.width) for picture in pictures])
         self.weights = areas / areas.sum()
 
-    def _image(self, rng: np.random.Generator) -> tuple[int, torch.Tensor]:
-        """A picture at random; one that cannot be read any more is named and another one taken."""
+    def _stores(self) -> tuple[PictureStore, ...]:
+        return (self.store,)
+
+    def fill(self, shared: bool = False) -> None:
+        """As `PictureStore.fill`."""
+        for store in self._stores():
+            store.fill(shared)
+
+    def _images(self, rng: np.random.Generator) -> list[torch.Tensor]:
+        """A picture at random, out of every store; one that cannot be read any more is named and another one taken."""
         for _ in range(ATTEMPTS):
             index = int(rng.choice(len(self.store), p=self.weights))
-            try:
-                image = self.store[index]
-            except Exception as error:
-                log.warning("%s cannot be read any more (%s); another picture is used.", self.store.pictures[index].path, error)
-                continue
-            if min(image.shape[1:]) >= self.settings.size:
-                return index, image
+            images = []
+            for store in self._stores():
+                try:
+                    images.append(store[index])
+                except Exception as error:
+                    path = store.pictures[index].path
+                    log.warning("%s cannot be read any more (%s); another picture is used.", path, error)
+                    break
+            else:
+                if self._usable(images):
+                    return images
         raise DataError(f"{ATTEMPTS} pictures in a row cannot be read. Is the folder of the data still there?")
 
+    def _usable(self, images: list[torch.Tensor]) -> bool:
+        """Files may have changed since the check."""
+        return min(images[0].shape[1:]) >= self.settings.size
+
     def _photo(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        _, image = self._image(rng)
+        (image,) = self._images(rng)
         size = self.settings.size
         shrinks = rng.random() < self.settings.rescale_share
         span = min(round(size / rng.uniform(self.settings.min_rescale, 1.0)) if shrinks else size, *image.shape[1:])
@@ -131,12 +164,23 @@ class PairedCrops(Crops):
     """As Crops, from pairs of files: {"hr": (3, size, size), "lq": (3, size / scale, size / scale)}, never rescaled."""
 
     def __init__(self, pictures, small: Sequence[Path], scale: int, settings: CropSettings, seed: int = 0, cache_mib: int = 0):
-        super().__init__(pictures, settings, seed, cache_mib)
-        self.small, self.scale = [Path(path) for path in small], scale
+        large_share = scale**2 / (scale**2 + 1)
+        super().__init__(pictures, settings, seed, cache_mib * large_share)
+        self.scale = scale
+        partners = [
+            Picture(str(path), "", picture.height // scale, picture.width // scale) for path, picture in zip(small, pictures)
+        ]
+        self.small = PictureStore(partners, cache_mib * (1 - large_share))
+
+    def _stores(self) -> tuple[PictureStore, ...]:
+        return self.store, self.small
+
+    def _usable(self, images: list[torch.Tensor]) -> bool:
+        sizes = [tuple(side * self.scale for side in images[1].shape[1:]), tuple(images[0].shape[1:])]
+        return super()._usable(images) and sizes[0] == sizes[1]
 
     def _photo(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        index, image = self._image(rng)
-        lq = read_rgb(self.small[index])
+        image, lq = self._images(rng)
         size = self.settings.size // self.scale
         y, x = (int(rng.integers(0, extent - size + 1)) for extent in lq.shape[1:])
         top, left, side = y * self.scale, x * self.scale, self.settings.size
@@ -192,8 +236,9 @@ def _collate(samples: list[dict]) -> dict[str, torch.Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the training ends its workers itself
 
 
 def load_batches(crops: Dataset, positions: Positions, workers: int, pin: bool = False) -> Iterator[tuple[list[int], dict]]:
@@ -201,12 +246,11 @@ def load_batches(crops: Dataset, positions: Positions, workers: int, pin: bool =
 
     workers: loader processes; 0 = in this process.
     """
-    if workers and not sys.platform.startswith(("win", "darwin")) and hasattr(crops, "store"):
-        crops.store.fill()  # forked workers share what is decoded before the fork
-    context = "fork" if workers and not sys.platform.startswith(("win", "darwin")) else None
+    if workers and hasattr(crops, "fill"):
+        crops.fill(shared=START == "spawn")  # workers share what is decoded before they start
     loader = DataLoader(
         crops, batch_sampler=positions, num_workers=workers, collate_fn=_collate, pin_memory=pin,
-        prefetch_factor=4 if workers else None, multiprocessing_context=context, worker_init_fn=_one_thread,
+        prefetch_factor=4 if workers else None, multiprocessing_context=START if workers else None, worker_init_fn=_start_worker,
     )  # fmt: skip
     return zip(positions, loader)
 

@@ -38,10 +38,11 @@ from tqdm import tqdm
 import resshift_core as rs
 from training.data import match_pairs
 from training.degradation import make_degradation
-from training.losses import OfflineError, make_lpips
+from training.losses import make_lpips
 from training.metrics import lpips_is_here, luma, psnr, ssim, texture
+from training.program import exit_status
 from training.report import save_picture
-from training.scan import DataError, find_images, read_rgb, scan
+from training.scan import find_images, read_rgb, scan
 from training.settings import SettingsError
 from training.validation import given_pairs, make_pairs
 
@@ -351,18 +352,12 @@ def run(settings: EvaluationSettings) -> list[dict]:
 
 
 def main(argv=None) -> int:
-    """The program. Exit status 0 done, 1 something cannot be read or fetched, 2 wrong settings."""
+    """The program."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace")  # arrows, on a console that has none
-    try:
-        run(tyro.cli(EvaluationSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (DataError, OfflineError, rs.ResShiftError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    return exit_status(
+        lambda: run(tyro.cli(EvaluationSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    )
 
 
 if __name__ == "__main__":

@@ -47,15 +47,17 @@ from training.data import Crops, CropSettings, PairedCrops, Positions, default_w
 from training.degradation import make_degradation
 from training.distributed import Processes
 from training.drawings import usable_fonts
-from training.losses import LossSettings, Objective, OfflineError, make_lpips
+from training.interrupts import Interrupts, Stopped
+from training.losses import LossSettings, Objective, make_lpips
 from training.memory import fit_micro_batch
+from training.program import exit_status
 from training.report import Report, memory_text, save_picture, write_summary
 from training.resize import resize
 from training.scan import DataError, Picture, Scan, find_images, scan
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, to_dict
 from training.start import Start, load_start
-from training.state import StateError, load_state, save_state
-from training.trainer import NotFinite, Trainer
+from training.state import load_state, save_state
+from training.trainer import Trainer
 from training.validation import Pair, Validator, given_pairs, hold_out, make_pairs
 
 log = logging.getLogger("resshift.training")
@@ -251,7 +253,11 @@ class Run:
         return load_batches(self.data.crops, positions, workers, pin=processes.device.type == "cuda")
 
     def loop(self) -> None:
-        """Until the last iteration; Ctrl-C saves and stops."""
+        """Until the last iteration; Ctrl-C and SIGTERM save after the step that they fall into, and stop.
+
+        Raises:
+            Stopped: by one of them.
+        """
         settings, trainer = self.settings, self.trainer
         if self.processes.first:
             self.write_config()
@@ -261,32 +267,45 @@ class Run:
             self.report = Report(self.output, settings.iterations, trainer.position.iteration, names)
             if trainer.position.iteration == 0:
                 self.validate()
+        interrupts = Interrupts(hold=self.processes.world > 1)
         try:
-            self._iterate()
+            with interrupts:
+                self._iterate_and_save(interrupts)
         except KeyboardInterrupt:
-            if self.processes.first:
-                self.save()
-                self.report.say(f"Stopped at iteration {trainer.position.iteration}; --resume auto goes on from there.")
-            raise
+            raise Stopped(interrupts.status) from None
         finally:
             if self.report is not None:
                 self.report.close()
         if self.processes.first:
             write_summary(self.output)
 
-    def _iterate(self) -> None:
+    def _iterate_and_save(self, interrupts: Interrupts) -> None:
+        try:
+            self._iterate(interrupts)
+        except KeyboardInterrupt:
+            if self.processes.first:
+                with interrupts.held():
+                    self.save()
+                    iteration = self.trainer.position.iteration
+                    self.report.say(f"Stopped at iteration {iteration}; --resume auto goes on from there.")
+            raise
+
+    def _iterate(self, interrupts: Interrupts) -> None:
         settings, trainer = self.settings, self.trainer
         started = time.perf_counter()
         if trainer.position.iteration >= settings.iterations:
             return
-        for numbers, crops in self.batches():
-            values = trainer.step(numbers, crops)
+        for numbers, crops in interrupts.passing(self.batches()):
+            with interrupts.step():
+                values = trainer.step(numbers, crops)
             if self.processes.first:
                 now = time.perf_counter()
                 self._after_step(values, settings.batch_size / (now - started))
                 started = time.perf_counter()
             if trainer.position.iteration >= settings.iterations:
                 return
+            if self.processes.agree(float(interrupts.asked)):
+                raise KeyboardInterrupt
 
     def _after_step(self, values: dict[str, float], images_per_second: float) -> None:
         settings, iteration = self.settings, self.trainer.position.iteration
@@ -391,32 +410,20 @@ def run(settings: TrainSettings, processes: Processes) -> None:
 
 
 def program(argv, doc: str, what: Callable[[TrainSettings, Processes], None], cls: type[TrainSettings] = TrainSettings) -> int:
-    """A command line around `what`. Exit status 0 done, 1 the run failed, 2 wrong settings, 130 interrupted."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    processes = None
-    try:
+    """A command line around `what`; returns its exit status."""
+    processes: Processes | None = None
+
+    def work() -> None:
+        nonlocal processes
         settings = parse(argv, doc, cls)
         processes = distributed.start(settings.device)
         what(settings, processes)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (DataError, OfflineError, NotFinite, StateError, MemoryError, rs.ResShiftError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(
-            f"A file of this run cannot be read or written ({error}). Make room, or look at the folder; --resume auto then goes "
-            "on from the last state.",
-            file=sys.stderr,
-        )
-        return 1
-    except KeyboardInterrupt:
-        return 130
+
+    try:
+        return exit_status(work)
     finally:
         if processes is not None:
             distributed.stop(processes)
-    return 0
 
 
 def main(argv=None) -> int:

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
+REMEMBER_EVERY = 60.0  # seconds between two writings of what a check has found so far
 NAMED = 10  # files named in a report on the terminal; the file scan.json names all
 
 
@@ -144,8 +146,27 @@ def _inspect_all(paths: list[Path], memory: Path | None, quiet: bool) -> list[Pi
         except OSError:
             return inspect(path)
 
+    done, written = [], time.monotonic()
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        return list(tqdm(pool.map(one, paths), total=len(paths), desc="checking pictures", disable=quiet, leave=False))
+        try:
+            for picture in tqdm(pool.map(one, paths), total=len(paths), desc="checking pictures", disable=quiet, leave=False):
+                done.append(picture)
+                if time.monotonic() - written > REMEMBER_EVERY:
+                    _remember(memory, done)
+                    written = time.monotonic()
+        except BaseException:  # Ctrl-C on a large folder: the next check goes on from here
+            _remember(memory, done)
+            raise
+    return done
+
+
+def _remember(memory: Path | None, pictures: list[Picture], **findings: tuple[str, ...]) -> None:
+    if memory is None:
+        return
+    memory.parent.mkdir(parents=True, exist_ok=True)
+    part = memory.with_name(f"{memory.name}.part")
+    part.write_text(json.dumps({**findings, "pictures": [asdict(picture) for picture in pictures]}, indent=1), encoding="utf-8")
+    os.replace(part, memory)
 
 
 def scan(paths: Iterable[Path], smallest: int, memory: Path | None = None, quiet: bool = True) -> Scan:
@@ -171,11 +192,7 @@ def scan(paths: Iterable[Path], smallest: int, memory: Path | None = None, quiet
             if picture.grey:
                 grey.append(picture.path)
     result = Scan(tuple(used), tuple(unreadable), tuple(tiny), tuple(duplicate), tuple(grey))
-    if memory is not None:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        findings = {name: getattr(result, name) for name in ("unreadable", "tiny", "duplicate", "grey")}
-        rows = [asdict(picture) for picture in pictures]
-        memory.write_text(json.dumps({**findings, "pictures": rows}, indent=1), encoding="utf-8")
+    _remember(memory, pictures, unreadable=result.unreadable, tiny=result.tiny, duplicate=result.duplicate, grey=result.grey)
     if not used:
         raise DataError(
             f"None of {len(paths)} files can be used for crops of {smallest} pixels. {result.report()} "

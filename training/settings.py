@@ -88,7 +88,7 @@ class TrainSettings:
     drawn_share: float = 0.0  # of crops that are rendered text, line art or one colour
     fonts: Path | None = None  # folder of font files for it
     workers: int | None = None  # loader processes
-    cache_mib: int = 4096  # decoded pictures kept in memory
+    cache_mib: int = 4096  # decoded pictures kept in memory, for every process of torchrun
 
     # Validation, logs, export
     validation: Path | None = None  # folder of held-out pictures; none: a twentieth of the data (2 to 16) is held out

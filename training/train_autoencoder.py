@@ -32,13 +32,15 @@ import resshift_core as rs
 from resshift_core.checkpoint import save_weights
 from resshift_core.device import resolve_device
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
-from training.losses import DETAIL_WINDOW, Discriminator, OfflineError, make_lpips, relativistic
+from training.interrupts import Interrupts, Stopped
+from training.losses import DETAIL_WINDOW, Discriminator, make_lpips, relativistic
 from training.metrics import psnr
+from training.program import exit_status
 from training.report import Table, save_picture
-from training.scan import DataError, find_images, scan
+from training.scan import find_images, scan
 from training.settings import SettingsError
 from training.state import load_state, save_state
-from training.trainer import choose_precision, make_average
+from training.trainer import BAD_STEPS, NotFinite, choose_precision, make_average
 
 log = logging.getLogger("resshift.training")
 
@@ -89,7 +91,7 @@ class AutoencoderTrainer:
 
     def __init__(self, settings: AutoencoderSettings, device: torch.device):
         torch.manual_seed(settings.seed)
-        self.settings, self.device, self.iteration = settings, device, 0
+        self.settings, self.device, self.iteration, self.skipped_in_row = settings, device, 0, 0
         self.net = rs.VQGAN(settings.architecture).to(device)
         self.average = make_average(self.net, settings.ema)
         self.judge = Discriminator().to(device)
@@ -119,7 +121,11 @@ class AutoencoderTrainer:
             return self.net.decode(straight, quantize=False).float(), book
 
     def step(self, image: torch.Tensor) -> dict[str, float]:
-        """One update from (B, 3, H, W) in [-1, 1]; a loss that is not finite changes nothing."""
+        """One update from (B, 3, H, W) in [-1, 1]; a loss that is not finite changes nothing.
+
+        Raises:
+            NotFinite: the third such step in a row.
+        """
         settings = self.settings
         result, book = self.reconstruct(image)
         parts = {"l1": F.l1_loss(result, image), "codebook": book}
@@ -135,12 +141,13 @@ class AutoencoderTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
-        sound = bool(torch.isfinite(norm))
+        sound = bool(torch.isfinite(norm) & torch.isfinite(loss))
         if sound:
             self.optimizer.step()
             self.average.update_parameters(self.net)
+            self.skipped_in_row = 0
         else:
-            log.warning("The loss of iteration %d is not finite; the step is skipped.", self.iteration)
+            self._skip()
         if adversarial and sound:
             parts["discriminator"] = relativistic(*self.judge(torch.cat([image, result.detach()])).chunk(2))
             self.judge_optimizer.zero_grad(set_to_none=True)
@@ -148,6 +155,15 @@ class AutoencoderTrainer:
             self.judge_optimizer.step()
         self.iteration += 1
         return {"loss": float(loss.detach()), **{name: float(value.detach()) for name, value in parts.items()}}
+
+    def _skip(self) -> None:
+        log.warning("The loss of iteration %d is not finite; the step is skipped.", self.iteration)
+        self.skipped_in_row += 1
+        if self.skipped_in_row == BAD_STEPS:
+            raise NotFinite(
+                f"The loss was not finite in {BAD_STEPS} steps in a row, the last at iteration {self.iteration}. Lower "
+                f"--learning-rate (now {self.settings.learning_rate:g}) or use --precision fp32; then start again with --resume auto."
+            )
 
     def save(self) -> None:
         """State, and OUTPUT/autoencoder.safetensors with the averaged weights."""
@@ -180,25 +196,41 @@ class AutoencoderTrainer:
 
 
 def loop(trainer: AutoencoderTrainer, crops: Crops, workers: int) -> None:
-    """Until the last iteration."""
+    """Until the last iteration; Ctrl-C and SIGTERM save after the step that they fall into, and stop.
+
+    Raises:
+        Stopped: by one of them. NotFinite: see `AutoencoderTrainer.step`.
+    """
+    with Interrupts(hold=False) as interrupts:
+        try:
+            _iterate(trainer, crops, workers, interrupts)
+        except KeyboardInterrupt:
+            with interrupts.held():
+                trainer.save()
+                print(f"Stopped at iteration {trainer.iteration}; --resume auto goes on from there.")
+            raise Stopped(interrupts.status) from None
+
+
+def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts: Interrupts) -> None:
     settings, device = trainer.settings, trainer.device
     table = Table(settings.output / "log.csv", ["loss", "l1", "codebook", "lpips", "discriminator", "psnr"], trainer.iteration)
     positions = Positions(trainer.iteration, settings.batch_size, 0, 1)
-    bar = tqdm(total=settings.iterations, initial=trainer.iteration, desc="training")
-    for _, batch in load_batches(crops, positions, workers, pin=device.type == "cuda"):
-        if trainer.iteration >= settings.iterations:
-            break
-        image = batch["hr"].to(device, non_blocking=True) * 2 - 1
-        values = trainer.step(image)
-        bar.update()
-        bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
-        done = trainer.iteration >= settings.iterations
-        if trainer.iteration % settings.save_every == 0 or done:
-            values["psnr"] = trainer.show(image)
-            trainer.save()
-        if trainer.iteration % 10 == 0 or done:
-            table.add(trainer.iteration, values)
-    bar.close()
+    batches = interrupts.passing(load_batches(crops, positions, workers, pin=device.type == "cuda"))
+    with tqdm(total=settings.iterations, initial=trainer.iteration, desc="training") as bar:
+        for _, batch in batches:
+            if trainer.iteration >= settings.iterations:
+                break
+            image = batch["hr"].to(device, non_blocking=True) * 2 - 1
+            with interrupts.step():
+                values = trainer.step(image)
+            bar.update()
+            bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
+            done = trainer.iteration >= settings.iterations
+            if trainer.iteration % settings.save_every == 0 or done:
+                values["psnr"] = trainer.show(image)
+                trainer.save()
+            if trainer.iteration % 10 == 0 or done:
+                table.add(trainer.iteration, values)
 
 
 def run(settings: AutoencoderSettings) -> None:
@@ -231,17 +263,10 @@ def run(settings: AutoencoderSettings) -> None:
 
 
 def main(argv=None) -> int:
-    """The program. Exit status 0 done, 1 the data or the weights of a loss are missing, 2 wrong settings."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        run(tyro.cli(AutoencoderSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return 2
-    except (DataError, OfflineError, rs.ResShiftError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0
+    """The program."""
+    return exit_status(
+        lambda: run(tyro.cli(AutoencoderSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+    )
 
 
 if __name__ == "__main__":

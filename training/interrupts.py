@@ -1,0 +1,88 @@
+"""Ctrl-C and SIGTERM between two steps: a step is finished first, so that no half of an update is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+
+PATIENCE = 5.0  # seconds: a signal that long after the first ends the run wherever it is (torchrun sends every one twice)
+
+
+class Interrupts:
+    """The signals of a run, while it is a context. Outside of `step` they raise KeyboardInterrupt, as always.
+
+    Args:
+        hold: wait for `asked` instead, everywhere: with several processes all must stop after the same step.
+    """
+
+    def __init__(self, hold: bool):
+        self.number: int | None = None  # of the first signal
+        self._hold = self._always = hold
+        self._first = 0.0
+        self._before: dict = {}
+
+    @property
+    def asked(self) -> bool:
+        """A signal has come."""
+        return self.number is not None
+
+    @property
+    def status(self) -> int:
+        """The exit status that belongs to the signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def __enter__(self) -> Interrupts:
+        if threading.current_thread() is threading.main_thread():
+            numbers = [signal.SIGTERM]
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell's & told us to ignore it
+                numbers.append(signal.SIGINT)
+            self._before = {number: signal.signal(number, self._note) for number in numbers}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame) -> None:
+        now = time.monotonic()
+        if self.number is None:
+            self.number, self._first = number, now
+        if not self._hold or now - self._first > PATIENCE:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """What a signal must not break off."""
+        self._hold = True
+        try:
+            yield
+        finally:
+            self._hold = self._always
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """As `held`; a signal that came raises KeyboardInterrupt at the end. Several processes agree on that by `asked` instead."""
+        with self.held():
+            yield
+        if self.asked and not self._always:
+            raise KeyboardInterrupt
+
+    def passing(self, batches: Iterator) -> Iterator:
+        """What a DataLoader gives; that a signal to all processes ended its workers, too, is no error."""
+        try:
+            yield from batches
+        except RuntimeError:
+            if self.asked:
+                raise KeyboardInterrupt from None
+            raise
+
+
+class Stopped(Exception):
+    """A signal ended the run; its state is saved."""
+
+    def __init__(self, status: int):
+        super().__init__(status)
+        self.status = status

@@ -1,0 +1,41 @@
+"""How the programs of this folder end: every expected error as a sentence, and an exit status."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import resshift_core as rs
+
+from .interrupts import Stopped
+from .losses import OfflineError
+from .scan import DataError
+from .settings import SettingsError
+from .state import StateError
+from .trainer import NotFinite
+
+
+def exit_status(work: Callable[[], None]) -> int:
+    """Run `work`. 0 done, 1 it failed, 2 wrong settings, 130 Ctrl-C, 143 SIGTERM."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        work()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except (DataError, OfflineError, NotFinite, StateError, MemoryError, rs.ResShiftError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(
+            f"A file cannot be read or written ({error}). Make room, or look at the folder; training then goes on from its last "
+            "state by --resume auto.",
+            file=sys.stderr,
+        )
+        return 1
+    except Stopped as stopped:
+        return stopped.status
+    except KeyboardInterrupt:
+        return 130
+    return 0
