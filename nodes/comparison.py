@@ -27,6 +27,7 @@ def compared(before: torch.Tensor, after: torch.Tensor) -> dict:
         factor = min(1.0, MAX_SIDE / max(height, width))
         size = max(1, round(height * factor)), max(1, round(width * factor))
         pair = {"before": _saved(before[0], size), "after": _saved(after[0], size), "width": width, "height": height}
+        pair["picture"] = [before.shape[2], before.shape[1]]  # for the tile grid, where the page cannot know it
     except OSError as error:  # a full disk must not take the result away
         log.warning("No comparison is shown (%s).", error)
         return {}

@@ -9,5 +9,6 @@ PAGE_WORDS = (
     "grey: as trained",
     "{size}: {count} tiles of {tile}",
     "{memory} per batch (fp32)",
+    "{memory} per tile (fp32)",
 )
 HELP_WORDS = ("Inputs", "Outputs", "Default", "Notes", "optional")

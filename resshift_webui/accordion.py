@@ -16,6 +16,7 @@ from .controls import draw
 from .entries import BUILTIN, find_entry, list_entries
 from .session import SESSION, settings_of_options
 from .settings import INPUTS, RANDOM, Settings, check_scale
+from .upscaler import host_size
 from .upscaling import Result, upscale_image
 
 log = logging.getLogger("resshift")
@@ -52,26 +53,34 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
 
     def process_firstpass(self, pp, enable=None, model=None, scale=None, **controls):
         """Before any script works on the picture: what the accordion asks, and whether the host's cache still holds."""
-        SESSION.begin(Settings.of(controls) if enable else None)
+        SESSION.sees_jobs = True
+        SESSION.begin(Settings.of(controls) if enable else None, pp.image.size)
         fingerprint = _fingerprint()
         if SESSION.stopped or fingerprint is None or fingerprint != SESSION.fingerprint:
             host.forget_cached_pictures()
-        SESSION.fingerprint, SESSION.stopped, SESSION.sheet = fingerprint, False, None
+            SESSION.forget()
+        SESSION.fingerprint, SESSION.stopped = fingerprint, False
 
     def process(self, pp, enable=None, model=None, scale=None, **controls):
         names = host.listed()
-        used = next((pp.info[word] for word in UPSCALERS if pp.info.get(word) in names), None)
-        if used is not None:
+        used = [pp.info[word] for word in UPSCALERS if pp.info.get(word) in names]
+        if used:
             self._describe(pp, used)
         elif enable:
             self._run(pp, model, scale, Settings.of(controls))
 
-    def _describe(self, pp, name: str) -> None:
-        """The picture is Upscale's, by one of our entries; from its cache, perhaps."""
-        if SESSION.stopped or name not in SESSION.history:
+    def _describe(self, pp, used: list[str]) -> None:
+        """The picture is Upscale's, by one or two of our entries; from its cache, perhaps."""
+        if SESSION.stopped:
             return
-        pp.info.update(SESSION.history[name].as_text())
-        _add_sheet(pp, SESSION.sheet)
+        size = _size_before_crop(pp)
+        for name, after in zip(used, ("", " 2")):
+            made = SESSION.found(name, size)
+            if made is not None:
+                pp.info.update(made.as_text(after))
+                SESSION.last = made
+        for sheet in SESSION.sheets:
+            _add_sheet(pp, sheet)
 
     def _run(self, pp, model, scale, settings: Settings) -> None:
         factor = check_scale(scale or 0)
@@ -80,19 +89,31 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
             return
         pp.image = result.image
         pp.info.update(result.made.as_text())
+        SESSION.last = result.made
         _add_sheet(pp, result.sheet)
 
     def image_changed(self):
         """Another picture was put into the tab; nothing of ours depends on that."""
 
 
+def _size_before_crop(pp) -> tuple[int, int]:
+    """(width, height) that Upscale got from the upscaler; it crops to "Scale to" afterwards."""
+    if "Postprocess crop to" not in pp.info or SESSION.before is None:
+        return pp.image.size
+    wanted = [int(side) for side in str(pp.info["Postprocess crop to"]).split("x")]
+    factor = max(side / old for side, old in zip(wanted, SESSION.before))
+    return host_size(*SESSION.before, factor)
+
+
 def _fingerprint() -> tuple | None:
     """What a cached picture depends on beside itself and its upscaler's name. None: nothing in the cache is of use."""
     try:
+        if SESSION.asks_for_random():  # a cached picture has no new seed
+            return None
         settings = SESSION.settings()
     except InputError:  # an option out of range matters to those who use our entries, and they are told
         return None
-    if settings.is_random or settings.compare:  # a cached picture has no new seed, and no sheet
+    if settings.compare:  # and no sheet
         return None
     files = tuple((name, loaded.stamp(source)) for name, source in host.listed().items())
     return settings, host.option("dtype", "auto"), files

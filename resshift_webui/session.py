@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from . import host
-from .settings import Settings
+from .settings import Settings, draw_seed
 
 
 @dataclass(frozen=True)
@@ -15,25 +15,31 @@ class Made:
     model: str
     settings: Settings
 
-    def as_text(self) -> dict[str, object]:
-        return {"ResShift model": self.model, **self.settings.as_text()}
+    def as_text(self, after: str = "") -> dict[str, object]:
+        """Words for the PNG's text; every name ends with `after`."""
+        words = {"ResShift model": self.model, **self.settings.as_text()}
+        return {word + after: value for word, value in words.items()}
 
 
 @dataclass
 class Session:
     """The state between the host's calls; one for the process."""
 
+    sees_jobs: bool = False  # `process_firstpass` has been called; A1111 before 1.7 and SD.Next do not know it
     job: object = None  # the Extras job that our postprocessing script has seen begin
     asked: Settings | None = None  # by its accordion; None = it is closed
     fingerprint: tuple | None = None  # of the settings of the last Extras run
     stopped: bool = False  # the last run was interrupted
-    last: Made | None = None
-    sheet: object = None  # the before/after sheet of the last run, a PIL picture or None
-    history: dict[str, Made] = field(default_factory=dict)  # by entry's name, for pictures that the host took from its cache
+    last: Made | None = None  # of the Extras tab
+    sheets: list = field(default_factory=list)  # before/after sheets of this job's picture, PIL pictures
+    seed: int | None = None  # of this job's picture, where it is drawn
+    before: tuple[int, int] | None = None  # (width, height) of the job's picture
+    # (entry's name, size before, size after) -> how, or None: merely resized; for pictures that the host took from its cache
+    history: dict[tuple, Made | None] = field(default_factory=dict)
 
-    def begin(self, asked: Settings | None) -> None:
-        """An Extras job begins."""
-        self.job, self.asked = host.job(), asked
+    def begin(self, asked: Settings | None, before: tuple[int, int] | None = None) -> None:
+        """An Extras job begins, with a picture of that size."""
+        self.job, self.asked, self.before, self.seed, self.sheets = host.job(), asked, before, None, []
 
     def in_extras(self) -> bool:
         """Whether the host is at work on the job that `begin` saw, not in hires fix or elsewhere."""
@@ -45,12 +51,38 @@ class Session:
         Raises:
             InputError: an option is out of range; a sentence.
         """
-        if self.in_extras() and self.asked is not None:
-            return self.asked
-        return settings_of_options()
+        if not self.in_extras():
+            return settings_of_options()
+        settings = settings_of_options() if self.asked is None else self.asked
+        if settings.is_random:  # once: the second upscaler of a picture has the seed of the first
+            self.seed = draw_seed() if self.seed is None else self.seed
+            settings = replace(settings, seed=self.seed)
+        return settings
 
-    def made(self, name: str, made: Made) -> None:
-        self.last = self.history[name] = made
+    def asks_for_random(self) -> bool:
+        """Whether every picture of the job gets a seed of its own."""
+        return (settings_of_options() if self.asked is None else self.asked).is_random
+
+    def remember(self, name: str, size: tuple[int, int], made: Made | None, sheet=None) -> None:
+        """What an entry made of this job's picture; the host may take it from its cache in a later job.
+
+        Not of pictures outside of Extras, where the host lets us know.
+        """
+        if self.sees_jobs and not self.in_extras():
+            return
+        if not self.sees_jobs:
+            self.before, self.sheets = None, []
+        self.history[name, self.before, size] = made
+        if sheet is not None:
+            self.sheets.append(sheet)
+
+    def forget(self) -> None:
+        """With the host's cache."""
+        self.history.clear()
+
+    def found(self, name: str, size: tuple[int, int]) -> Made | None:
+        """How the picture of this job came to be."""
+        return self.history.get((name, self.before, size))
 
 
 def settings_of_options() -> Settings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
@@ -82,6 +83,11 @@ class Settings:
     @property
     def is_random(self) -> bool:
         return self.seed == RANDOM
+
+
+def draw_seed() -> int:
+    """One that every browser's numbers hold exactly."""
+    return random.randrange(2**32)
 
 
 def checked(item: Input, value):

@@ -53,8 +53,13 @@ class UpscalerResShift(modules.upscaler.Upscaler):
         """
         self.scale = scale
         size = host_size(img.width, img.height, scale)
-        result = None if scale < 1 else self._run(img, selected_model, size)
-        return result or img.resize(size, Image.Resampling.LANCZOS)
+        if scale >= 1:
+            result = self._run(img, selected_model, size)
+            if result is not None:
+                return result
+        else:
+            SESSION.remember(self._entry(selected_model).name, size, None)
+        return img.resize(size, Image.Resampling.LANCZOS)
 
     def do_upscale(self, img: Image.Image, selected_model: str | None = None) -> Image.Image:
         """img at the model's own scale; where the user stops the run, img."""
@@ -70,7 +75,10 @@ class UpscalerResShift(modules.upscaler.Upscaler):
             return None
         entry = self._entry(source)
         result = upscale_image(img, entry, SESSION.settings(), size=size, owns_bar=SESSION.in_extras())
-        return None if result is None else result.image
+        if result is None:
+            return None
+        SESSION.remember(entry.name, result.image.size, result.made, result.sheet)
+        return result.image
 
     def _entry(self, source: str | None) -> Entry:
         """The entry that was listed with this source; the file may be gone by now, which loading it will say."""

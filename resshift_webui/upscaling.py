@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, replace
 
 from PIL import Image
@@ -16,9 +15,7 @@ from . import loaded
 from .entries import Entry
 from .progress import Progress
 from .session import SESSION, Made
-from .settings import Settings
-
-MAX_RANDOM = 2**32  # seeds that every browser's numbers hold exactly
+from .settings import Settings, draw_seed
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ def upscale_image(
         rs.ResShiftError: the model cannot be loaded or run; a sentence.
     """  # fmt: skip
     if settings.is_random:
-        settings = replace(settings, seed=random.randrange(MAX_RANDOM))
+        settings = replace(settings, seed=draw_seed())
     picture = pixels_of(image)
     images = picture.tensor()
     try:
@@ -62,9 +59,7 @@ def upscale_image(
     height, width = images.shape[-2:]
     wanted = target_size(height, width, scale or entry.scale) if size is None else (size[1], size[0])
     result = to_image(resize(out, wanted)[0], picture.mode)
-    SESSION.made(entry.name, made)
-    SESSION.sheet = _sheet(picture, result, made) if settings.compare else None
-    return Result(result, made, SESSION.sheet)
+    return Result(result, made, _sheet(picture, result, made) if settings.compare else None)
 
 
 def _as_used(model: rs.ResShiftModel, settings: Settings) -> Settings:

@@ -377,6 +377,7 @@ class TestUpscale:
         (pair,) = answer["ui"]["resshift_compare"]
         sizes = {Image.open(host.base / "temp" / pair[word]["filename"]).size for word in ("before", "after")}
         assert sizes == {(683, 1024)} and (pair["width"], pair["height"]) == (800, 1200)
+        assert pair["picture"] == [200, 300]
 
     def test_a_full_disk_costs_the_slider_only(self, host, monkeypatch):
         from PIL import Image

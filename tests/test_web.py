@@ -38,18 +38,16 @@ def tool(name: str):
 docs, workflows = tool("generate_docs"), tool("make_workflows")
 
 
-def javascript(expression: str):
-    """The value of an expression in which the exports of arithmetic.js are names."""
-    address = (ROOT / "web" / "arithmetic.js").as_uri()
-    script = f"import * as a from {json.dumps(address)}; const {{ {', '.join(EXPORTS)} }} = a; console.log(JSON.stringify({expression}))"
+def javascript(expression: str, module: str = "arithmetic", before: str = ""):
+    """The value of an expression in which the exports of a module in web/ are names, after the statements `before`."""
+    path = ROOT / "web" / f"{module}.js"
+    names = ", ".join(re.findall(r"export function (\w+)", path.read_text(encoding="utf-8")))
+    script = f"import {{ {names} }} from {json.dumps(path.as_uri())}; {before}; console.log(JSON.stringify({expression}))"
     done = subprocess.run(
         ["node", "--no-warnings", "--input-type=module", "-e", script], capture_output=True, encoding="utf-8", timeout=60
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
-
-
-EXPORTS = re.findall(r"export function (\w+)", (ROOT / "web" / "arithmetic.js").read_text(encoding="utf-8"))
 
 
 class TestTexts:
@@ -161,3 +159,56 @@ class TestArithmetic:
         for path in (ROOT / "web").glob("*.js"):
             done = subprocess.run(["node", "--check", str(path)], capture_output=True, encoding="utf-8")
             assert done.returncode == 0 or "Cannot use import statement" in done.stderr, done.stderr
+
+
+@needs_node
+class TestLinks:
+    """Graphs as ComfyUI's page holds them: `border` is the id of a subgraph's border, a number or a text."""
+
+    MADE = """
+      const graph = (root, ...nodes) => { const g = { nodes, links: new Map(), outputs: [] }; g.rootGraph = root ?? g
+        g.getLink = (id) => g.links.get(id); g.getNodeById = (id) => nodes.find((n) => n.id == id)
+        for (const n of nodes) n.graph = g; return g }
+      const node = (id, type, inputs = {}, more = {}) => ({ id, type, ...more,
+        inputs: Object.entries(inputs).map(([name, link]) => ({ name, link })) })
+    """
+
+    def test_reroutes_are_passed_over(self):
+        before = (
+            self.MADE
+            + """
+          const use = node(4, 'Use', { image: null, model: 12 })
+          const root = graph(null, node(1, 'Load'), node(2, 'Reroute', { '': 10 }), node(3, 'Reroute', { '': 11 }), use)
+          root.links.set(10, { origin_id: 1 }).set(11, { origin_id: 2 }).set(12, { origin_id: 3 })
+        """
+        )
+        assert javascript("[source(use, 'model').type, source(use, 'image') ?? null]", "links", before) == ["Load", None]
+
+    @pytest.mark.parametrize("border", ["-10", "'-10'"])
+    def test_borders_of_subgraphs_are_crossed(self, border):
+        """The user two subgraphs down, the loader in a third."""
+        before = (
+            self.MADE
+            + f"""
+          const root = graph(null), use = node(9, 'Use', {{ seed: null, model: 1 }})
+          const inner = graph(root, use); inner.links.set(1, {{ origin_id: {border}, origin_slot: 1 }})
+          const middle = graph(root, node(5, 'inner', {{ a: null, b: 2 }}, {{ subgraph: inner }}))
+          middle.links.set(2, {{ origin_id: {border}, origin_slot: 0 }})
+          const loaders = graph(root, node(7, 'Load')); loaders.links.set(3, {{ origin_id: 7 }}); loaders.outputs.push({{ linkIds: [3] }})
+          for (const n of [node(1, 'loaders', {{}}, {{ subgraph: loaders }}), node(2, 'middle', {{ m: 4 }}, {{ subgraph: middle }})]) {{
+            n.graph = root; root.nodes.push(n) }}
+          root.links.set(4, {{ origin_id: 1, origin_slot: 0 }})
+        """
+        )
+        assert javascript("[source(use, 'model').type, source(use, 'seed') ?? null]", "links", before) == ["Load", None]
+
+    def test_circles_and_lost_links_end(self):
+        before = (
+            self.MADE
+            + """
+          const use = node(3, 'Use', { image: 9, model: 1 })
+          const root = graph(null, node(1, 'Reroute', { '': 2 }), node(2, 'Reroute', { '': 1 }), use)
+          root.links.set(1, { origin_id: 1 }).set(2, { origin_id: 2 })
+        """
+        )
+        assert javascript("[source(use, 'model') ?? null, source(use, 'image') ?? null]", "links", before) == [None, None]

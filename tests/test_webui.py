@@ -382,6 +382,48 @@ class TestExtras:
         assert words["ResShift model"] == BUILTIN and words["ResShift steps"] == 4
         assert (words["ResShift kappa"], words["ResShift p"], words["ResShift seed"]) == (0.05, 0.3, 0)
 
+    def test_a_cached_picture_keeps_its_words(self, host, counted):
+        """Whatever ran meanwhile elsewhere: the API of our own, hires fix, the accordion by itself."""
+        host.set(seed=11, steps=3)
+        words = host.extras(picture(), BUILTIN).info
+        entry = part("entries").BUILTINS[0]
+        part("api")._as_a_job(picture(), entry, part("settings").Settings(steps=2, seed=99), 0.0)
+        host.set(seed=5)
+        host.shared.state.begin("txt2img")
+        host.shared.sd_upscalers[0].scaler.upscale(picture(), 4, "builtin")
+        host.shared.state.end()
+        host.set(seed=11)
+        assert counted == [3]
+        again = host.extras(picture(), BUILTIN).info
+        assert counted == [3] and again == words and words["ResShift seed"] == 11
+        assert part("session").SESSION.last.settings.seed == 11  # what "reuse" takes
+
+    def test_a_picture_that_was_merely_shrunk_has_no_words(self, host, counted):
+        image = picture()
+        assert "ResShift seed" in host.extras(image, BUILTIN).info
+        for _ in range(2):  # from the cache, too
+            assert "ResShift seed" not in host.extras(image, BUILTIN, factor=0.5).info
+        assert "ResShift seed" in host.extras(image, BUILTIN).info and counted == [1]
+
+    def test_words_come_with_a_cropped_picture(self, host):
+        for _ in range(2):
+            pp = host.extras(picture(), BUILTIN, crop=(64, 16))
+            assert pp.image.size == (64, 16) and pp.info["ResShift seed"] == 0
+
+    def test_two_upscalers_are_both_described(self, host, counted):
+        controls = {"enable": True, "seed": -1, "compare": True}
+        pp = host.extras(picture(), BUILTIN, second="ResShift built-in real 4x", **controls)
+        assert counted == [2] and len(pp.extra_images) == 2
+        assert (pp.info["ResShift model"], pp.info["ResShift model 2"]) == (BUILTIN, "ResShift built-in real 4x")
+        assert pp.info["ResShift seed"] == pp.info["ResShift seed 2"] >= 0
+        another = host.extras(picture(), BUILTIN, **controls)
+        assert another.info["ResShift seed"] != pp.info["ResShift seed"] and len(another.extra_images) == 1
+
+    def test_hosts_that_do_not_announce_their_jobs_get_words_too(self, host):
+        host.knows_firstpass = False
+        for _ in range(2):
+            assert host.extras(picture(), BUILTIN).info["ResShift seed"] == 0
+
     def test_words_make_the_same_settings_again(self, host):
         settings = part("settings").Settings(3, 0.05, 0.5, "deterministic", 12, 64, 16, 0, "adain")
         as_read = {word: str(value) for word, value in settings.as_text().items()}

@@ -160,15 +160,28 @@ class UpscaleScript(ScriptPostprocessing):
     def __init__(self, host):
         self.host, self.cache = host, {}
 
-    def process(self, pp, upscaler=None, factor=4.0):
-        data = next((item for item in self.host.shared.sd_upscalers if item.name == upscaler), None)
-        if data is None:
-            return
-        key = (pp.image.mode, pp.image.tobytes(), data.name, factor)
+    def upscaled(self, image, data, factor):
+        key = (image.mode, image.tobytes(), data.name, factor)
         if key not in self.cache:
-            self.cache[key] = data.scaler.upscale(pp.image, factor, data.data_path)
-        pp.image = self.cache[key]
-        pp.info["Postprocess upscaler"] = data.name
+            self.cache[key] = data.scaler.upscale(image, factor, data.data_path)
+        return self.cache[key]
+
+    def process(self, pp, upscaler=None, factor=4.0, second=None, crop=None):
+        """crop: (width, height) of "Scale to", with "Crop to fit"."""
+        listed = {item.name: item for item in self.host.shared.sd_upscalers}
+        if upscaler not in listed:
+            return
+        if crop is not None:
+            factor = max(crop[0] / pp.image.width, crop[1] / pp.image.height)
+        image = self.upscaled(pp.image, listed[upscaler], factor)
+        pp.info["Postprocess upscaler"] = upscaler
+        if second is not None:
+            image = Image.blend(image, self.upscaled(pp.image, listed[second], factor), 0.5)
+            pp.info["Postprocess upscaler 2"] = second
+        if crop is not None:
+            image = image.crop((0, 0, *crop))
+            pp.info["Postprocess crop to"] = f"{crop[0]}x{crop[1]}"
+        pp.image = image
 
     def image_changed(self):
         self.cache.clear()
@@ -180,7 +193,7 @@ class WebUI:
     def __init__(self, base: Path, fixed_upscalers: bool = False):
         self.base, self.fixed = base, fixed_upscalers
         self.callbacks: dict[str, list] = {}
-        self.made_room, self.collected = 0, 0
+        self.made_room, self.collected, self.knows_firstpass = 0, 0, True
         self.modules = self._modules()
 
     def _modules(self) -> dict[str, types.ModuleType]:
@@ -247,8 +260,9 @@ class WebUI:
     def set(self, **options) -> None:
         self.shared.opts.data.update({f"resshift_{word}": value for word, value in options.items()})
 
-    def extras(self, image, upscaler=None, factor=4.0, **controls) -> Postprocessed:
+    def extras(self, image, upscaler=None, factor=4.0, second=None, crop=None, **controls) -> Postprocessed:
         """One picture through all scripts; without `controls` as the API does it: every control of ours is None."""
+        upscale = {"upscaler": upscaler, "factor": factor, "second": second, "crop": crop}
         state = self.shared.state
         state.begin("extras")
         state.job_count = 1
@@ -259,12 +273,13 @@ class WebUI:
         ours = {name: controls.get(name) for name in names}
         try:
             for script in self.scripts:
-                script.process_firstpass(pp, **({} if script.name == "Upscale" else ours))
+                if self.knows_firstpass:
+                    script.process_firstpass(pp, **({} if script.name == "Upscale" else ours))
             for script in self.scripts:
                 if state.skipped:
                     break
                 state.job = script.name
-                script.process(pp, **({"upscaler": upscaler, "factor": factor} if script.name == "Upscale" else ours))
+                script.process(pp, **(upscale if script.name == "Upscale" else ours))
         finally:
             state.end()
         return pp

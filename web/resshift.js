@@ -2,6 +2,7 @@
 
 import { layTiles, readable, sqrtEta } from './arithmetic.js'
 import { drawCurve, drawTiles, element } from './drawing.js'
+import { source } from './links.js'
 import { Slider } from './slider.js'
 import { STRINGS } from './strings.js'
 
@@ -31,20 +32,12 @@ function word(key, values = {}) {
 
 // ------------------------------------------------------------------------------------------ what is connected
 
-/** The node behind an input, through reroutes; undefined where nothing is connected. */
-function source(node, name, depth = 0) {
-  const slot = node.inputs?.findIndex((input) => input.name === name) ?? -1
-  const before = slot < 0 ? undefined : node.getInputNode?.(slot)
-  if (before?.type === 'Reroute' && depth < 20) return source(before, before.inputs[0].name, depth + 1)
-  return before
-}
-
 const value = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value
 
 function modelName(node) {
   if (node.inputs?.find((input) => input.name === 'model')?.link == null) return 'builtin' // nothing is connected: an example
   const loader = source(node, 'model')
-  return loader?.comfyClass === LOADER ? value(loader, 'model') : undefined // another pack's node, or one outside of the subgraph
+  return loader?.comfyClass === LOADER ? value(loader, 'model') : undefined // another pack's node
 }
 
 const facts = new Map() // model name -> facts, or null while they are fetched or where there are none
@@ -74,7 +67,7 @@ function sizeOf(address) {
   return sizes.get(address)
 }
 
-/** [width, height, known]: of the picture that the last run worked on, of a connected LoadImage, or an example. */
+/** [width, height, known]: of a connected LoadImage, else of the picture that the last run worked on, else an example. */
 function pictureSize(node) {
   const loader = source(node, 'image')
   const file = loader?.comfyClass === 'LoadImage' ? value(loader, 'image') : undefined
@@ -116,11 +109,12 @@ function redrawTiles(node, svg) {
   const layout = layTiles(model, width, height, { tile, overlap, tile_batch, wrap })
   const count = layout.rows.starts.length * layout.columns.starts.length
   const shape = `${layout.columns.tile} × ${layout.rows.tile}`
+  const memory = { memory: readable(layout.bytes) }
   drawTiles(svg, {
     width, height, layout, wrap,
     words: {
       count: word('{size}: {count} tiles of {tile}', { size: `${known ? '' : '≈ '}${width} × ${height}`, count, tile: shape }),
-      memory: word('{memory} per batch (fp32)', { memory: readable(layout.bytes) }),
+      memory: tile_batch ? word('{memory} per batch (fp32)', memory) : word('{memory} per tile (fp32)', memory),
     },
   })
 }
@@ -234,6 +228,7 @@ function listen(node) {
     before?.apply(this, arguments)
     const pair = output?.resshift_compare?.[0]
     if (!pair) return
+    node.resshiftSize = pair.picture
     forgetPreview(node)
     finished.set(node, Date.now() + LATE_MS)
     node.resshiftShow(pair)

@@ -7,7 +7,8 @@ export const STRINGS = {
     "as trained": "as trained",
     "grey: as trained": "grey: as trained",
     "{size}: {count} tiles of {tile}": "{size}: {count} tiles of {tile}",
-    "{memory} per batch (fp32)": "{memory} per batch (fp32)"
+    "{memory} per batch (fp32)": "{memory} per batch (fp32)",
+    "{memory} per tile (fp32)": "{memory} per tile (fp32)"
   },
   "zh": {
     "before": "放大前",
@@ -15,7 +16,8 @@ export const STRINGS = {
     "as trained": "与训练相同",
     "grey: as trained": "灰色：训练时",
     "{size}: {count} tiles of {tile}": "{size}：{count} 个 {tile} 的图块",
-    "{memory} per batch (fp32)": "每批 {memory}（fp32）"
+    "{memory} per batch (fp32)": "每批 {memory}（fp32）",
+    "{memory} per tile (fp32)": "每个图块 {memory}（fp32）"
   },
   "ja": {
     "before": "前",
@@ -23,7 +25,8 @@ export const STRINGS = {
     "as trained": "学習時と同じ",
     "grey: as trained": "灰色：学習時",
     "{size}: {count} tiles of {tile}": "{size}：{tile} のタイル {count} 枚",
-    "{memory} per batch (fp32)": "1 バッチ {memory}（fp32）"
+    "{memory} per batch (fp32)": "1 バッチ {memory}（fp32）",
+    "{memory} per tile (fp32)": "1 タイル {memory}（fp32）"
   },
   "ko": {
     "before": "전",
@@ -31,7 +34,8 @@ export const STRINGS = {
     "as trained": "학습 때와 같음",
     "grey: as trained": "회색: 학습 때",
     "{size}: {count} tiles of {tile}": "{size}: {tile} 타일 {count}개",
-    "{memory} per batch (fp32)": "배치당 {memory} (fp32)"
+    "{memory} per batch (fp32)": "배치당 {memory} (fp32)",
+    "{memory} per tile (fp32)": "타일당 {memory} (fp32)"
   },
   "fr": {
     "before": "avant",
@@ -39,7 +43,8 @@ export const STRINGS = {
     "as trained": "comme à l’entraînement",
     "grey: as trained": "gris : entraînement",
     "{size}: {count} tiles of {tile}": "{size} : {count} tuiles de {tile}",
-    "{memory} per batch (fp32)": "{memory} par lot (fp32)"
+    "{memory} per batch (fp32)": "{memory} par lot (fp32)",
+    "{memory} per tile (fp32)": "{memory} par tuile (fp32)"
   },
   "es": {
     "before": "antes",
@@ -47,7 +52,8 @@ export const STRINGS = {
     "as trained": "como se entrenó",
     "grey: as trained": "gris: como se entrenó",
     "{size}: {count} tiles of {tile}": "{size}: {count} teselas de {tile}",
-    "{memory} per batch (fp32)": "{memory} por lote (fp32)"
+    "{memory} per batch (fp32)": "{memory} por lote (fp32)",
+    "{memory} per tile (fp32)": "{memory} por tesela (fp32)"
   },
   "ru": {
     "before": "до",
@@ -55,6 +61,7 @@ export const STRINGS = {
     "as trained": "как при обучении",
     "grey: as trained": "серое: при обучении",
     "{size}: {count} tiles of {tile}": "{size}: тайлов {count}, по {tile}",
-    "{memory} per batch (fp32)": "{memory} на пакет (fp32)"
+    "{memory} per batch (fp32)": "{memory} на пакет (fp32)",
+    "{memory} per tile (fp32)": "{memory} на тайл (fp32)"
   }
 }

@@ -1,0 +1,37 @@
+// What lies behind an input: through reroutes, and across the borders of subgraphs in both directions.
+
+const SUBGRAPH_INPUT = -10 // the node id of links from a subgraph's border; newer pages write it as text
+const MOST = 50 // links in a row
+
+function linkOf(graph, id) {
+  if (id == null || !graph) return undefined
+  return graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id]
+}
+
+/** The node that stands for `subgraph` in the graph around it, searched for from `graph` on. */
+function holder(graph, subgraph) {
+  for (const node of graph?.nodes ?? graph?._nodes ?? []) {
+    if (node.subgraph === subgraph) return node
+    const found = node.subgraph && holder(node.subgraph, subgraph)
+    if (found) return found
+  }
+}
+
+function follow(graph, id, root, left) {
+  const link = linkOf(graph, id)
+  if (!link || left <= 0) return undefined
+  if (Number(link.origin_id) === SUBGRAPH_INPUT) {
+    const outer = holder(root, graph)
+    return outer && follow(outer.graph, outer.inputs?.[link.origin_slot]?.link, root, left - 1)
+  }
+  const node = graph.getNodeById(link.origin_id)
+  if (node?.type === 'Reroute') return follow(graph, node.inputs?.[0]?.link, root, left - 1)
+  if (node?.subgraph) return follow(node.subgraph, node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0], root, left - 1)
+  return node ?? undefined
+}
+
+/** The node that the input `name` of a node gets its value from; undefined where there is none. */
+export function source(node, name) {
+  const input = node.inputs?.find((one) => one.name === name)
+  return follow(node.graph, input?.link, node.graph?.rootGraph ?? node.graph, MOST)
+}
