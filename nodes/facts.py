@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ..resshift_core.errors import InputError
+from ..resshift_core.model import ModelConfig
 from ..resshift_core.peek import peek_config, without_weights
-from .folders import locate
+from .folders import locate, plain_name
 
 
 def describe(value: str) -> dict:
@@ -15,9 +18,13 @@ def describe(value: str) -> dict:
     """
     found = locate(value)
     if found is None:
-        raise InputError(f"There is no model called {value!r}.")
-    config = peek_config(found)
-    model = without_weights(config)
+        raise InputError(f"There is no model called {plain_name(value)!r}.")
+    return _of(peek_config(found))
+
+
+@lru_cache(maxsize=64)
+def _of(config: ModelConfig) -> dict:
+    model = without_weights(config)  # takes a second for a published network
     return {
         "task": config.task,
         "scale": config.scale,

@@ -47,7 +47,8 @@ def label(entry: registry.Entry) -> str:
 
 def plain_name(value: str) -> str:
     """The registry's name, or the file's, with the separators of this machine; sizes in a label may have changed since."""
-    return value.split(" [", 1)[0].replace("\\", "/")
+    name = value.split(" [", 1)[0]
+    return name if name in registry.REGISTRY else value.replace("\\", "/")
 
 
 def _files(key: str, prefix: str = "") -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -22,7 +23,8 @@ def add_routes(pack: Path) -> None:
     @routes.get(PATH)
     async def model_facts(request):
         try:
-            return web.json_response(describe(request.query.get("name", "")))
+            facts = await asyncio.to_thread(describe, request.query.get("name", ""))
+            return web.json_response(facts)
         except (ResShiftError, OSError, ValueError) as error:
             return web.json_response({"error": str(error)}, status=404)
 

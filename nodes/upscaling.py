@@ -8,6 +8,7 @@ import comfy.model_management as mm
 import torch
 
 from .. import resshift_core as rs
+from ..resshift_core.arguments import check_numbers
 from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
 from .comparison import compared
@@ -29,8 +30,11 @@ def to_channels_first(image: torch.Tensor) -> torch.Tensor:
 
 
 def fit_mask(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | None:
-    """MASK (B, H, W) or (H, W) -> (1 or B, 1, H, W) of the pictures' size, its last picture repeated where there are more."""
-    if mask is None:
+    """MASK (B, H, W) or (H, W) -> (1 or B, 1, H, W) of the pictures' size, its last picture repeated where there are more.
+
+    None where there is no mask, or an empty batch of them.
+    """
+    if mask is None or not mask.numel():
         return None
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().nan_to_num(0).to(images.device)
     mask = resize(mask, tuple(images.shape[-2:])).clamp(0, 1)
@@ -61,6 +65,7 @@ def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tenso
     """
     images = to_channels_first(image)
     count, channels, height, width = images.shape
+    check_numbers(settings.get("scale"), settings.get("tile_batch"))
     model, scale = managed.model, settings.get("scale") or managed.model.scale
     size = target_size(height, width, scale)
     out = torch.empty(count, *size, channels, device=mm.intermediate_device())
@@ -111,6 +116,9 @@ def run_node(model: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None
         show_text(node_id, note)
     fitted = fit_mask(mask, to_channels_first(image))
     fills = model.model.config.task == "inpaint"
+    if fills and fitted is None:
+        name = model.model.config.name or "This model"
+        raise rs.InputError(f"{name} fills what a mask marks. Connect a mask, white where the picture is to be filled in.")
     result = upscale_frames(model, image, fitted if fills else None, **settings)
     if fitted is not None and not fills:
         result = only_inside(fitted, image, result)

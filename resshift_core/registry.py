@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ RESSHIFT_RELEASE = "https://github.com/zsyOAOA/ResShift/releases/download/v2.0/"
 SINSR_RELEASE = "https://github.com/wyf0912/SinSR/releases/download/v1.0/"
 
 WEIGHTS_DIR = Path(__file__).parent / "weights"
+DEPTH = 4  # levels of folders below the search folders that are looked into
 
 
 @dataclass(frozen=True)
@@ -141,17 +143,32 @@ def search_dirs() -> list[Path]:
 
 
 def find_file(file: str) -> Path | None:
-    """`file`, or the same stem converted to .safetensors, in the search folders; letter case does not matter."""
+    """`file`, or the same stem converted to .safetensors, in the search folders or below; letter case does not matter.
+
+    All search folders themselves come first, then what lies in them.
+    """
     wanted = [file.lower(), f"{Path(file).stem}.safetensors".lower()]
-    for folder in search_dirs():
-        try:
-            names = {path.name.lower(): path for path in folder.iterdir()}
-        except OSError:  # not there (yet), or not ours to look into
-            continue
-        for name in wanted:
-            if name in names and names[name].is_file():
-                return names[name]
+    for depth in (0, DEPTH):
+        for folder in search_dirs():
+            for names in _names(folder, depth):
+                for name in wanted:
+                    if name in names:
+                        return names[name]
     return None
+
+
+def _names(folder: Path, depth: int) -> Iterator[dict[str, Path]]:
+    """{lower-case name: path} of the files in a folder, then in each below it, `depth` levels down."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        files = {entry.name.lower(): Path(entry.path) for entry in entries if entry.is_file()}
+        folders = [entry.path for entry in entries if depth and entry.is_dir()]
+    except OSError:  # not there (yet), or not ours to look into
+        return
+    yield files
+    for below in folders:
+        yield from _names(Path(below), depth - 1)
 
 
 def get_entry(name: str) -> Entry:

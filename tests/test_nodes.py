@@ -166,6 +166,14 @@ class TestLoader:
         assert loader.VALIDATE_INPUTS(None, "auto") is True and loader.VALIDATE_INPUTS("builtin", None) is True
         assert loader.IS_CHANGED(None, None, None) == loader.IS_CHANGED(None, None, None)
 
+    def test_brackets_in_a_files_name(self, host):
+        """Sizes in labels stand in brackets, too."""
+        folders = host.part("nodes.folders")
+        path = rs.save_model(standin.small_model(), folders.download_folder() / "my model [v2].safetensors")
+        assert folders.locate(path.name) == path
+        assert host.nodes["LoadResShiftModel"].VALIDATE_INPUTS(path.name, "auto") is True
+        assert folders.locate("realsr_x4_s4 [other words]") == "realsr_x4_s4"
+
     def test_an_autoencoder_in_the_vae_folder(self, host):
         host.vae_folder.joinpath("vq.pth").write_bytes(b"x")
         types = host.nodes["LoadResShiftModel"].INPUT_TYPES()["required"]
@@ -368,6 +376,15 @@ class TestUpscale:
             upscaled(host, "ResShiftUpscaleImage", socket, picture(1, 16, 16, 3), steps=50)
         assert steps[-1] == 3
 
+    def test_an_empty_batch_of_masks_is_none(self, host):
+        socket, image = load(host), picture(1, 8, 8, 3)
+        plain = upscaled(host, "ResShiftUpscaleImage", socket, image)
+        assert torch.equal(upscaled(host, "ResShiftUpscaleImage", socket, image, mask=torch.zeros(0, 8, 8)), plain)
+
+    def test_a_scale_that_is_no_number_is_a_sentence(self, host):
+        with pytest.raises(Exception, match="scale is nan"):
+            upscaled(host, "ResShiftUpscaleImage", load(host), picture(1, 8, 8, 3), scale=float("nan"))
+
     def test_before_and_after_for_the_slider(self, host):
         from PIL import Image
 
@@ -414,6 +431,10 @@ class TestInpaint:
         result = upscaled(host, "ResShiftInpaint", socket, image, mask=masks)
         assert torch.equal(result[0], image[0]) and not torch.equal(result[1], image[1])
         assert not torch.equal(result[2], image[2])  # the last mask serves the frames beyond it
+
+    def test_without_a_mask_a_sentence_in_a_users_words(self, host):
+        with pytest.raises(Exception, match="fills what a mask marks. Connect a mask"):
+            upscaled(host, "ResShiftUpscaleImage", load(host, inpainting_model()), picture(1, 8, 8, 3))
 
     def test_refuses_a_model_that_cannot(self, host):
         with pytest.raises(Exception, match="does not fill holes. Load an inpainting model"):

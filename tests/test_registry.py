@@ -152,3 +152,19 @@ def test_folders_of_a_host_come_second(models_dir, tmp_path):
 def test_a_file_where_a_folder_should_be(tmp_path):
     rs.add_models_dir(touch(tmp_path / "file"))
     assert find_file("x.pth") is None
+
+
+def test_files_in_folders_of_the_search_folders_are_found(tmp_path, monkeypatch):
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setattr("resshift_core.registry.search_dirs", lambda: [first, second])
+    deep = first / "published v1.5" / "x4" / "X.pth"
+    for path in (deep, second / "x.safetensors"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (first / "x.pth").mkdir()  # a folder of that name is no file
+    assert find_file("x.pth") == second / "x.safetensors"  # what lies on top comes first
+    (second / "x.safetensors").unlink()
+    assert find_file("x.pth") == deep
+    (first / "loop").symlink_to(first, target_is_directory=True)
+    assert find_file("y.pth") is None
+    assert find_file("x.pth").name == "X.pth"

@@ -140,7 +140,8 @@ class TestArithmetic:
     def test_tiles_lie_where_the_library_lays_them(self, height, width, tile, overlap, wrap):
         model = standin.small_model()
         config = model.config
-        size = Torus.of(wrap, height, width, config.multiple).size
+        torus = Torus.of(wrap, height, width, config.multiple)
+        size = torus.size
         side, shared = check_tile(model, tile or "auto", overlap or None, size)
         padded = (config.padded(size[0]), config.padded(size[1]))
         rows, columns = (lay_axis(length, side, shared, config.unit, config.tile_multiple) for length in padded)
@@ -150,6 +151,7 @@ class TestArithmetic:
         drawn = javascript(f"layTiles({json.dumps(facts)}, {width}, {height}, {json.dumps(asked)})")
         assert drawn["rows"] == {"tile": rows.tile, "starts": list(rows.starts)}
         assert drawn["columns"] == {"tile": columns.tile, "starts": list(columns.starts)}
+        assert (drawn["top"], drawn["left"]) == (torus.rows.before, torus.columns.before)
         assert drawn["bytes"] == pytest.approx(model.bytes_per_tile(rows.tile, columns.tile))
 
     def test_sizes_for_people(self):

@@ -26,20 +26,24 @@ export function chooseTile(facts, tile, overlap) {
   return [rounded, Math.min(wanted, Math.floor(rounded / 2))]
 }
 
-/** How many pixels wrap-around adds on both sides of a length, together. */
-export function wrapMargin(length, multiple) {
+/** [before, after]: pixels that wrap-around adds on both sides of a length. */
+export function wrapMargins(length, multiple) {
   const margin = Math.ceil(32 / multiple) * multiple
-  return 2 * margin + ((multiple - (length % multiple)) % multiple)
+  return [margin, margin + ((multiple - (length % multiple)) % multiple)]
 }
 
-/** Tiles of a picture: {rows, columns, bytes}; bytes are what one batch of them needs beside the weights, in fp32. */
+/**
+ * Tiles of a picture: {rows, columns, left, top, bytes}; the picture begins at left, top of what is tiled, and bytes are what
+ * one batch of tiles needs beside the weights, in fp32.
+ */
 export function layTiles(facts, width, height, { tile, overlap, tile_batch, wrap }) {
-  const around = (length, words) => length + (words.includes(wrap) ? wrapMargin(length, facts.multiple) : 0)
+  const margins = (length, words) => (words.includes(wrap) ? wrapMargins(length, facts.multiple) : [0, 0])
+  const [[top, below], [left, right]] = [margins(height, ['y', 'both']), margins(width, ['x', 'both'])]
   const [side, shared] = chooseTile(facts, tile, overlap)
-  const rows = layAxis(around(height, ['y', 'both']), side, shared, facts)
-  const columns = layAxis(around(width, ['x', 'both']), side, shared, facts)
+  const rows = layAxis(top + height + below, side, shared, facts)
+  const columns = layAxis(left + width + right, side, shared, facts)
   const together = Math.min(tile_batch || 1, rows.starts.length * columns.starts.length)
-  return { rows, columns, bytes: facts.bytes_per_pixel * rows.tile * columns.tile * together }
+  return { rows, columns, left, top, bytes: facts.bytes_per_pixel * rows.tile * columns.tile * together }
 }
 
 /** 1234567 -> "1.2 MB" */

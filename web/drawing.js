@@ -76,10 +76,9 @@ export function drawTiles(svg, { width, height, layout, wrap, words }) {
     }
   }
   const dashes = wrap === 'none' ? {} : { 'stroke-dasharray': '4 3' }
-  const inset = (length, total) => (total > length && wrap !== 'none' ? (total - length) / 2 : 0)
   svg.replaceChildren(
     ...tiles,
-    box(inset(width, across), inset(height, down), width, height, { fill: 'none', stroke: COLOURS.text, 'stroke-width': 1, ...dashes }),
+    box(layout.left, layout.top, width, height, { fill: 'none', stroke: COLOURS.text, 'stroke-width': 1, ...dashes }),
     text(full / 2, most + 16, words.count, { 'text-anchor': 'middle', fill: COLOURS.text, 'font-size': 11 }),
     text(full / 2, most + 29, words.memory, { 'text-anchor': 'middle' }),
   )

@@ -13,6 +13,7 @@ const LOADER = 'LoadResShiftModel'
 const EXAMPLE = [960, 540] // pixels of a picture that is not known yet
 const PAUSE_MS = 300
 const LATE_MS = 2000
+const AGAIN_MS = 10000 // until what could not be fetched is tried again
 
 const app = window.comfyAPI.app.app
 const api = window.comfyAPI.api.api
@@ -26,13 +27,21 @@ function language() {
 }
 
 function word(key, values = {}) {
-  const strings = STRINGS[language()] ?? STRINGS.en
+  const code = language()
+  const strings = STRINGS[code] ?? STRINGS[code.split('-')[0]] ?? STRINGS.en
   return (strings[key] ?? STRINGS.en[key]).replace(/\{(\w+)\}/g, (_, name) => values[name])
 }
 
 // ------------------------------------------------------------------------------------------ what is connected
 
-const value = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value
+const widgetValue = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value
+
+/** What a run takes for a widget: its own value, that of the node it is linked to, or undefined where only the run tells. */
+function value(node, name) {
+  const from = source(node, name)
+  if (!from || from.type === 'PrimitiveNode') return widgetValue(node, name) // such nodes write into the widget itself
+  return widgetValue(from, 'value')
+}
 
 function modelName(node) {
   if (node.inputs?.find((input) => input.name === 'model')?.link == null) return 'builtin' // nothing is connected: an example
@@ -40,7 +49,7 @@ function modelName(node) {
   return loader?.comfyClass === LOADER ? value(loader, 'model') : undefined // another pack's node
 }
 
-const facts = new Map() // model name -> facts, or null while they are fetched or where there are none
+const facts = new Map() // model name -> facts, or null while they are fetched and where there are none
 
 function factsOf(name) {
   if (typeof name !== 'string') return null
@@ -49,8 +58,8 @@ function factsOf(name) {
     api
       .fetchApi(`/resshift/model?name=${encodeURIComponent(name)}`)
       .then((answer) => (answer.ok ? answer.json() : null))
-      .then((found) => facts.set(name, found))
-      .catch(() => {})
+      .catch(() => null)
+      .then((found) => (found ? facts.set(name, found) : setTimeout(() => facts.delete(name), AGAIN_MS)))
   }
   return facts.get(name)
 }
@@ -62,6 +71,7 @@ function sizeOf(address) {
     sizes.set(address, null)
     const image = new Image()
     image.onload = () => sizes.set(address, [image.naturalWidth, image.naturalHeight])
+    image.onerror = () => setTimeout(() => sizes.delete(address), AGAIN_MS)
     image.src = address
   }
   return sizes.get(address)
@@ -84,10 +94,9 @@ function pictureSize(node) {
 
 function redrawCurve(node, svg) {
   const model = factsOf(modelName(node))
-  if (!model) return svg.replaceChildren()
-  const steps = value(node, 'steps') || model.steps
-  const kappa = value(node, 'kappa') || model.kappa
-  const p = value(node, 'p') || model.p
+  const chosen = ['steps', 'kappa', 'p'].map((name) => value(node, name))
+  if (!model || chosen.includes(undefined)) return svg.replaceChildren()
+  const [steps, kappa, p] = chosen.map((number, i) => number || [model.steps, model.kappa, model.p][i])
   const curve = (count, shape) => sqrtEta(count, shape, model.sqrt_eta_1, model.sqrt_eta_T)
   const same = steps === model.trained_steps && p === model.p
   drawCurve(svg, {
@@ -103,9 +112,10 @@ function redrawCurve(node, svg) {
 
 function redrawTiles(node, svg) {
   const model = factsOf(modelName(node))
-  if (!model) return svg.replaceChildren()
+  const chosen = ['tile', 'overlap', 'tile_batch', 'wrap'].map((name) => value(node, name))
+  if (!model || chosen.includes(undefined)) return svg.replaceChildren()
   const [width, height, known] = pictureSize(node)
-  const [tile, overlap, tile_batch, wrap] = ['tile', 'overlap', 'tile_batch', 'wrap'].map((name) => value(node, name))
+  const [tile, overlap, tile_batch, wrap] = chosen
   const layout = layTiles(model, width, height, { tile, overlap, tile_batch, wrap })
   const count = layout.rows.starts.length * layout.columns.starts.length
   const shape = `${layout.columns.tile} × ${layout.rows.tile}`
@@ -131,13 +141,22 @@ function signature(node) {
 const drawings = new WeakMap() // node -> [redraw functions]
 const shown = new Set() // nodes with drawings that are in a graph: copies for the clipboard and for subgraphs never are
 
+/** Whether a node lies in the workflow that is open. Some pages forget to tell nodes in subgraphs that they are gone. */
+function isThere(node) {
+  const { graph } = node
+  const root = graph?.rootGraph ?? graph
+  return graph?.getNodeById(node.id) === node && (graph === root || root.subgraphs?.get(graph.id) === graph)
+}
+
 function refresh() {
   for (const node of shown) {
-    if (!node.graph) {
+    if (!isThere(node)) {
       shown.delete(node)
       continue
     }
     try {
+      putPanelsBack(node)
+      showLastPair(node)
       const now = signature(node)
       if (now === node.resshiftDrawn) continue
       node.resshiftDrawn = now
@@ -169,7 +188,19 @@ function addPanel(node, name, content, height) {
     holder.style.cssText = `box-sizing:border-box;width:100%;height:${height}px;min-height:${height}px;padding:${height ? 2 : 0}px 0;overflow:hidden`
   }
   resize(height)
+  panels.set(node, [...(panels.get(node) ?? []), [name, holder]])
   return resize
+}
+
+const panels = new WeakMap() // node -> [[name, element]]
+
+/** Nodes 2.0 keeps what it shows of a node when Undo makes the node anew: then the page holds the old node's panels. */
+function putPanelsBack(node) {
+  if (node.graph !== app.canvas?.graph) return
+  for (const [name, holder] of panels.get(node) ?? []) {
+    if (holder.isConnected) continue
+    document.querySelector(`[data-node-id="${CSS.escape(node.id)}"] .resshift-panel.${name}`)?.replaceWith(holder)
+  }
 }
 
 function addDrawing(node, name, height, redraw) {
@@ -182,7 +213,10 @@ function addSlider(node) {
   const slider = new Slider({ before: word('before'), after: word('after') })
   const resize = addPanel(node, 'resshift_compare', slider.element, 0)
   const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
+  slider.onLost = () => resize(0) // the server has cleared its temporary files
   node.resshiftShow = (pair) => {
+    node.resshiftPair = pair.before.filename
+    node.resshiftSize = pair.picture
     resize(Math.round(Math.min(280, Math.max(120, (node.size[0] * pair.height) / pair.width))))
     slider.show(address(pair.before), address(pair.after))
     const [wide, high] = node.computeSize()
@@ -190,6 +224,15 @@ function addSlider(node) {
     node.setDirtyCanvas?.(true, true)
   }
   node.resshiftSlider = slider
+}
+
+/** The page's own name of a node, in the workflow or in a subgraph. */
+const locator = (node) => ((node.graph?.rootGraph ?? node.graph) === node.graph ? `${node.id}` : `${node.graph.id}:${node.id}`)
+
+/** After Undo, another tab and back, or a run that had nothing to do: the page still knows what the last run gave. */
+function showLastPair(node) {
+  const pair = app.nodeOutputs?.[locator(node)]?.resshift_compare?.[0]
+  if (pair && pair.before.filename !== node.resshiftPair) node.resshiftShow?.(pair)
 }
 
 const heights = new WeakMap() // node -> its height before the run
@@ -208,8 +251,7 @@ function forgetPreview(node) {
     node.setSize([node.size[0], Math.max(node.computeSize()[1], heights.get(node) ?? 0)]) // it had made the node taller
   }
   node.imgs = undefined
-  const inside = (node.graph?.rootGraph ?? node.graph) !== node.graph ? `${node.graph.id}:` : '' // a subgraph
-  previewStore()?.revokePreviewsByLocatorId?.(`${inside}${node.id}`)
+  previewStore()?.revokePreviewsByLocatorId?.(locator(node))
   if (app.nodePreviewImages) delete app.nodePreviewImages[node.id]
 }
 
@@ -228,7 +270,6 @@ function listen(node) {
     before?.apply(this, arguments)
     const pair = output?.resshift_compare?.[0]
     if (!pair) return
-    node.resshiftSize = pair.picture
     forgetPreview(node)
     finished.set(node, Date.now() + LATE_MS)
     node.resshiftShow(pair)
@@ -244,6 +285,11 @@ app.registerExtension({
       finished.clear()
       for (const node of shown) heights.set(node, node.size[1])
     })
+  },
+  refreshComboInNodes() {
+    facts.clear() // R: files may have come, gone or changed
+    sizes.clear()
+    for (const node of shown) node.resshiftDrawn = undefined
   },
   nodeCreated(node) {
     if (CURVED.includes(node.comfyClass)) addDrawing(node, 'resshift_curve', 100, redrawCurve)

@@ -24,7 +24,10 @@ export class Slider {
     const [left, right] = [child('span', `${STYLE.label};left:4px`), child('span', `${STYLE.label};right:4px`)]
     left.textContent = words.before
     right.textContent = words.after
-    for (const image of [this.before, this.after]) image.draggable = false
+    for (const image of [this.before, this.after]) {
+      image.draggable = false
+      image.onerror = () => this.onLost?.()
+    }
     this.element.append(this.after, this.before, this.bar, left, right)
     for (const kind of ['pointerdown', 'pointermove']) this.element.addEventListener(kind, (event) => this.drag(event))
     this.element.addEventListener('keydown', (event) => this.press(event))
