@@ -7,9 +7,11 @@ import os
 
 import comfy.model_management as mm
 import comfy.utils
+import torch
 
 from .. import resshift_core as rs
 from ..resshift_core.downloads import missing_files
+from ..resshift_core.errors import NotHere
 from ..resshift_core.registry import REGISTRY, Entry, find_file
 from .described import described
 from .folders import AUTO, download_folder, locate, plain_name
@@ -90,14 +92,26 @@ class LoadResShiftModel:
             _fetch(found, unique_id)
         network, decoder = choose_dtypes(dtype)
         offload = mm.unet_offload_device()
+        decoder_file = _autoencoder_file(autoencoder, unique_id)
         try:
-            loaded = rs.load_model(found, autoencoder=_autoencoder_file(autoencoder, unique_id), device=offload, dtype=network)
+            loaded = _load(found, decoder_file, offload, unique_id)
         except rs.CheckpointError as error:
             if "variant=" not in str(error):
                 raise
             raise rs.CheckpointError(f"{error} In ComfyUI: put that word into the file's name.") from error
+        loaded.unet.to(dtype=network)  # each from float32: --fp32-vae wants all that the file has
         loaded.autoencoder.to(device=mm.vae_offload_device(), dtype=decoder)
         return (ManagedModel(loaded),)
+
+
+def _load(found, decoder_file, device, node_id: str | None) -> rs.ResShiftModel:
+    """In float32; a published network under another name says only now which autoencoder it needs."""
+    try:
+        return rs.load_model(found, autoencoder=decoder_file, device=device, dtype=torch.float32)
+    except NotHere as error:
+        missing = error.name
+    _fetch(missing, node_id)
+    return rs.load_model(found, autoencoder=decoder_file, device=device, dtype=torch.float32)
 
 
 def _is_here(name: str, with_autoencoder: bool) -> bool:

@@ -23,6 +23,11 @@ def choose_dtypes(word: str) -> tuple[torch.dtype, torch.dtype]:
     return network, autoencoder
 
 
+def _same(one: torch.device, other: torch.device) -> bool:
+    """Whether two devices are one: "mps" is "mps:0"."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
 class ManagedModel:
     """What travels over an RSHIFT_MODEL socket.
 
@@ -50,7 +55,7 @@ class ManagedModel:
         """Bring the weights to the device, all of them, and make room for `memory_required` bytes beside them."""
         mm.load_models_gpu(self.patchers, memory_required=memory_required, force_full_load=True)
         for patcher in self.patchers:
-            if any(weight.device != self.device for weight in patcher.model.parameters()):
+            if not all(_same(weight.device, self.device) for weight in patcher.model.parameters()):
                 patcher.patch_model(device_to=self.device)  # --novram keeps whole networks back; ours need to be in one place
 
     def make_room(self) -> None:
@@ -64,5 +69,4 @@ class ManagedModel:
         mm.free_memory(1e30, self.device)
         for patcher in self.patchers:
             patcher.detach()
-        twin = self.model.in_float32()
-        return twin.to("cpu")
+        return self.model.copied("cpu", torch.float32)

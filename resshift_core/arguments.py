@@ -78,7 +78,7 @@ def check_mask(mask, images, model: ResShiftModel):
         )
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != images.shape[2:] or mask.shape[0] not in (1, len(images)):
         raise InputError(f"mask is {tuple(mask.shape)}; it must be (B, 1, H, W) of the picture, {tuple(images.shape)}.")
-    return torch.nan_to_num(mask.float()).clamp(0, 1).expand(len(images), -1, -1, -1)
+    return torch.nan_to_num(mask.to(images.device, torch.float32)).clamp(0, 1).expand(len(images), -1, -1, -1)
 
 
 def check_tile(model: ResShiftModel, tile, overlap, size: tuple[int, int]) -> tuple[int, int]:

@@ -24,8 +24,8 @@ from .detection import (
     is_unet,
     unet_of,
 )
-from .device import resolve_device, resolve_dtype
-from .errors import CheckpointError, InputError, brief
+from .device import is_out_of_memory, release_memory, resolve_device, resolve_dtype
+from .errors import CheckpointError, InputError, NotHere, OutOfMemory, brief
 from .model import ModelConfig, ResShiftModel
 from .pins import check_pin
 from .registry import REGISTRY, VARIANTS, Entry, find_file, models_dir, search_dirs
@@ -56,9 +56,10 @@ def resolve_path(model: str | os.PathLike, entry: Entry | None = None) -> Path:
         if path is None and entry.bundled:
             raise CheckpointError(f"The weights of {entry.name} are missing from this installation. Install it again.")
         if path is None:
-            raise CheckpointError(
+            raise NotHere(
                 f"{entry.name} ({entry.file}, {entry.licence}) is not on this machine. Run `resshift download {entry.name}`, "
-                f"or put the file from {entry.url} into {models_dir()}."
+                f"or put the file from {entry.url} into {models_dir()}.",
+                entry.name,
             )
         return path
     name = os.path.basename(str(model))
@@ -174,10 +175,16 @@ def _check_pair(unet: UNetConfig, autoencoder: VQGANConfig, word: str, name: str
         )
 
 
+def _autoencoder_for(path: Path, name: str) -> str | Path:
+    """The autoencoder `name` of the registry: from the search folders, else from beside the network's file."""
+    beside = path.with_name(REGISTRY[name].file)
+    return beside if REGISTRY[name].find() is None and beside.is_file() else name
+
+
 def _load_published(path: Path, state: dict, metadata: dict, autoencoder, variant: str | None, entry) -> ResShiftModel:
     unet = unet_of(state, path.name)
     word = find_variant(unet, path, variant or (entry.variant if entry is not None else None), metadata)
-    vq_config, vq_state = load_autoencoder(autoencoder or VARIANTS[word].autoencoder)
+    vq_config, vq_state = load_autoencoder(autoencoder or _autoencoder_for(path, VARIANTS[word].autoencoder))
     _check_pair(unet, vq_config, word, path.name)
     joined = {f"unet.{key}": value for key, value in state.items()}
     joined.update({f"autoencoder.{key}": value for key, value in vq_state.items()})
@@ -207,6 +214,7 @@ def load_model(
     Raises:
         CheckpointError: the file is missing, damaged, foreign, unsafe, or leaves its kind open.
         InputError: device, dtype or variant is unknown.
+        OutOfMemory: the weights do not fit on the device.
     """
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
@@ -229,7 +237,19 @@ def load_model(
         raise CheckpointError(f"{path.name} is not a ResShift model but {describe(state)}. Choose another file.")
     if entry is not None and not loaded.config.name:
         loaded.config = replace(loaded.config, name=entry.name)
-    return loaded.to(where, kind)
+    try:
+        return loaded.to(where, kind)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = brief(error)
+    need = sum(weight.numel() for weight in loaded.state_dict().values()) * kind.itemsize / 2**20
+    del loaded
+    release_memory(where)
+    raise OutOfMemory(
+        f"Out of memory: the weights of {path.name} take {need:.0f} MiB, which {where} does not have left ({reason}). "
+        "Close other programs, or run with device='cpu'."
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- saving

@@ -243,9 +243,14 @@ def variant_from_name(name: str) -> str:
     for variant in VARIANTS:
         task, *_, steps = variant.split("_")
         if task in stem.replace("inpainting", "inpaint") and re.search(rf"(?<![a-z]){steps}(?![0-9])", stem):
-            if ("face" in variant) == ("face" in stem) and ("x2" in variant) == ("x2" in stem):
+            if all((word in variant) == _has_word(word, stem) for word in ("face", "x2")):
                 return variant
     return ""
+
+
+def _has_word(word: str, stem: str) -> bool:
+    """Not as a part of another one, such as "surface" or "x2blur"; but "faces", "faceir" and "realsrx2" have it."""
+    return re.search(rf"(?<!sur){word}(s|ir)?(?![a-z0-9])", stem) is not None
 
 
 def _variant_from_hash(path: Path) -> str:

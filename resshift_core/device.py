@@ -14,6 +14,27 @@ log = logging.getLogger("resshift")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+WITHOUT_BF16 = ("gfx900", "gfx902", "gfx906", "gfx10")  # AMD's Vega and RDNA 1 and 2 emulate it
+BROKEN_FP16 = (
+    "1630",
+    "1650",
+    "1660",
+    "T400",
+    "T500",
+    "T550",
+    "T600",
+    "T1000",
+    "T1200",
+    "T2000",
+    "MX450",
+    "MX550",
+    "CMP 30HX",
+)  # NVIDIA's Turing without tensor cores: convolutions in fp16 come out as NaN
+OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML, MPS, XPU
+    "out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not enough gpu video memory",
+    "invalid buffer size", "out_of_device_memory", "out_of_host_memory", "out_of_resources",
+)  # fmt: skip
+
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """ "auto" = CUDA (or ROCm), else Intel XPU, else Apple MPS, else the CPU.
@@ -32,7 +53,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(1, device=resolved)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"The device {device!r} cannot be used ({reason}). Try device='cpu' or 'auto'.") from error
     return resolved
@@ -68,18 +89,27 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
     if dtype != "auto":
         raise InputError(f"dtype is {dtype!r}; known are auto, {', '.join(DTYPES)}.")
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device)[0] >= 8 or torch.version.hip is not None
-        return torch.bfloat16 if native else torch.float16
+        return _cuda_dtype(device)
     if device.type == "xpu" or (device.type == "cpu" and cpu_has_bf16()):
         return torch.bfloat16
     return torch.float32
+
+
+def _cuda_dtype(device: torch.device) -> torch.dtype:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip is not None:
+        generation = getattr(properties, "gcnArchName", "")
+        return torch.float16 if generation.startswith(WITHOUT_BF16) else torch.bfloat16
+    if properties.major >= 8:
+        return torch.bfloat16
+    return torch.float32 if any(word in properties.name.upper() for word in BROKEN_FP16) else torch.float16
 
 
 def without_autocast(device: torch.device):
     """Context in which a caller's autocast does not change the number formats that a model was given."""
     try:
         return torch.autocast(device.type, enabled=False)
-    except RuntimeError:  # this torch has no autocast for the device
+    except (RuntimeError, AssertionError):  # this torch has no autocast for the device
         return contextlib.nullcontext()
 
 
@@ -105,9 +135,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-    )
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def release_memory(device: torch.device) -> None:

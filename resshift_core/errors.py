@@ -20,6 +20,14 @@ class CheckpointError(ResShiftError):
     """A model file is damaged, foreign, incomplete or unsafe to open."""
 
 
+class NotHere(CheckpointError):
+    """A model or an autoencoder of the registry is not on this machine; `name` is the registry's."""
+
+    def __init__(self, text: str, name: str):
+        super().__init__(text)
+        self.name = name
+
+
 class DownloadError(ResShiftError):
     """A model file could not be fetched, or what arrived is not what was expected."""
 

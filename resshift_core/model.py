@@ -91,6 +91,10 @@ def _dataclass_from(cls, values: dict):
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 
+def _copied(weight: torch.nn.Parameter, device, dtype: torch.dtype) -> torch.nn.Parameter:
+    return torch.nn.Parameter(weight.detach().to(device, dtype, copy=True), weight.requires_grad)
+
+
 class ResShiftModel:
     """What `load_model` returns and `upscale` takes.
 
@@ -133,16 +137,27 @@ class ResShiftModel:
         return self
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> ResShiftModel:
-        """Move and convert in place, and return self. Weights are laid out channels last."""
+        """Move and convert in place, and return self. Weights are laid out channels last, but on Apple's GPU, whose
+        convolutions have a history of wrong results with that.
+        """
+        apple = (self.device if device is None else torch.device(device)).type == "mps"
+        layout = torch.contiguous_format if apple else torch.channels_last
         for module in (self.unet, self.autoencoder):
-            module.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+            module.to(device=device, dtype=dtype, memory_format=layout)
         return self
 
     def in_float32(self) -> ResShiftModel:
         """A copy in float32 on the same device, for a tile that overflowed."""
+        return self.copied(self.device, torch.float32)
+
+    def copied(self, device: str | torch.device, dtype: torch.dtype) -> ResShiftModel:
+        """A copy elsewhere; on the way no second one lies where this one does."""
         twin = copy.copy(self)
-        twin.unet, twin.autoencoder = copy.deepcopy(self.unet), copy.deepcopy(self.autoencoder)
-        return twin.to(dtype=torch.float32)
+        for part in ("unet", "autoencoder"):
+            module = getattr(self, part)
+            weights = {id(weight): _copied(weight, device, dtype) for weight in module.parameters()}
+            setattr(twin, part, copy.deepcopy(module, weights))  # which takes these for copies that it has made already
+        return twin
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Weights under `unet.` and `autoencoder.`."""
@@ -180,6 +195,10 @@ class ResShiftModel:
         out = self.unet(x, tau, condition=condition, constants=constants)
         return out.float() + self.guess(x_t, y0, schedule, t)
 
+    @property
+    def _has_vqgan(self) -> bool:
+        return isinstance(self.config.autoencoder, VQGANConfig)
+
     def bytes_per_tile(self, tile_height: int, tile_width: int) -> int:
         """Working memory that one tile needs beyond the weights, in bytes: an upper estimate from the widest layers."""
         element = torch.finfo(self.dtype).bits // 8
@@ -189,9 +208,21 @@ class ResShiftModel:
         skips = 3 * (unet.num_res_blocks + 1)  # activations kept for the way up, and what a block holds at once
         bytes_unet = latent_area * unet.model_channels * (skips + 4) * element
         bytes_latents = latent_area * self.config.autoencoder.latent_channels * 6 * 4  # float32 x_t, x0, y0, noise
-        vqgan = isinstance(self.config.autoencoder, VQGANConfig)
-        bytes_pixels = pixels * self.scale**2 * (6 * self.config.autoencoder.ch * element if vqgan else 3 * 4 * 4)
+        bytes_pixels = pixels * self.scale**2 * (6 * self.config.autoencoder.ch * element if self._has_vqgan else 3 * 4 * 4)
         return max(bytes_unet, bytes_pixels) + bytes_latents
+
+    def most_tiles(self, tile_height: int, tile_width: int) -> int:
+        """Tiles that may go together, however much memory there is: no tensor may have 2**31 numbers.
+
+        Kernels count in 32 bits here and there; torch 2.3 to 2.6 doubled larger tensors wrongly on CUDA, without a word.
+        """
+        autoencoder = self.config.autoencoder
+        widest = autoencoder.ch * autoencoder.ch_mult[min(1, len(autoencoder.ch_mult) - 1)] if self._has_vqgan else 16
+        numbers = max(
+            tile_height * tile_width * self.scale**2 * widest,  # what the decoder has doubled for the last time
+            tile_height * tile_width * self.scale**2 // autoencoder.factor**2 * self.config.unet.model_channels * 4,
+        )
+        return max(1, (2**31 - 1) // numbers)
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for m in (self.unet, self.autoencoder) for p in m.parameters()) / 1e6

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 
 from .arguments import (
     Settings,
@@ -28,7 +27,7 @@ from .errors import InputError, OutOfMemory, brief
 from .model import ResShiftModel
 from .noise import NoiseField, Repeat, RepeatedNoise
 from .progress import Progress, StepEvent, pixels_by_fit, pixels_of_blocks
-from .resize import target_size
+from .resize import bicubic, target_size
 from .sampler import sample
 from .tiles import lay_axis, reflect_index
 from .wrap import Torus, match_color_around, resize_around
@@ -171,7 +170,9 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     )  # fmt: skip
     image = model.autoencoder.decode(x0).float()
     tell("decode", settings.schedule.steps, x0)
-    return (image.clamp(-1, 1) + 1) / 2 if bool(torch.isfinite(image).all()) else None
+    # the picture alone would not tell: a codebook has a valid code for everything
+    finite = torch.isfinite(y0).all() & torch.isfinite(x0).all() & torch.isfinite(image).all()
+    return (image.clamp(-1, 1) + 1) / 2 if bool(finite) else None
 
 
 def _enlarged(crops, lq, scale: int) -> torch.Tensor:
@@ -179,9 +180,8 @@ def _enlarged(crops, lq, scale: int) -> torch.Tensor:
     if scale == 1:
         return lq
     edge = CONTEXT * scale
-    here = crops.cpu() if crops.device.type == "mps" else crops  # torch before 2.6 has no bicubic there
-    up = F.interpolate(here, scale_factor=scale, mode="bicubic", align_corners=False)
-    return up[..., edge:-edge, edge:-edge].contiguous().to(crops.device)
+    up = bicubic(crops, tuple(side * scale for side in crops.shape[-2:]))
+    return up[..., edge:-edge, edge:-edge].contiguous()
 
 
 def _preview(model: ResShiftModel, x0, y0, lq) -> torch.Tensor:
@@ -201,12 +201,13 @@ def _run_tiles_safely(model, jobs, shared: _Shared, progress) -> torch.Tensor:
 
 def _tile_batch(model: ResShiftModel, height: int, width: int, asked: int | None) -> int:
     """Tiles that go together: as asked, else what fits into free memory on an accelerator, else 1."""
+    most = model.most_tiles(height, width)
     if asked:
-        return asked
+        return min(asked, most)
     free = free_bytes(model.device) if model.device.type == "cuda" else None
     if free is None:
         return 1
-    return max(1, min(64, int(0.7 * free) // max(1, model.bytes_per_tile(height, width))))
+    return max(1, min(64, most, int(0.7 * free) // max(1, model.bytes_per_tile(height, width))))
 
 
 def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Settings, progress: Progress) -> None:
@@ -321,11 +322,14 @@ def _checked_and_run(
     rgb = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
 
     out = _run(model, rgb, mask, settings, torus, on_step)
-    if mask is not None:
-        out = mask * out + (1 - mask) * rgb.float()
     if color_fix != "none":
         for i in range(count):
-            match_color_around(out[i : i + 1], resize_around(rgb[i : i + 1], out.shape[-2:], wrap), color_fix, wrap)
+            part, original = out[i : i + 1], resize_around(rgb[i : i + 1], out.shape[-2:], wrap)
+            if mask is not None:  # what lies under the hole must not show
+                original = torch.where(mask[i : i + 1] > 0, part, original)
+            match_color_around(part, original, color_fix, wrap)
+    if mask is not None:
+        out = mask * out + (1 - mask) * rgb.float()
     out = resize_around(out, size, wrap).clamp_(0, 1)
     if channels == 1:
         return out.mean(1, keepdim=True)

@@ -16,4 +16,10 @@ def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if tuple(images.shape[-2:]) == tuple(size):
         return images.float()
     shrinks = size[0] < images.shape[-2] or size[1] < images.shape[-1]
-    return F.interpolate(images.float(), size=size, mode="bicubic", antialias=shrinks, align_corners=False).clamp_(0, 1)
+    return bicubic(images.float(), size, shrinks).clamp_(0, 1)
+
+
+def bicubic(images: torch.Tensor, size: tuple[int, int], antialias: bool = False) -> torch.Tensor:
+    """torch's, on the device of `images`; Apple's GPU has had it since torch 2.6, and not yet with antialiasing."""
+    here = images.cpu() if images.device.type == "mps" else images
+    return F.interpolate(here, size=size, mode="bicubic", antialias=antialias, align_corners=False).to(images.device)

@@ -12,8 +12,10 @@ from .normalization import GroupNorm
 from .unet import Upsample, overwriting_silu
 from .winograd import Conv3x3
 
+WITHOUT_PRODUCTS = "donot_use_mm_for_euclid_dist"  # torch's word for distances by subtraction
 CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes
-QUERIES_CHUNK = 1024  # rows of the middle attention's score matrix at a time
+QUERIES_CHUNK = 1024  # rows of the middle attention's score matrix at a time,
+QUERIES_CHUNK_CUDA = 4096  # where fused kernels make none, and want to fill the device
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,10 @@ class AttnBlock(nn.Module):
     def forward(self, x):
         height, width = x.shape[-2:]
         h = self.norm(x)
-        q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # (B, N, C)
-        h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(QUERIES_CHUNK, dim=1)], dim=1)
-        return self.proj_out(h.transpose(1, 2).unflatten(2, (height, width))).add_(x)
+        q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))  # (B, 1, N, C):
+        chunk = QUERIES_CHUNK_CUDA if x.is_cuda else QUERIES_CHUNK  # fused kernels take four dimensions only
+        h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(chunk, dim=2)], dim=2)
+        return self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, (height, width))).add_(x)
 
 
 class Downsample(nn.Module):
@@ -171,7 +174,9 @@ class Decoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """The learned codes, and the nearest one to a latent vector."""
+    """The learned codes, and the nearest one to a latent vector. They stay as exact as they are when a model is converted:
+    rounded to bf16, one vector in a hundred would get another code.
+    """
 
     def __init__(self, config: VQGANConfig):
         super().__init__()
@@ -183,8 +188,18 @@ class Codebook(nn.Module):
         book = self.embedding.weight.float()
         vectors = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         norms = book.square().sum(1)
-        chunks = [torch.addmm(norms, part, book.T, alpha=-2).argmin(1) for part in vectors.split(CODES_CHUNK)]
-        return torch.cat(chunks).view(z.shape[0], *z.shape[2:])
+        if z.is_cuda:  # matrix products may be in TF32 there
+            distances = (torch.cdist(part, book, compute_mode=WITHOUT_PRODUCTS) for part in vectors.split(CODES_CHUNK))
+        else:
+            distances = (torch.addmm(norms, part, book.T, alpha=-2) for part in vectors.split(CODES_CHUNK))
+        return torch.cat([part.argmin(1) for part in distances]).view(z.shape[0], *z.shape[2:])
+
+    def _apply(self, fn, recurse=True):
+        def move(tensor):
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype or tensor.dtype != torch.float32 else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     def forward(self, z):
         """Every vector replaced by its nearest code; gradients pass straight through to z."""

@@ -12,7 +12,7 @@ import resshift_core as rs
 from resshift_core import registry
 from resshift_core.checkpoint import resolve_path
 from resshift_core.downloads import missing_files
-from resshift_core.errors import CheckpointError, InputError
+from resshift_core.errors import CheckpointError, InputError, NotHere
 
 from . import host
 
@@ -39,11 +39,11 @@ class _Keeper:
         self.key: tuple | None = None
         self.model: rs.ResShiftModel | None = None
 
-    def get(self, source: str, dtype: str, device) -> rs.ResShiftModel:
+    def get(self, source: str, dtype: str, device, on_progress) -> rs.ResShiftModel:
         key = (stamp(source), dtype, str(device))
         if key != self.key or self.model is None:
             self.free()
-            self.model, self.key = _load(source, dtype, device), key
+            self.model, self.key = _load(source, dtype, device, on_progress), key
         return self.model.to(device=device)
 
     def rest(self) -> None:
@@ -75,7 +75,7 @@ def on_device(source: str, on_progress=None) -> Iterator[rs.ResShiftModel]:
         _fetch_missing(source, on_progress)
         host.make_room()
         try:
-            yield _keeper.get(source, _dtype(), host.device())
+            yield _keeper.get(source, _dtype(), host.device(), on_progress)
         finally:
             _keeper.rest()
 
@@ -94,13 +94,19 @@ def _dtype() -> str:
     return "fp32" if word == "auto" and host.refuses_half() else word
 
 
-def _load(source: str, dtype: str, device) -> rs.ResShiftModel:
+def _load(source: str, dtype: str, device, on_progress) -> rs.ResShiftModel:
+    """A published network under another name says only while it is loaded which autoencoder it needs."""
+    missing = None
     try:
         return rs.load_model(source, device=device, dtype=dtype)
+    except NotHere as error:
+        missing = error.name
     except CheckpointError as error:
         if "variant=" in str(error):
             raise CheckpointError(f"{error} In WebUI: put that word into the file's name.") from error
         raise
+    _fetch_missing(missing, on_progress)
+    return rs.load_model(source, device=device, dtype=dtype)
 
 
 def _fetch_missing(source: str, on_progress) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import sys
+import types
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import resshift_core as rs
 from resshift_core import checkpoint, registry
 from resshift_core.checkpoint import CONFIG_KEY, load_autoencoder, resolve_path
 from resshift_core.detection import published_unet
+from resshift_core.device import is_out_of_memory, resolve_device, resolve_dtype
 from resshift_core.registry import REGISTRY, VARIANTS
 
 from .standin import fill, small_model, standin_unet
@@ -240,7 +242,7 @@ def test_the_dtype_of_a_model_is_the_dtype_of_its_file(tmp_path, dtype):
     wanted = {key: value.to(dtype) for key, value in model.unet.state_dict().items()}
     path = rs.save_model(model.to(dtype=dtype), tmp_path / "m.safetensors")
     with safe_open(path, framework="pt") as file:
-        assert {file.get_tensor(key).dtype for key in file.keys()} == {dtype}
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {dtype}  # this model has no codebook, which stays exact
     again = load(path, dtype=dtype)
     assert again.dtype == dtype and all(torch.equal(value, wanted[key]) for key, value in again.unet.state_dict().items())
     exact = load(path, dtype="fp32").unet.state_dict()
@@ -431,6 +433,16 @@ def test_a_model_that_is_not_here_is_told_how_to_get(models_dir):
             assert word in str(error.value)
 
 
+def test_an_autoencoder_beside_the_network_is_found(narrow, models_dir, tmp_path):
+    unet, autoencoder = narrow("inpaint_face_s4")
+    path = Dress().write(unet, tmp_path / "my_inpaint_face_s4")
+    with pytest.raises(rs.CheckpointError, match="vq_f4_face .* is not on this machine") as missing:
+        load(path)
+    assert missing.value.name == "vq_f4_face"
+    Dress().write(autoencoder, path.parent / Path(REGISTRY["vq_f4_face"].file).stem)
+    assert_same_weights(load(path), unet, autoencoder)
+
+
 def test_a_missing_autoencoder_is_told_as_such(narrow, tmp_path):
     path = Dress().write(narrow("realsr_x4_s4")[0], tmp_path / "model")
     with pytest.raises(rs.CheckpointError, match="vq_f4 .*is not on this machine. Run `resshift download vq_f4`"):
@@ -522,6 +534,53 @@ def test_convert_writes_nothing_else(x4, tmp_path):
 def test_the_dtype_asked_for(tmp_path, word, dtype):
     model = load(rs.save_model(small_model(), tmp_path / "m.safetensors"), dtype=word)
     assert model.dtype == dtype and {value.dtype for value in model.unet.state_dict().values()} == {dtype}
+
+
+def test_weights_that_do_not_fit_on_the_device_are_a_sentence(tmp_path, monkeypatch):
+    path = rs.save_model(small_model(), tmp_path / "m.safetensors")
+
+    def full(self, *_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+
+    monkeypatch.setattr(rs.ResShiftModel, "to", full)
+    with pytest.raises(rs.OutOfMemory, match=r"the weights of m\.safetensors take \d+ MiB, which cpu does not have left"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory: you tried",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "Could not allocate tensor with 1073741824 bytes. There is not enough GPU video memory available!",
+        "Invalid buffer size: 12.00 GB", "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "PI_ERROR_OUT_OF_RESOURCES",
+    ],
+)  # fmt: skip
+def test_every_backends_words_for_a_lack_of_memory(words):
+    assert is_out_of_memory(RuntimeError(words)) and not is_out_of_memory(ValueError(words))
+
+
+@pytest.mark.parametrize(
+    ("name", "major", "amd", "dtype"),
+    [
+        ("NVIDIA GeForce RTX 2080 Ti", 7, None, torch.float16), ("NVIDIA GeForce GTX 1660 SUPER", 7, None, torch.float32),
+        ("NVIDIA T600 Laptop GPU", 7, None, torch.float32), ("NVIDIA GeForce GTX 1080", 6, None, torch.float16),
+        ("NVIDIA GeForce RTX 3060", 8, None, torch.bfloat16), ("NVIDIA H100 80GB HBM3", 9, None, torch.bfloat16),
+        ("Radeon RX 6800 XT", 10, "gfx1030", torch.float16), ("Radeon RX 7900 XTX", 11, "gfx1100", torch.bfloat16),
+        ("AMD Radeon VII", 9, "gfx906:sramecc+:xnack-", torch.float16), ("AMD Instinct MI210", 9, "gfx90a:sramecc+", torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_the_number_format_of_graphics_cards(monkeypatch, name, major, amd, dtype):
+    card = types.SimpleNamespace(name=name, major=major, gcnArchName=amd)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.version, "hip", amd and "6.2")
+    assert resolve_dtype("auto", torch.device("cuda")) == dtype
+
+
+@pytest.mark.parametrize("device", ["hpu", "privateuseone", "cuda:99", "nonsense"])
+def test_a_device_that_is_not_here_is_a_sentence(device):
+    with pytest.raises(rs.InputError, match="cannot be used"):
+        resolve_device(device)
 
 
 def test_a_dtype_that_nobody_knows_is_told_before_anything_is_read(monkeypatch):

@@ -241,6 +241,9 @@ def test_networks_that_share_some_keys_are_told_apart():
         ("model.pth", ""),
         ("s4.pth", ""),
         ("cars4.pth", ""),
+        ("inpaint_s4_surfaces.pth", "inpaint_imagenet_s4"),
+        ("inpaint_s4_faces.pth", "inpaint_face_s4"),
+        ("realsr_x4_s4_x2blur.pth", "realsr_x4_s4"),
     ],
 )
 def test_names_as_people_write_them(name, variant):

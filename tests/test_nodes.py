@@ -198,6 +198,33 @@ class TestLoader:
         ]  # fmt: skip
         assert host.progress[-1][:2] == (10_000_000, 478_000_000)
 
+    def test_the_autoencoder_of_a_renamed_network_is_fetched(self, host, monkeypatch):
+        """Which one, only loading tells."""
+        core, fetched = host.part("resshift_core"), []
+
+        def load_model(*_, **__):
+            if not fetched:
+                raise host.part("resshift_core.errors").NotHere("vq_f4_face is not on this machine.", "vq_f4_face")
+            return standin.small_model()
+
+        save(host, standin.small_model(), "mine.safetensors")
+        monkeypatch.setattr(core, "load_model", load_model)
+        monkeypatch.setattr(core, "download_with_autoencoder", lambda name, **_: fetched.append(name))
+        host.nodes["LoadResShiftModel"]().run("mine.safetensors", "auto", "auto")
+        assert fetched == ["vq_f4_face"]
+
+    def test_number_formats_of_network_and_autoencoder_come_from_what_is_stored(self, host, monkeypatch):
+        """--fp32-vae means all digits of the file, whatever the network runs in."""
+        model = inpainting_model()
+        save(host, model, "mine.safetensors")
+        mm = host.modules["comfy.model_management"]
+        monkeypatch.setattr(mm, "unet_dtype", lambda **_: torch.bfloat16)
+        monkeypatch.setattr(mm, "vae_dtype", lambda *_: torch.float32)
+        loaded = host.nodes["LoadResShiftModel"]().run("mine.safetensors", "auto", "auto")[0].model
+        assert loaded.dtype == torch.bfloat16
+        stored = model.autoencoder.state_dict()
+        assert all(torch.equal(value, stored[key]) for key, value in loaded.autoencoder.state_dict().items())
+
     def test_a_download_can_be_interrupted(self, host, monkeypatch):
         core = host.part("resshift_core")
         host.interrupted = True

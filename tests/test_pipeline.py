@@ -354,6 +354,26 @@ class TestFaults:
         assert (out - expected).abs().mean() < 0.02
         assert caplog.text.count("overflowed") == 1
 
+    @pytest.mark.parametrize("part", ["network", "encoder", "decoder"])
+    def test_an_overflow_before_a_codebook_is_noticed_too(self, caplog, part):
+        """A codebook has a valid code for whatever is not finite, so the picture would not tell."""
+        unet = rs.UNetConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1, swin_channels=32, head_channels=16)
+        vqgan = rs.VQGANConfig(32, (1, 1, 1), (1, 1, 1), n_embed=64)
+        model = standin.standin_model(rs.ModelConfig(unet, vqgan, tile=64))
+        layers = {
+            "network": (model.unet.input_blocks[0][0], model.unet.out[2]),
+            "encoder": (model.autoencoder.encoder.conv_in, model.autoencoder.encoder.conv_out),
+            "decoder": (model.autoencoder.decoder.conv_in, model.autoencoder.decoder.conv_out),
+        }
+        first, _ = layers[part]
+        with torch.no_grad():
+            first.weight.mul_(3e4 / first.weight.abs().max())  # a norm later on brings it back, in float32
+        lq = picture(24, 24)
+        expected = rs.upscale(model, lq)
+        out = rs.upscale(model.to(dtype=torch.float16), lq)
+        assert caplog.text.count("it is done again in float32") == 1
+        assert (out - expected).abs().mean() < 0.02
+
     def test_damaged_weights_are_told_as_such(self):
         broken = standin.small_model()
         with torch.no_grad():
@@ -430,6 +450,37 @@ def test_wrong_arguments_are_sentences(model, words, sentence):
     images = words.pop("images", torch.rand(1, 3, 8, 8))
     with pytest.raises(rs.InputError, match=sentence):
         rs.upscale(model, images, **words)
+
+
+@pytest.mark.parametrize("color_fix", ["wavelet", "adain"])
+def test_colours_of_an_inpainted_picture(small_model, color_fix):
+    """What lies under the hole does not show, and what is kept is kept exactly."""
+    inpainting = small_model(task="inpaint", scale=1, lq_stages=2, mask=True)
+    image, mask = picture(40, 56), torch.zeros(1, 1, 40, 56)
+    mask[..., 10:30, 12:40] = 1
+    painted = torch.where(mask > 0, 1 - image, image)
+    out, other = (rs.upscale(inpainting, source, mask=mask, color_fix=color_fix) for source in (image, painted))
+    assert torch.equal(out, other)
+    assert torch.equal(out * (1 - mask), image * (1 - mask))
+
+
+def test_a_mask_of_numbers_of_another_kind(small_model):
+    inpainting = small_model(task="inpaint", scale=1, lq_stages=2, mask=True)
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., 8:20, 8:20] = 1
+    expected = rs.upscale(inpainting, picture(32, 32), mask=mask)
+    assert torch.equal(rs.upscale(inpainting, picture(32, 32), mask=mask.to(torch.float64)), expected)
+
+
+def test_tiles_that_go_together_have_less_than_two_to_the_31_numbers(monkeypatch):
+    with torch.device("meta"):
+        model = rs.ResShiftModel(standin.published_config("realsr_x4_s4"))
+    assert model.most_tiles(128, 128) == 31  # 256 channels of 512 x 512
+    assert model.most_tiles(4096, 4096) == 1
+    assert pipeline._tile_batch(model, 128, 128, 256) == 31
+    monkeypatch.setattr(pipeline, "free_bytes", lambda device: 10**15)
+    monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("cuda"))
+    assert pipeline._tile_batch(model, 128, 128, None) == 31
 
 
 def test_inpainting_needs_a_mask_of_the_right_size(small_model):

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import resshift_core as rs
 from resshift_core import SpaceToDepth, SpaceToDepthConfig, vqgan
 from resshift_core.vqgan import AttnBlock, Codebook, VQGANConfig
 
+from . import standin
 from .test_unet import recording, relative
 
 
@@ -43,6 +45,31 @@ def test_the_nearest_code_is_the_nearest(monkeypatch):
     expected = torch.cdist(vectors, book.embedding.weight.double()).argmin(1).view(2, 17, 19)
     assert torch.equal(book.codes(z), expected)
     torch.testing.assert_close(book(z), book.embedding.weight[expected].permute(0, 3, 1, 2))
+
+
+def test_converting_a_model_leaves_the_codes_exact():
+    model = standin.standin_model(
+        rs.ModelConfig(
+            rs.UNetConfig(model_channels=32, channel_mult=(1,), swin_channels=32),
+            VQGANConfig(32, (1, 1, 1), (1, 1, 1), n_embed=64),
+        )
+    )
+    codes = model.autoencoder.quantize.embedding.weight.clone()
+    for dtype in (torch.bfloat16, torch.float16):
+        model.to(dtype=dtype)
+        assert model.autoencoder.decoder.conv_in.weight.dtype == dtype
+        assert torch.equal(model.autoencoder.quantize.embedding.weight, codes)
+    assert torch.equal(model.in_float32().autoencoder.quantize.embedding.weight, codes)
+    assert model.to(device="meta").autoencoder.quantize.embedding.weight.device.type == "meta"
+    assert model.autoencoder.to_empty(device="cpu").quantize.embedding.weight.device.type == "cpu"
+
+
+def test_distances_by_subtraction_find_the_same_codes(autoencoder, recorded):
+    """As CUDA takes them."""
+    z = recorded["latent"]
+    book, vectors = autoencoder.quantize.embedding.weight, z.permute(0, 2, 3, 1).reshape(-1, z.shape[1])
+    found = torch.cdist(vectors, book, compute_mode=vqgan.WITHOUT_PRODUCTS).argmin(1)
+    assert (found == autoencoder.quantize.codes(z).flatten()).float().mean() > 0.9995
 
 
 def test_gradients_pass_straight_through_the_codebook():

@@ -196,6 +196,23 @@ class TestEntries:
         with pytest.raises(rs.InputError, match="does not allow downloads.*resshift_realsrx4_s4_v3.pth.*S-Lab"):
             host.extras(picture(), "ResShift realsr_x4_s4 4x")
 
+    def test_the_autoencoder_of_a_renamed_network_is_fetched(self, host, monkeypatch):
+        loaded, fetched = part("loaded"), []
+
+        def load_model(*_, **__):
+            if not fetched:
+                raise loaded.NotHere("vq_f4_face is not on this machine.", "vq_f4_face")
+            return standin.small_model()
+
+        monkeypatch.setattr(rs, "load_model", load_model)
+        monkeypatch.setattr(rs, "download_with_autoencoder", lambda name, **_: fetched.append(name))
+        host.set(download=False)
+        with pytest.raises(rs.InputError, match="does not allow downloads"), loaded.on_device("mine.safetensors"):
+            pass
+        host.set(download=True)
+        with loaded.on_device("mine.safetensors") as model:
+            assert model.scale == 4 and fetched == ["vq_f4_face"]
+
     def test_a_download_shows_its_progress_and_can_be_stopped(self, host, file_server, monkeypatch, caplog):
         server = file_server(b"x" * 3_000_000)
         monkeypatch.setenv("RESSHIFT_MIRROR", server.url)
