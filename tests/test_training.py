@@ -545,3 +545,139 @@ def test_lpips_offline_is_a_sentence(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.hub.urlopen", refuse)
     assert finetune.main(arguments(place[0], tmp_path / "run", place[1], "--lpips", 1)) == 1
     assert "Connect this machine once, or copy vgg16" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------- found by review
+
+
+def test_a_state_of_bf16_goes_on_in_fp16(place, tmp_path):
+    """On an older card "auto" means fp16; the state has no scale for it yet."""
+    output = tmp_path / "run"
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    more = ("--iterations", 3, "--resume", "auto", "--precision", "fp16")
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 0
+
+
+def test_gradients_of_fp16_that_are_never_finite_stop_the_run(place, tmp_path, monkeypatch, capsys):
+    backward = Trainer._backward
+
+    def broken(trainer, *args):
+        result = backward(trainer, *args)
+        next(trainer.raw.parameters()).grad.fill_(float("nan"))
+        return result
+
+    monkeypatch.setattr(Trainer, "_backward", broken)
+    more = ("--iterations", 60, "--precision", "fp16")
+    assert finetune.main(arguments(*place[:1], tmp_path / "run", place[1], *more)) == 1
+    assert "not finite in 3 steps in a row" in capsys.readouterr().err
+    with open(tmp_path / "run" / "log.csv", newline="") as file:
+        assert {row["skipped"] for row in csv.DictReader(file)} == {"1.0"}
+
+
+def test_damaged_states_do_not_start_the_run_anew(place, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    best = contents(output / "best.safetensors")
+    for path in (output / "state").glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:-100])
+    assert finetune.main(arguments(*place[:1], output, place[1], "--resume", "auto")) == 1
+    assert "No state in" in capsys.readouterr().err
+    shutil.rmtree(output / "state")
+    for more in ((), ("--resume", "auto")):
+        assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 2
+    assert "no state to go on from" in capsys.readouterr().err
+    assert contents(output / "best.safetensors") == best
+
+
+def test_a_run_killed_before_its_last_file_gets_it(place, tmp_path, monkeypatch, capsys):
+    output, export = tmp_path / "run", finetune.Run.export
+    more = ("--iterations", 4, "--save-every", 2)
+
+    def killed(run, name):
+        if name == "last.safetensors" and run.trainer.position.iteration == 4:
+            raise OSError("no space left")
+        export(run, name)
+
+    monkeypatch.setattr(finetune.Run, "export", killed)
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 1
+    monkeypatch.undo()
+    assert finetune.main(arguments(*place[:1], output, place[1], *more, "--resume", "auto")) == 0
+    assert "Nothing is left to do: the run has made 4 iterations" in capsys.readouterr().out
+    assert rs.load_model(output / "last.safetensors", device="cpu").metadata["steps_trained"] == "4"
+
+
+def test_the_best_is_compared_by_one_yardstick(place, tmp_path, caplog):
+    output = tmp_path / "run"
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    more = ("--iterations", 3, "--resume", "auto", "--best-by", "ssim")
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 0
+    assert "best.safetensors will be the best from here on" in caplog.text
+    assert rs.load_model(output / "best.safetensors", device="cpu").metadata["steps_trained"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (("--adversarial", 0.005), "had no discriminator"),
+        (("--weight-decay", 0.1), "moments begin anew"),
+        (("--optimizer", "muon"), "moments begin anew"),
+        (("--betas", 0.5, 0.9), "betas was"),
+    ],
+)
+def test_settings_that_change_the_optimiser_when_resuming(place, tmp_path, caplog, monkeypatch, more, told):
+    output, seen = tmp_path / "run", []
+    shared = ("--crop", 32, "--optimizer", "adamw")
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2, *shared)) == 0
+    step = Trainer.step
+    monkeypatch.setattr(Trainer, "step", lambda t, *batch: seen.append(dict(t.optimizer.param_groups[0])) or step(t, *batch))
+    more = ("--iterations", 4, *shared, "--resume", "auto", *more)
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 0
+    assert told in caplog.text
+    if "--betas" in more:
+        assert {group["betas"] for group in seen} == {(0.5, 0.9)}
+
+
+def test_memory_that_runs_out_in_the_run_is_a_sentence(place, tmp_path, monkeypatch, capsys):
+    step = Trainer.step
+
+    def full(trainer, *batch):
+        if trainer.position.iteration == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return step(trainer, *batch)
+
+    monkeypatch.setattr(Trainer, "step", full)
+    assert finetune.main(arguments(*place[:1], tmp_path / "run", place[1])) == 1
+    assert "Out of memory at iteration 3" in (told := capsys.readouterr().err) and "--micro-batch 2" in told
+
+
+def test_the_folder_of_the_run_is_no_data(place, tmp_path, capsys):
+    data = shutil.copytree(place[0], tmp_path / "data")
+    output = data / "run"
+    for more in ((), ("--resume", "auto", "--iterations", 7)):
+        assert finetune.main(arguments(data, output, place[1], *more)) == 0
+        assert "6 pictures can be used" in capsys.readouterr().out
+
+
+def test_pictures_to_validate_on_are_not_trained_on(place, tmp_path, caplog):
+    data = shutil.copytree(place[0], tmp_path / "data")
+    (data / "val").mkdir()
+    shutil.move(data / "picture_0.png", data / "val")
+    more = ("--validation", data / "val")
+    assert finetune.main(arguments(data, tmp_path / "run", place[1], *more)) == 0
+    assert "1 pictures are among those to validate on, too, and are not trained on" in caplog.text
+
+
+@needs_fork
+def test_machines_that_do_not_share_the_folder_are_told(place, tmp_path):
+    """The second one has no state to go on from."""
+    assert finetune.main(arguments(place[0], tmp_path / "first", place[1], "--iterations", 2)) == 0
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    processes = [
+        in_child(
+            arguments(place[0], tmp_path / name, place[1], "--resume", "auto"), RANK=str(rank), LOCAL_RANK=str(rank), **shared
+        )
+        for rank, name in enumerate(("first", "second"))
+    ]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [2, 2]

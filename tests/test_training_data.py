@@ -20,6 +20,7 @@ from training.settings import PRESETS, SettingsError, parse, read_config, resolv
 from training.settings import TrainSettings as Settings
 from training.validation import hold_out, middle
 
+from . import standin
 from .training_run import ROOT, make_pictures
 
 
@@ -329,8 +330,8 @@ def test_crops_smaller_than_a_losss_windows_are_refused(loss, least):
         parse(line(loss, -1))
 
 
-def test_recipes_survive_a_file():
-    settings = resolve(parse(line("--fonts", "fonts")), rs.ModelConfig())
+def test_recipes_survive_a_file(tmp_path):
+    settings = resolve(parse(line("--fonts", tmp_path)), rs.ModelConfig())
     again = typed(Settings, json.loads(json.dumps(to_dict(settings))), "the file")
     assert {**again} == {name: getattr(settings, name) for name in again}
 
@@ -370,3 +371,59 @@ def test_pages_are_text_line_art_or_one_colour():
     ends = np.mean([[int(level) in (0, 255) for level in page[:, 0, 0]] for page in plain])
     assert 0.35 < ends < 0.75
     assert torch.equal(pages[7], draw_page(48, np.random.default_rng(7)))
+
+
+# ---------------------------------------------------------------------------------------------------- found by review
+
+
+@pytest.mark.parametrize(
+    "text", ["\ufefffile;split\nx/a.png;train\nb.png;val\n", "split\tfile\tnote\ntrain\tx/a.png\tz\n\ntrain\n"]
+)
+def test_manifests_as_spreadsheets_write_them(tmp_path, text):
+    (tmp_path / "MANIFEST.csv").write_text(text, encoding="utf-8")
+    assert find_images(tmp_path, "train") == [tmp_path / "x/a.png"]
+
+
+@pytest.mark.parametrize("data", [b"file,kind\na.png,train\n", "Größe,split\n".encode("cp1252")])
+def test_manifests_that_say_nothing_are_errors(tmp_path, data):
+    (tmp_path / "MANIFEST.csv").write_bytes(data)
+    with pytest.raises(DataError, match=r"MANIFEST\.csv"):
+        find_images(tmp_path, "train")
+
+
+def test_links_to_folders_are_followed_and_circles_end(folder, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "link").symlink_to(folder, target_is_directory=True)
+    (tmp_path / "deep" / "circle").symlink_to(tmp_path / "deep", target_is_directory=True)
+    assert [path.name for path in find_images(tmp_path)] == [path.name for path in find_images(folder)]
+    assert find_images(tmp_path, without=folder) == []
+
+
+def test_deep_pictures_are_read_as_deep_or_refused(tmp_path):
+    levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png", transparency=7)
+    Image.fromarray(np.full((64, 64), 10**6, np.int32)).save(tmp_path / "long.tif")
+    Image.fromarray(np.full((64, 64), 0.5, np.float32)).save(tmp_path / "float.tif")
+    assert float(read_rgb(tmp_path / "deep.png").float().mean()) == pytest.approx(127.5, abs=1)
+    for name in ("long.tif", "float.tif"):
+        assert "says nothing about black and white" in inspect(tmp_path / name).problem
+
+
+def test_bare_names_pair_only_where_they_are_the_only_ones(tmp_path):
+    for place in ("high/a", "high/b"):
+        make_pictures(tmp_path / place, 1, side=72 if place.endswith("a") else 76)
+    make_pictures(tmp_path / "low", 1, side=18)
+    with pytest.raises(DataError, match="2 pairs do not fit: picture_0.png has no partner"):
+        match_pairs(pictures(tmp_path / "high"), tmp_path / "high", tmp_path / "low", 4)
+
+
+@pytest.mark.parametrize("words", [("--seed", -1), ("--workers", -1), ("--betas", 2, 0.9), ("--learning-rate", "nan"), ("--validation-count", 0), ("--validation-crop", 3), ("--fonts", "/nowhere")])  # fmt: skip
+def test_more_values_out_of_range(words):
+    with pytest.raises(SettingsError, match=words[0]):
+        parse(line(*words))
+
+
+def test_the_default_crop_suits_every_published_network():
+    for variant in ("realsr_x4_s4", "faceir_s4"):
+        config = standin.published_config(variant)
+        assert resolve(Settings(Path("in"), Path("out")), config).crop == (512 if variant == "faceir_s4" else 256)

@@ -7,7 +7,8 @@ import math
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,18 +192,20 @@ class PairedCrops(Crops):
 
 
 def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale: int) -> dict[str, Path]:
-    """{path of a picture: its low-resolution partner}, by the same path below the folder, else by the same bare name.
+    """{path of a picture: its low-resolution partner}, by the same path below the folder, else by the same bare name where only one on
+    either side has it.
 
     Raises:
         DataError: a picture has no partner, or the sizes of a pair do not belong together.
     """
     small = {path.relative_to(small_root).with_suffix("").as_posix(): path for path in find_images(small_root)}
-    by_name = {path.stem: path for path in small.values()}
+    by_name = _only_ones((path.stem, path) for path in small.values())
+    own = _only_ones((Path(picture.path).stem, picture.path) for picture in pictures)
     partners, wrong = {}, []
     for picture in pictures:
         path = Path(picture.path)
         name = path.relative_to(root).with_suffix("").as_posix() if path.is_relative_to(root) else path.stem
-        partner = small.get(name) or by_name.get(path.stem)
+        partner = small.get(name) or (by_name.get(path.stem) if path.stem in own else None)
         if partner is None:
             wrong.append(f"{path.name} has no partner")
             continue
@@ -213,6 +216,13 @@ def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale
     if wrong:
         raise DataError(f"{len(wrong)} pairs do not fit: {'; '.join(wrong[:5])}. Put them right, or remove them.")
     return partners
+
+
+def _only_ones(named: Iterable[tuple[str, object]]) -> dict:
+    """{name: value} of the names that occur once."""
+    named = list(named)
+    counts = Counter(name for name, _ in named)
+    return {name: value for name, value in named if counts[name] == 1}
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def draw_plan(rng: np.random.Generator) -> Plan:
     """All random numbers of one picture but its noise fields."""
     first = draw_stage(rng, FIRST)
     second = draw_stage(rng, SECOND) if rng.random() < SECOND_SHARE else None
-    sinc = draw_sinc(rng, FINAL_SINC_SIZES) if rng.random() < FINAL_SINC_SHARE else NO_BLUR
+    sinc = draw_sinc(rng, FINAL_SINC_SIZES, np.pi / 3) if rng.random() < FINAL_SINC_SHARE else NO_BLUR
     low, high = SECOND.quality
     return Plan(first, second, sinc, str(rng.choice(MODES)), bool(rng.random() < 0.5), int(rng.integers(low, high + 1)))
 

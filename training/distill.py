@@ -26,6 +26,7 @@ if not __package__:  # run as a file: let it be the module that `python -m train
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import copy
+import typing
 from dataclasses import dataclass, replace
 
 import torch
@@ -51,6 +52,8 @@ NOT_HERE = (
 @dataclass(frozen=True)
 class DistillSettings(TrainSettings):
     """Settings of finetune.py, and the weights of SinSR's losses; --loss is the distance in all of them (SinSR's: mse)."""
+
+    not_here: typing.ClassVar[tuple[str, ...]] = NOT_HERE
 
     inverse: float = 1.0  # weight of the way back, from the teacher's result to x_T
     consistency: float = 1.0  # weight of the loss against the true picture

@@ -53,6 +53,8 @@ def start(device: str = "auto") -> Processes:
     where = torch.device(device)
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
+        if where.type == "cuda" and where.index is not None:
+            torch.cuda.set_device(where)  # or helpers of torch would take memory on the first GPU, too
         return Processes(0, 1, where)
     if where.type == "cuda":
         where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

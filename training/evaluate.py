@@ -178,6 +178,8 @@ def load_samples(settings: EvaluationSettings, scale: int, holes: bool = False) 
     if settings.truth is None and settings.lq is None:
         raise SettingsError("Give --truth, a folder of pictures to be degraded and restored, or --lq, or both as pairs.")
     found = scan(find_images(settings.truth or settings.lq), 1 if settings.truth is None else scale * 2, quiet=False)
+    if found.unreadable or found.tiny or found.duplicate:
+        print(found.report())
     pictures = sorted(found.used, key=lambda picture: picture.path)[: settings.limit or None]
     names = [Path(picture.path).stem for picture in pictures]
     if settings.truth is None and holes:
@@ -353,8 +355,6 @@ def run(settings: EvaluationSettings) -> list[dict]:
 
 def main(argv=None) -> int:
     """The program."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")  # arrows, on a console that has none
     return exit_status(
         lambda: run(tyro.cli(EvaluationSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
     )

@@ -41,6 +41,8 @@ from dataclasses import dataclass, replace
 import torch
 
 import resshift_core as rs
+from resshift_core.device import is_out_of_memory
+from resshift_core.errors import brief
 from training import distributed
 from training.chain import Chain
 from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
@@ -69,6 +71,7 @@ class Data:
 
     crops: Crops
     pairs: list[Pair]
+    held: tuple[str, ...]  # what the pairs were made of: digests of the pictures
     fingerprint: str  # of the pictures
     count: int
 
@@ -81,11 +84,18 @@ def _make_degradation(settings: TrainSettings, scale: int):
 
 def _held_out(settings: TrainSettings, pictures: list[Picture]) -> tuple[list[Picture], list[Picture]]:
     """(to train on, to validate on)."""
-    if settings.validation is not None:
-        return pictures, list(scan(find_images(settings.validation), 16).used)
     listed = find_images(settings.data, "val") if (settings.data / "MANIFEST.csv").is_file() else []
+    if settings.validation is not None:
+        listed = find_images(settings.validation)
     if listed:
-        return pictures, list(scan(listed, 16).used)
+        held = list(scan(listed, 16).used)
+        secret = {picture.digest for picture in held}
+        train = [picture for picture in pictures if picture.digest not in secret]
+        if len(train) < len(pictures):
+            log.warning("%d pictures are among those to validate on, too, and are not trained on.", len(pictures) - len(train))
+        if not train:
+            raise DataError(f"All pictures of {settings.data} are those to validate on. Give other ones.")
+        return train, held
     train, held = hold_out(pictures)
     if not held:
         log.warning("With %d pictures none is held out: validation shows pictures that the model was trained on.", len(train))
@@ -97,7 +107,8 @@ def scan_data(settings: TrainSettings, processes: Processes) -> Scan:
     found = None
     if processes.first:
         try:
-            found = scan(find_images(settings.data, "train"), settings.crop, settings.output / "scan.json", quiet=False)
+            paths = find_images(settings.data, "train", without=settings.output)
+            found = scan(paths, settings.crop, settings.output / "scan.json", quiet=False)
             print(found.report())
         except DataError as error:
             found = error
@@ -132,7 +143,7 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         crops = Crops(train, crop, settings.seed, settings.cache_mib)
         degrade = _make_degradation(settings, scale)
         pairs = make_pairs(held, degrade, scale, settings.validation_crop, crop.holes)
-    return Data(crops, pairs, found.fingerprint, len(train))
+    return Data(crops, pairs, tuple(picture.digest for picture in held), found.fingerprint, len(train))
 
 
 def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Trainer:
@@ -172,27 +183,47 @@ class Run:
         Raises:
             SettingsError: there is one, and --resume auto was not given, or it is of another network.
         """
+        finished = (self.output / "last.safetensors").exists() and not self.settings.dry_run
         if self.settings.resume != "auto":
-            if self.processes.first and any(self.states.glob("*.pt")) and not self.settings.dry_run:
+            if self.processes.first and (any(self.states.glob("*.pt")) or finished) and not self.settings.dry_run:
                 raise SettingsError(
                     f"{self.output} holds a run already. Add --resume auto to go on with it, or choose another --output."
                 )
             return False
         state = load_state(self.states)
+        found = -1 if state is None else state["trainer"]["position"]["iteration"]
+        if self.processes.agree(found, "min") != self.processes.agree(found, "max"):
+            raise SettingsError(
+                f"The processes of this run do not find the same state in {self.output}. With several machines it must be one "
+                "folder that all of them see."
+            )
         if state is None:
+            if finished:
+                raise SettingsError(
+                    f"{self.output} holds last.safetensors, but no state to go on from. Choose another --output; --model "
+                    "last.safetensors starts from its weights."
+                )
             return False
-        self._compare(state)
+        before = self._compare(state)
         try:
-            self.trainer.load_state_dict(state["trainer"])
+            self.trainer.load_state_dict(state["trainer"], before["optimizer"], before["weight_decay"])
         except RuntimeError as error:
             raise SettingsError(
                 f"The state in {self.states} is of another network than this run's ({error}). Give the settings that it was "
                 "started with, or choose another --output."
             ) from error
-        self.best = state["best"]
+        if state.get("yardstick") in (None, self.yardstick):
+            self.best = state["best"]
+        else:
+            log.warning("Validation is not what it was in the run so far: best.safetensors will be the best from here on.")
         return True
 
-    def _compare(self, state: dict) -> None:
+    @property
+    def yardstick(self) -> list[str]:
+        """What scores can be compared by."""
+        return [self.settings.best_by, *self.data.held]
+
+    def _compare(self, state: dict) -> dict:
         before, now = json.loads(state["settings"]), to_dict(self.settings)
         fresh = to_dict(type(self.settings)(self.settings.data, self.settings.output))  # a run may be older than a setting
         before = {name: before.get(name, fresh.get(name)) for name in now}
@@ -201,12 +232,14 @@ class Run:
             log.warning("The settings differ from those of the run so far: %s.", "; ".join(changed))
         if state["data"] != self.data.fingerprint:
             log.warning("The pictures are not those of the run so far: it goes on, but not as it would have.")
+        return before
 
     def save(self) -> None:
         """State and OUTPUT/last.safetensors. First process only."""
         state = {
             "trainer": self.trainer.state_dict(),
             "best": self.best,
+            "yardstick": self.yardstick,
             "settings": json.dumps(to_dict(self.settings)),
             "data": self.data.fingerprint,
         }
@@ -242,6 +275,8 @@ class Run:
     def write_config(self) -> None:
         self.output.mkdir(parents=True, exist_ok=True)
         values = {"model": self.trainer.model.config.to_dict(), "training": to_dict(self.settings)}
+        if self.settings.not_here:  # a student is made from its teacher: its file is a recipe, without a model
+            values = {"training": {k: v for k, v in values["training"].items() if k not in self.settings.not_here}}
         (self.output / "config.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
 
     def batches(self):
@@ -282,6 +317,7 @@ class Run:
     def _iterate_and_save(self, interrupts: Interrupts) -> None:
         try:
             self._iterate(interrupts)
+            return
         except KeyboardInterrupt:
             if self.processes.first:
                 with interrupts.held():
@@ -289,11 +325,24 @@ class Run:
                     iteration = self.trainer.position.iteration
                     self.report.say(f"Stopped at iteration {iteration}; --resume auto goes on from there.")
             raise
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = brief(error)
+        raise MemoryError(
+            f"Out of memory at iteration {self.trainer.position.iteration} ({reason}). Go on from the last state by --resume auto "
+            f"with --micro-batch {max(1, self.trainer.micro_batch // 2)}, or --checkpointing True."
+        )
 
     def _iterate(self, interrupts: Interrupts) -> None:
         settings, trainer = self.settings, self.trainer
         started = time.perf_counter()
         if trainer.position.iteration >= settings.iterations:
+            if self.processes.first:
+                self.report.say(f"Nothing is left to do: the run has made {trainer.position.iteration} iterations.")
+                if self.best is None:
+                    self.validate()
+                self.export("last.safetensors")  # a run may have been killed between its last state and this file
             return
         for numbers, crops in interrupts.passing(self.batches()):
             with interrupts.step():

@@ -44,10 +44,10 @@ class Kernel:
 NO_BLUR = Kernel()
 
 
-def draw_sinc(rng: np.random.Generator, sizes: tuple[int, int]) -> Kernel:
-    """A low-pass filter with its edge in [pi / 3, pi], or [pi / 5, pi] where the kernel is large enough to hold it."""
+def draw_sinc(rng: np.random.Generator, sizes: tuple[int, int], lowest_of_large: float = math.pi / 5) -> Kernel:
+    """A low-pass filter with its edge in [pi / 3, pi]; from `lowest_of_large` on where the kernel is large enough to hold it."""
     size = _draw_size(rng, sizes)
-    lowest = math.pi / 3 if size < 13 else math.pi / 5
+    lowest = math.pi / 3 if size < 13 else lowest_of_large
     return Kernel("sinc", size, cutoff=float(rng.uniform(lowest, math.pi)))
 
 
@@ -59,7 +59,8 @@ def draw_kernel(rng: np.random.Generator, ranges: KernelRange) -> Kernel:
     sigma_x, sigma_y = (float(value) for value in rng.uniform(*ranges.sigma, 2))
     beta = 1.0
     if not kind.startswith(("iso", "aniso")):
-        beta = float(rng.uniform(*(ranges.beta_generalized if kind.startswith("gen") else ranges.beta_plateau)))
+        low, high = ranges.beta_generalized if kind.startswith("gen") else ranges.beta_plateau
+        beta = float(rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high))  # flatter or more pointed: even odds
     if kind.endswith("_iso") or kind == "iso":
         sigma_y = sigma_x
     return Kernel(kind, _draw_size(rng, ranges.sizes), sigma_x, sigma_y, float(rng.uniform(-math.pi, math.pi)), beta)

@@ -14,12 +14,16 @@ log = logging.getLogger("resshift.training")
 
 
 def _try(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -> bool:
-    """Whether one micro-batch forward and backward fits beside the optimiser's memory. Leaves no trace."""
+    """Whether two micro-batches forward and backward fit beside the optimiser's memory and, with several processes, the
+    buckets in which gradients travel. Leaves no trace.
+    """
     reserve = []
     fits = True
     try:
-        if not trainer.optimizer.state:  # Adam's two moments do not exist yet
-            reserve = [torch.empty_like(parameter) for parameter in trainer.raw.parameters() for _ in range(2)]
+        copies = 1 if trainer.processes.world > 1 else 0
+        if not trainer.optimizer.state:  # the moments do not exist yet: two in float32, or in 8 bits
+            copies += 0.5 if "8bit" in trainer.settings.optimizer else 2
+        reserve = [torch.empty(int(copies * p.numel()), dtype=p.dtype, device=p.device) for p in trainer.raw.parameters()]
         net, trainer.net = trainer.net, trainer.raw  # without the other processes: each finds out for itself
         if trainer.judge is not None:
             trainer.judge.eval()  # in training its spectral norm advances with every look, and resuming would not be exact
@@ -27,6 +31,11 @@ def _try(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -
             chosen = slice(0, trainer.micro_batch)
             points = trainer.chain.draw(numbers[chosen], {name: value[chosen] for name, value in crops.items()})
             with trainer.autocast():
+                loss, _, _ = trainer.objective(trainer.net, points)
+            loss.backward()
+            del loss, points
+            points = trainer.chain.draw(numbers[chosen], {name: value[chosen] for name, value in crops.items()})
+            with trainer.autocast():  # again, beside the gradients of the first
                 loss, _, _ = trainer.objective(trainer.net, points)
             loss.backward()
         finally:

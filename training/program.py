@@ -18,6 +18,9 @@ from .trainer import NotFinite
 
 def exit_status(work: Callable[[], None]) -> int:
     """Run `work`. 0 done, 1 it failed, 2 wrong settings, 130 Ctrl-C, 143 SIGTERM."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files, on a console that lacks the letters
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         work()

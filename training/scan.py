@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,22 +74,47 @@ class Scan:
         return "\n".join(lines)
 
 
-def find_images(root: str | os.PathLike, split: str | None = None) -> list[Path]:
-    """All pictures below `root`, sorted; `split` keeps those that a MANIFEST.csv in `root` lists under that word.
+def find_images(root: str | os.PathLike, split: str | None = None, without: Path | None = None) -> list[Path]:
+    """All pictures below `root`, sorted; `split` keeps those that a MANIFEST.csv in `root` lists under that word, `without`
+    leaves a folder out, such as that of a run.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or its MANIFEST.csv cannot be read.
     """
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"There is no folder {root}.")
     manifest = root / "MANIFEST.csv"
     if split and manifest.is_file():
-        with open(manifest, newline="", encoding="utf-8") as file:
-            rows = csv.DictReader(file)
-            if {"file", "split"} <= set(rows.fieldnames or ()):
-                return sorted(root / row["file"] for row in rows if row["split"] == split)
-    return sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+        return sorted(root / file for file, word in _listed(manifest) if word == split)
+    return sorted(path for path in _below(root, without) if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _listed(manifest: Path) -> list[tuple[str, str]]:
+    """(file, split) of every line; from a spreadsheet, too, which likes semicolons and a mark at the beginning.
+
+    Raises:
+        DataError: it is not text, or has no such columns.
+    """
+    try:
+        lines = manifest.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{manifest} cannot be read as UTF-8 text ({error}). Save it as such.") from error
+    head = lines[0] if lines else ""
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=head.count))
+    if not {"file", "split"} <= set(rows.fieldnames or ()):
+        raise DataError(f"{manifest} has no columns called file and split (but {head!r}). Name them so, or remove the file.")
+    return [(row["file"], row["split"]) for row in rows if row["file"] and row["split"]]
+
+
+def _below(root: Path, without: Path | None) -> Iterator[Path]:
+    """Every file below a folder, behind links to folders, too; each folder once."""
+    seen = {without.resolve()} if without is not None else set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = [
+            name for name in sorted(folders) if (place := Path(folder, name).resolve()) not in seen and not seen.add(place)
+        ]
+        yield from (Path(folder, name) for name in files)
 
 
 def read_rgb(path: str | os.PathLike) -> torch.Tensor:
@@ -100,11 +125,13 @@ def read_rgb(path: str | os.PathLike) -> torch.Tensor:
     """
     with Image.open(path) as image:
         image = ImageOps.exif_transpose(image)
+        if image.mode == "F" or image.mode == "I" and max(image.getextrema()) > 65535:
+            raise ValueError(f"its numbers are of a kind ({image.mode}) that says nothing about black and white")
+        if image.mode.startswith("I"):  # 16 bits: Pillow would clip them to white
+            image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
         if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        if image.mode.startswith("I"):  # Pillow would clip 16 bits to white
-            image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
         pixels = np.array(image.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 

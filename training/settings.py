@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import types
 import typing
 from dataclasses import asdict, dataclass, fields, replace
@@ -25,6 +26,8 @@ class SettingsError(ValueError):
 @dataclass(frozen=True)
 class TrainSettings:
     """None means: chosen for the model (see `resolve`); the choice is printed and written to OUTPUT/config.json."""
+
+    not_here: typing.ClassVar[tuple[str, ...]] = ()  # settings that the program does not take
 
     # What and where
     data: Path  # folder of pictures, searched through; where it has a MANIFEST.csv, its split "train"
@@ -225,7 +228,7 @@ def check(settings: TrainSettings) -> None:
     positive = ("iterations", "batch_size", "micro_batch", "learning_rate", "crop", "validate_every", "save_every", "log_every")
     for name in positive:
         value = getattr(settings, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:  # nor NaN
             raise SettingsError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
     if not 0 < settings.min_rescale <= 1:
         raise SettingsError(f"--min-rescale is {settings.min_rescale}; it must be above 0 and at most 1.")
@@ -235,9 +238,16 @@ def check(settings: TrainSettings) -> None:
         raise SettingsError(
             f"--pairs is given, but --degradation is {settings.degradation or 'left out'}. Add --degradation paired."
         )
-    for name in ("lpips", "spectrum", "adversarial", "clip"):
-        if getattr(settings, name) < 0:
-            raise SettingsError(f"--{name} must not be negative.")
+    for name in ("lpips", "spectrum", "adversarial", "clip", "weight_decay", "seed", "cache_mib", "workers"):
+        if (getattr(settings, name) or 0) < 0:
+            raise SettingsError(f"--{name.replace('_', '-')} must not be negative.")
+    if not all(0 <= beta < 1 for beta in settings.betas):
+        raise SettingsError(f"--betas are {settings.betas}; they must lie between 0 and 1, below 1.")
+    for name, least in (("validation_count", 1), ("validation_crop", 16)):
+        if getattr(settings, name) < least:
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be at least {least}.")
+    if settings.fonts is not None and not settings.fonts.is_dir():
+        raise SettingsError(f"--fonts: there is no folder {settings.fonts}.")
 
 
 def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
@@ -247,6 +257,8 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
         SettingsError: the crop does not fit the network.
     """
     chosen = dict(PIXEL if model.space == "pixel" else PUBLISHED)
+    multiple = crop_multiple(model)
+    chosen["crop"] = -(-chosen["crop"] // multiple) * multiple
     chosen["predict"] = model.predict
     if model.default_steps == 1:  # a one-step student runs at t = T alone
         chosen["last_step_share"] = 1.0
@@ -256,7 +268,6 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
     chosen["degradation"] = "bicubic" if model.task == "inpaint" else "realesrgan"  # at scale 1, bicubic changes nothing
     open_ = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
     settings = replace(settings, **open_)
-    multiple = crop_multiple(model)
     if settings.crop % multiple:
         raise SettingsError(f"--crop is {settings.crop}; this network needs a multiple of {multiple} pixels.")
     smallest = max(SPECTRUM_WINDOW if settings.spectrum else 0, DETAIL_WINDOW if settings.adversarial else 0)

@@ -93,7 +93,11 @@ def save_state(folder: Path, iteration: int, state: dict) -> Path:
 
 
 def load_state(folder: Path) -> dict | None:
-    """The newest state file that is whole; None where there is none. Damaged ones are named and passed over."""
+    """The newest state file that is whole; None where there is none. Damaged ones are named and passed over.
+
+    Raises:
+        StateError: all are damaged.
+    """
     for path in saved(folder):
         wanted = NAME.fullmatch(path.name)[2]
         try:
@@ -102,4 +106,8 @@ def load_state(folder: Path) -> dict | None:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a torn file fails in many ways
             log.warning("%s cannot be used (%s); falling back to the one before.", path, error)
+    if saved(folder):
+        raise StateError(
+            f"No state in {folder} can be used any more. Choose another --output, or remove that folder to start anew."
+        )
     return None

@@ -20,6 +20,8 @@ if not __package__:  # run as a file: let it be the module that `python -m train
 
 import json
 import logging
+import math
+import os
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -31,6 +33,7 @@ from tqdm import tqdm
 import resshift_core as rs
 from resshift_core.checkpoint import save_weights
 from resshift_core.device import resolve_device
+from resshift_core.errors import brief
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
 from training.interrupts import Interrupts, Stopped
 from training.losses import DETAIL_WINDOW, Discriminator, make_lpips, relativistic
@@ -181,8 +184,14 @@ class AutoencoderTrainer:
         state = load_state(self.settings.output / "state")
         if state is None:
             return False
-        for name, part in self.parts().items():
-            part.load_state_dict(state[name])
+        try:
+            for name, part in self.parts().items():
+                part.load_state_dict(state[name])
+        except RuntimeError as error:
+            raise SettingsError(
+                f"The state in {self.settings.output / 'state'} is of another autoencoder than this run's ({brief(error)}). Give "
+                "the settings that it was started with, or choose another --output."
+            ) from error
         self.iteration = state["iteration"]
         return True
 
@@ -239,6 +248,13 @@ def run(settings: AutoencoderSettings) -> None:
     Raises:
         SettingsError, DataError, OfflineError: told as sentences.
     """
+    for name in ("iterations", "batch_size", "save_every", "n_embed", "ch", "z_channels", "embed_dim", "learning_rate"):
+        if not 0 < getattr(settings, name) < math.inf:
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be above 0.")
+    if settings.seed < 0 or (settings.workers or 0) < 0:
+        raise SettingsError("--seed and --workers must not be negative.")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise SettingsError("train_autoencoder.py runs in one process; start it without torchrun.")
     try:
         factor = settings.architecture.factor
         multiple = factor if len(settings.ch_mult) == len(settings.num_res_blocks) else 0
@@ -253,7 +269,9 @@ def run(settings: AutoencoderSettings) -> None:
     if settings.resume != "auto" and any((settings.output / "state").glob("*.pt")):
         raise SettingsError(f"{settings.output} holds a run already. Add --resume auto, or choose another --output.")
     device = resolve_device(settings.device)
-    found = scan(find_images(settings.data, "train"), settings.crop, settings.output / "scan.json", quiet=False)
+    found = scan(
+        find_images(settings.data, "train", without=settings.output), settings.crop, settings.output / "scan.json", quiet=False
+    )
     print(found.report())
     trainer = AutoencoderTrainer(settings, device)
     if settings.resume == "auto" and trainer.resume():

@@ -116,6 +116,15 @@ def make_optimizer(parameters, settings: TrainSettings):
         raise SettingsError(f"--optimizer {name} cannot be used here ({error}).") from error
 
 
+def _load_moments(optimizer, state: dict) -> None:
+    """The state of an optimiser, with the settings that it has now."""
+    names = ("betas", "weight_decay", "eps", "momentum")
+    settings = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, settings):
+        group.update(own)
+
+
 def _orthogonalise_in_float32() -> None:
     """In timm's Muon, for this process. It does so in bf16, which took a third of a step where the processor has to emulate it."""
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
@@ -226,29 +235,35 @@ class Trainer:
         finite = bool(torch.isfinite(losses)) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
         finite = self.processes.agree(float(finite), "min") == 1.0
         rate = self.optimizer.param_groups[0]["lr"]
-        if finite:
-            self._update()
-        else:
-            self._skip(numbers, crops)
+        sound = finite and self._update()
+        if not sound:
+            self._skip(numbers, crops, finite)
         values = {name: self.processes.agree(float(value), "mean") for name, value in {"loss": loss, **parts}.items()}
         self.position.iteration += 1
-        return {**values, "rate": rate, "gradient": float(norm), "skipped": float(not finite)}
+        return {**values, "rate": rate, "gradient": float(norm), "skipped": float(not sound)}
 
-    def _update(self) -> None:
+    def _update(self) -> bool:
+        """False where the scaler of fp16 has found a gradient that is not finite."""
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        if self.scaler.get_scale() < scale:
+            return False
         if self.judge is not None:
             self.judge_optimizer.step()
         self.average.update_parameters(self.raw)
         self.position.skipped_in_row = 0
+        return True
 
-    def _skip(self, numbers, crops) -> None:
-        if self.scaler.is_enabled():
-            self.scaler.update(self.scaler.get_scale() / 2)
+    def _skip(self, numbers, crops, loss_is_finite: bool) -> None:
         position = self.position
         position.skipped += 1
+        if loss_is_finite and self.scaler.get_scale() >= 1:  # fp16 looks for its scale so, at the start and now and then
+            return
+        if self.scaler.is_enabled() and not loss_is_finite:
+            self.scaler.update(self.scaler.get_scale() / 2)
         position.skipped_in_row += 1
-        log.warning("The loss of iteration %d is not finite; the step is skipped.", position.iteration)
+        log.warning("The loss or the gradient of iteration %d is not finite; the step is skipped.", position.iteration)
         if position.skipped_in_row < BAD_STEPS:
             return
         path = Path(self.settings.output) / f"bad_batch_{self.processes.rank}.pt"
@@ -276,16 +291,31 @@ class Trainer:
             state["discriminator_optimizer"] = self.judge_optimizer.state_dict()
         return state
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict, optimizer: str | None = None, weight_decay: float | None = None) -> None:
+        """Inverse of `state_dict`. What the run did not have so far begins anew: a discriminator, another optimiser's moments.
+
+        optimizer, weight_decay: the settings of the run so far; None = as now.
+        """
+        settings = self.settings
         self.position = Position(**state["position"])
         self.raw.load_state_dict(state["net"])
         self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.scaler.is_enabled():
+        known = optimizer in (None, settings.optimizer)
+        known &= weight_decay is None or bool(weight_decay) == bool(settings.weight_decay)  # it makes groups of parameters
+        if known:
+            _load_moments(self.optimizer, state["optimizer"])
+        else:
+            log.warning("The optimiser is another one than in the run so far: its moments begin anew.")
+        if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        if self.judge is not None:
-            self.objective.discriminator.load_state_dict(state["discriminator"])
-            self.judge_optimizer.load_state_dict(state["discriminator_optimizer"])
+        if self.judge is None:
+            return
+        if "discriminator" not in state:
+            log.warning("The run so far had no discriminator: it begins anew.")
+            return
+        self.objective.discriminator.load_state_dict(state["discriminator"])
+        if known:
+            _load_moments(self.judge_optimizer, state["discriminator_optimizer"])
 
     def averaged_model(self) -> rs.ResShiftModel:
         """A model of its own with the averaged weights, for validation and export, on the training device."""
