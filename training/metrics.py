@@ -1,4 +1,8 @@
-"""PSNR, SSIM and LPIPS of pictures in [0, 1], by torchmetrics, and the energy of their texture."""
+"""PSNR, SSIM and LPIPS of pictures in [0, 1], by torchmetrics, and the energy of their texture.
+
+SSIM is averaged over the whole picture, whose borders are reflected; where papers leave five pixels of border out, it
+differs from theirs by up to 0.006.
+"""
 
 from __future__ import annotations
 
