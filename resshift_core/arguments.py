@@ -42,10 +42,20 @@ def check_words(sampler: str, color_fix: str, wrap: str) -> None:
             raise InputError(f"{word} is {value!r}; known are {', '.join(known)}.")
 
 
+def _whole(name: str, value) -> int:
+    try:
+        number = int(value)
+        if number == value and not isinstance(value, bool):
+            return number
+    except (TypeError, ValueError, OverflowError):  # words, NaN, infinity
+        pass
+    raise InputError(f"{name} is {value!r}; it must be a whole number.")
+
+
 def check_numbers(scale: float | None, tile_batch: int | None) -> None:
     if scale is not None and not (math.isfinite(scale) and 0 < scale <= MAX_SCALE):
         raise InputError(f"scale is {scale!r}; it must be a number above 0, at most {MAX_SCALE}.")
-    if tile_batch is not None and tile_batch < 0:
+    if tile_batch is not None and _whole("tile_batch", tile_batch) < 0:
         raise InputError(f"tile_batch is {tile_batch}; it must not be negative.")
 
 
@@ -86,28 +96,32 @@ def check_tile(model: ResShiftModel, tile, overlap, size: tuple[int, int]) -> tu
     multiple = model.config.multiple
     if isinstance(tile, str) and tile != "auto":
         raise InputError(f"tile is {tile!r}; give a number of pixels, 0 for the whole picture, or 'auto'.")
+    tile = _whole("tile", tile) if tile is not None and not isinstance(tile, str) else tile
+    overlap = _whole("overlap", overlap) if overlap is not None else None
     if not isinstance(tile, str) and tile is not None and tile < 0 or overlap is not None and overlap < 0:
         raise InputError(f"tile and overlap must not be negative; they are {tile} and {overlap}.")
     if tile == "auto":
         tile = model.config.tile
     if not tile:
         tile = max(size) + multiple  # the whole picture
-    tile = -(-int(tile) // multiple) * multiple
+    tile = -(-tile // multiple) * multiple
     if overlap is None:
         overlap = min(model.config.overlap, tile // 4)
     if overlap > tile // 2:
         log.warning("overlap %d is more than half of the tile of %d; %d is used.", overlap, tile, tile // 2)
-    return tile, min(int(overlap), tile // 2)
+    return tile, min(overlap, tile // 2)
 
 
 def check_seeds(seed: int | Sequence[int], count: int, noise: str) -> tuple[int, ...]:
     if noise not in NOISES:
         raise InputError(f"noise is {noise!r}; known are {', '.join(NOISES)}.")
-    if isinstance(seed, Sequence):
+    if hasattr(seed, "tolist"):  # numpy's and torch's numbers and arrays
+        seed = seed.tolist()
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != count:
             raise InputError(f"seed is a list of {len(seed)} numbers for {count} pictures; give one for each.")
-        return tuple(int(number) for number in seed)
-    return tuple(int(seed) + (i if noise == "per_image" else 0) for i in range(count))
+        return tuple(_whole("seed", number) for number in seed)
+    return tuple(_whole("seed", seed) + (i if noise == "per_image" else 0) for i in range(count))
 
 
 def choose_schedule(model: ResShiftModel, steps, kappa, p) -> ShiftSchedule:
@@ -117,6 +131,6 @@ def choose_schedule(model: ResShiftModel, steps, kappa, p) -> ShiftSchedule:
             "kappa %g is far from the %g that this model was trained with: expect left-over noise or lost texture.",
             kappa, trained.kappa,
         )  # fmt: skip
-    if steps is not None and steps > 1 and model.config.default_steps == 1:
+    if steps is not None and _whole("steps", steps) > 1 and model.config.default_steps == 1:
         log.warning("This model was distilled to run in one step; with %d steps its pictures are usually worse.", steps)
-    return trained.retime(steps or model.config.default_steps, kappa, p)
+    return trained.retime(model.config.default_steps if steps is None else _whole("steps", steps), kappa, p)

@@ -4,6 +4,7 @@ import math
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -169,6 +170,13 @@ class TestSeeds:
         assert not torch.equal(rs.upscale(model, lq, sampler="deterministic"), rs.upscale(model, lq))
         one = [rs.upscale(model, lq, sampler=sampler, steps=1) for sampler in ("deterministic", "stochastic")]
         assert torch.equal(*one)  # with a single step there is only the start
+
+    @pytest.mark.parametrize("kind", [np.array, torch.tensor, tuple])
+    def test_seeds_of_any_kind(self, model, kind):
+        images = torch.cat([picture(16, 16), picture(16, 16, seed=1)])
+        assert torch.equal(rs.upscale(model, images, seed=kind([5, 2**40])), rs.upscale(model, images, seed=[5, 2**40]))
+        one = np.int64(7) if kind is np.array else torch.tensor(7)
+        assert torch.equal(rs.upscale(model, images, seed=one), rs.upscale(model, images, seed=7))
 
 
 class TestChannels:
@@ -431,6 +439,14 @@ class TestOneStepAndRetiming:
         ({"images": torch.rand(1, 3, 0, 8)}, "is empty"),
         ({"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, "divide 8-bit values by 255"),
         ({"images": "photo.png"}, "this is str"),
+        ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
+        ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
+        ({"steps": True}, "steps is True"),
+        ({"seed": "abc"}, "seed is 'abc'; it must be a whole number"),
+        ({"seed": float("nan")}, "seed is nan"),
+        ({"tile": math.inf}, "tile is inf"),
+        ({"overlap": math.nan}, "overlap is nan"),
+        ({"tile_batch": 2.5}, "tile_batch is 2.5"),
         ({"sampler": "euler"}, "known are stochastic, deterministic"),
         ({"color_fix": "lab"}, "known are none, wavelet, adain"),
         ({"noise": "same"}, "known are per_image, shared"),
