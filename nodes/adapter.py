@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import comfy.model_management as mm
 import torch
 
@@ -23,7 +25,9 @@ class UpscaleModel:
     supports_half = supports_bfloat16 = False  # hosts are to hand over float32; the networks run in their own format
     purpose = "SR"
     tiling = "supported"
-    architecture = "ResShift"
+    tags: tuple[str, ...] = ()
+    architecture = SimpleNamespace(id="ResShift", name="ResShift")
+    size_requirements = SimpleNamespace(minimum=0, multiple_of=1, square=False)  # padding is ours
 
     def __init__(self, managed: ManagedModel, settings: dict):
         self.managed, self.settings = managed, settings
@@ -39,7 +43,11 @@ class UpscaleModel:
         """Nothing: ComfyUI's memory management moves the weights, to the device for every call and off it when needed."""
         return self
 
-    cpu = cuda = eval = half = float = bfloat16 = to
+    cpu = cuda = eval = train = half = float = bfloat16 = requires_grad_ = to
+
+    def parameters(self):
+        """The network's weights."""
+        return self.model.parameters()
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) -> (B, 3, h * scale, w * scale) float32 on the device of `image`."""

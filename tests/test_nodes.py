@@ -476,7 +476,9 @@ class TestAdapter:
     def test_is_what_hosts_expect(self, host):
         adapter = self.make(host)
         assert adapter.scale == 4 and isinstance(adapter.model, torch.nn.Module)
-        assert adapter.to("cpu") is adapter and adapter.eval() is adapter
+        assert adapter.to("cpu") is adapter and adapter.eval() is adapter and adapter.train().requires_grad_(False) is adapter
+        assert adapter.architecture.name == "ResShift" and next(adapter.parameters()).is_floating_point()
+        assert adapter.size_requirements.multiple_of == 1 and not adapter.tags
         out = adapter(torch.rand(1, 3, 12, 20))
         assert out.shape == (1, 3, 48, 80) and out.dtype == torch.float32
 
