@@ -119,7 +119,7 @@ STAGES = {  # where a device may say that it has no more memory: (object, attrib
     "check": lambda model: (arguments.torch, "isfinite"),
     "output": lambda model: (pipeline.torch, "zeros"),
     "crop": lambda model: (pipeline._Picture, "crop"),
-    "upsampling": lambda model: (pipeline.F, "interpolate"),
+    "upsampling": lambda model: (pipeline, "bicubic"),
     "encode": lambda model: (model.autoencoder, "encode"),
     "condition": lambda model: (model.unet, "condition"),
     "noise": lambda model: (pipeline._Shared, "noise"),
