@@ -540,7 +540,7 @@ def test_weights_that_do_not_fit_on_the_device_are_a_sentence(tmp_path, monkeypa
     path = rs.save_model(small_model(), tmp_path / "m.safetensors")
 
     def full(self, *_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB.")
 
     monkeypatch.setattr(rs.ResShiftModel, "to", full)
     with pytest.raises(rs.OutOfMemory, match=r"the weights of m\.safetensors take \d+ MiB, which cpu does not have left"):
