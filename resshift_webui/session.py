@@ -53,7 +53,7 @@ class Session:
         """
         if not self.in_extras():
             return settings_of_options()
-        settings = settings_of_options() if self.asked is None else self.asked
+        settings = self._chosen()
         if settings.is_random:  # once: the second upscaler of a picture has the seed of the first
             self.seed = draw_seed() if self.seed is None else self.seed
             settings = replace(settings, seed=self.seed)
@@ -61,7 +61,11 @@ class Session:
 
     def asks_for_random(self) -> bool:
         """Whether every picture of the job gets a seed of its own."""
-        return (settings_of_options() if self.asked is None else self.asked).is_random
+        return self._chosen().is_random
+
+    def _chosen(self) -> Settings:
+        """What the accordion asks during its job, else the options."""
+        return settings_of_options() if self.asked is None else self.asked
 
     def remember(self, name: str, size: tuple[int, int], made: Made | None, sheet=None) -> None:
         """What an entry made of this job's picture; the host may take it from its cache in a later job.

@@ -192,8 +192,9 @@ class PairedCrops(Crops):
 
 
 def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale: int) -> dict[str, Path]:
-    """{path of a picture: its low-resolution partner}, by the same path below the folder, else by the same bare name where only one on
-    either side has it.
+    """{path of a picture: its low-resolution partner}, by the same path below the folder, else by the same bare name.
+
+    A bare name counts where only one picture on either side has it.
 
     Raises:
         DataError: a picture has no partner, or the sizes of a pair do not belong together.

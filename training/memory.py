@@ -30,14 +30,10 @@ def _try(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -
         try:
             chosen = slice(0, trainer.micro_batch)
             points = trainer.chain.draw(numbers[chosen], {name: value[chosen] for name, value in crops.items()})
-            with trainer.autocast():
-                loss, _, _ = trainer.objective(trainer.net, points)
-            loss.backward()
-            del loss, points
-            points = trainer.chain.draw(numbers[chosen], {name: value[chosen] for name, value in crops.items()})
-            with trainer.autocast():  # again, beside the gradients of the first
-                loss, _, _ = trainer.objective(trainer.net, points)
-            loss.backward()
+            for _ in range(2):  # the second one beside the gradients of the first
+                with trainer.autocast():
+                    loss, _, _ = trainer.objective(trainer.net, points)
+                loss.backward()
         finally:
             trainer.net = net
             if trainer.judge is not None:
