@@ -10,7 +10,7 @@ import comfy.utils
 import torch
 
 from .. import resshift_core as rs
-from ..resshift_core.downloads import missing_files
+from ..resshift_core.downloads import download_missing, missing_files
 from ..resshift_core.errors import NotHere
 from ..resshift_core.registry import REGISTRY, Entry, find_file
 from .described import described
@@ -21,8 +21,8 @@ from .told import show_text
 log = logging.getLogger("resshift")
 
 
-def _fetch(name: str, node_id: str | None) -> None:
-    """Download a file of the registry, with its autoencoder, into ComfyUI's folder; the bar and the text show on the node."""
+def _fetch(name: str, with_autoencoder: bool, node_id: str | None) -> None:
+    """Download what is missing of a model of the registry into ComfyUI's folder; the bar and the text show on the node."""
     bar = comfy.utils.ProgressBar(1)
 
     def note(done: int, total: int | None) -> None:
@@ -36,7 +36,9 @@ def _fetch(name: str, node_id: str | None) -> None:
         show_text(node_id, f"{entry.name}: {entry.licence}")
         return True
 
-    rs.download_with_autoencoder(name, on_progress=note, confirm=tell_licence, folder=download_folder())
+    download_missing(
+        name, with_autoencoder=with_autoencoder, on_progress=note, confirm=tell_licence, folder=download_folder()
+    )  # fmt: skip
 
 
 def _fingerprint(value: str | None):
@@ -57,7 +59,7 @@ def _autoencoder_file(value: str, node_id: str | None):
         return None
     found = locate(value)
     if isinstance(found, str) and find_file(REGISTRY[found].file) is None:
-        _fetch(found, node_id)
+        _fetch(found, False, node_id)
     return found
 
 
@@ -88,8 +90,8 @@ class LoadResShiftModel:
         found = locate(model)
         if found is None:
             raise rs.CheckpointError(_check(model, "model"))
-        if isinstance(found, str) and not _is_here(found, autoencoder == AUTO):
-            _fetch(found, unique_id)
+        if isinstance(found, str) and missing_files(found, autoencoder == AUTO):
+            _fetch(found, autoencoder == AUTO, unique_id)
         network, decoder = choose_dtypes(dtype)
         offload = mm.unet_offload_device()
         decoder_file = _autoencoder_file(autoencoder, unique_id)
@@ -110,11 +112,5 @@ def _load(found, decoder_file, device, node_id: str | None) -> rs.ResShiftModel:
         return rs.load_model(found, autoencoder=decoder_file, device=device, dtype=torch.float32)
     except NotHere as error:
         missing = error.name
-    _fetch(missing, node_id)
+    _fetch(missing, False, node_id)
     return rs.load_model(found, autoencoder=decoder_file, device=device, dtype=torch.float32)
-
-
-def _is_here(name: str, with_autoencoder: bool) -> bool:
-    """Whether the file lies on this machine, and the autoencoder that belongs to it if that is wanted."""
-    missing = missing_files(name)
-    return not missing if with_autoencoder else REGISTRY[name] not in missing

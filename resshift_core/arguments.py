@@ -21,6 +21,7 @@ log = logging.getLogger("resshift")
 
 NOISES = ("per_image", "shared", "periodic")
 MAX_SCALE = 64
+FAR_BEYOND_WHITE = 2.0  # an overshoot of resizing stays below
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,37 @@ def _whole(name: str, value) -> int:
     raise InputError(f"{name} is {value!r}; it must be a whole number.")
 
 
-def check_numbers(scale: float | None, tile_batch: int | None) -> None:
-    if scale is not None and not (math.isfinite(scale) and 0 < scale <= MAX_SCALE):
+def _number(name: str, value) -> float:
+    """A finite number of Python's, numpy's or torch's."""
+    try:
+        number = float(value)
+        if math.isfinite(number) and not isinstance(value, (bool, str)):
+            return number
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: torch's, of several numbers
+        pass
+    raise InputError(f"{name} is {value!r:.60}; it must be a number.")
+
+
+def check_numbers(scale: float | None, tile_batch: int | None) -> float | None:
+    """The scale as Python's number."""
+    scale = None if scale is None else _number("scale", scale)
+    if scale is not None and not 0 < scale <= MAX_SCALE:
         raise InputError(f"scale is {scale!r}; it must be a number above 0, at most {MAX_SCALE}.")
     if tile_batch is not None and _whole("tile_batch", tile_batch) < 0:
         raise InputError(f"tile_batch is {tile_batch}; it must not be negative.")
+    return scale
+
+
+def _check_tensor(name: str, value) -> None:
+    if not isinstance(value, torch.Tensor):
+        hint = " Use torch.from_numpy." if type(value).__module__ == "numpy" else ""
+        raise InputError(f"{name} must be a torch.Tensor; this is {type(value).__name__}.{hint}")
 
 
 def check_images(images) -> torch.Tensor:
-    if not isinstance(images, torch.Tensor) or images.ndim != 4:
-        shape = tuple(images.shape) if hasattr(images, "shape") else type(images).__name__
-        raise InputError(f"images must be a (B, C, H, W) tensor; this is {shape}.")
+    _check_tensor("images", images)
+    if images.ndim != 4:
+        raise InputError(f"images must be a (B, C, H, W) tensor; this is {tuple(images.shape)}.")
     if images.shape[1] not in (1, 3, 4):
         raise InputError(f"images has {images.shape[1]} channels; 1 (grey), 3 (RGB) or 4 (RGB and alpha) can be upscaled.")
     if min(images.shape[2:]) < 1:
@@ -73,6 +94,11 @@ def check_images(images) -> torch.Tensor:
         log.warning("The picture holds values that are not finite; they are taken as 0.")
         images = torch.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)
     if len(images) and (images.amin() < 0 or images.amax() > 1):
+        if images.amax() > FAR_BEYOND_WHITE:
+            log.warning(
+                "The picture has values up to %g; white is 1, and what lies above is cut off. Divide 8-bit values by 255.",
+                images.amax().item(),
+            )
         images = images.clamp(0, 1)
     return images
 
@@ -86,6 +112,7 @@ def check_mask(mask, images, model: ResShiftModel):
         raise InputError(
             "This is an inpainting model: give mask=, (B, 1, H, W) in [0, 1], 1 where the picture is to be filled in."
         )
+    _check_tensor("mask", mask)
     if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != images.shape[2:] or mask.shape[0] not in (1, len(images)):
         raise InputError(f"mask is {tuple(mask.shape)}; it must be (B, 1, H, W) of the picture, {tuple(images.shape)}.")
     return torch.nan_to_num(mask.to(images.device, torch.float32)).clamp(0, 1).expand(len(images), -1, -1, -1)
@@ -126,11 +153,15 @@ def check_seeds(seed: int | Sequence[int], count: int, noise: str) -> tuple[int,
 
 def choose_schedule(model: ResShiftModel, steps, kappa, p) -> ShiftSchedule:
     trained = model.schedule
+    kappa = None if kappa is None else _number("kappa", kappa)
+    chosen = trained.retime(
+        model.config.default_steps if steps is None else _whole("steps", steps), kappa, None if p is None else _number("p", p)
+    )
     if kappa is not None and trained.kappa > 0 and not 0.5 <= kappa / trained.kappa <= 1.5:
         log.warning(
             "kappa %g is far from the %g that this model was trained with: expect left-over noise or lost texture.",
             kappa, trained.kappa,
         )  # fmt: skip
-    if steps is not None and _whole("steps", steps) > 1 and model.config.default_steps == 1:
-        log.warning("This model was distilled to run in one step; with %d steps its pictures are usually worse.", steps)
-    return trained.retime(model.config.default_steps if steps is None else _whole("steps", steps), kappa, p)
+    if chosen.steps > 1 and model.config.default_steps == 1:
+        log.warning("This model was distilled to run in one step; with %d steps its pictures are usually worse.", chosen.steps)
+    return chosen

@@ -144,14 +144,15 @@ def own_config(metadata: dict[str, str], name: str) -> ModelConfig:
         CheckpointError: it is damaged, of a newer version, or describes what no network can be.
     """
     try:
-        config = ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
-        _build(config, {})
+        return ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
     except Exception as error:  # JSON of any kind, numbers of any size
-        raise CheckpointError(
-            f"{name} carries a configuration that this version cannot read ({brief(error)}). Update ResShift, or get the file "
-            "again."
-        ) from error
-    return config
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{name} carries a configuration that this version cannot read ({brief(error)}). Update ResShift, or get the file again."
+    )
 
 
 def _load_own(path: Path, state: dict, metadata: dict[str, str], variant: str | None) -> ResShiftModel:
@@ -162,7 +163,11 @@ def _load_own(path: Path, state: dict, metadata: dict[str, str], variant: str | 
             raise InputError(f"{path.name} carries a configuration of its own; variant={variant!r} cannot change it.")
         find_variant(config.unet, path, variant, {"variant": config.variant})  # warns, or refuses
         config = replace(published_config(config.unet, config.autoencoder, variant), licence=config.licence)
-    return _fill(_build(config, metadata), state, path.name)
+    try:
+        model = _build(config, metadata)
+    except Exception as error:  # numbers that are right one by one, and make no network
+        raise _unreadable(path.name, error) from error
+    return _fill(model, state, path.name)
 
 
 def _check_pair(unet: UNetConfig, autoencoder: VQGANConfig, word: str, name: str) -> None:

@@ -115,8 +115,9 @@ def _check_memory(state: dict[str, torch.Tensor], size: int, name: str) -> None:
     A pickle can hold one number and say that it is a million by a million of them; the first copy would be that large.
     """
     for key, value in state.items():
-        if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
-            kind = "quantised" if value.is_quantized else "empty" if value.device.type == "meta" else str(value.layout)
+        if value.layout != torch.strided or value.is_quantized or value.is_nested or value.device.type != "cpu":
+            kind = "quantised" if value.is_quantized else "nested" if value.is_nested else str(value.layout)
+            kind = "empty" if value.device.type == "meta" else kind
             raise CheckpointError(f"{name}: the weight {key} is not a plain tensor ({kind}). Get the original file.")
     claimed = sum(value.numel() * value.element_size() for value in state.values())
     if claimed > MAX_GROWTH * size + SPARE_BYTES:

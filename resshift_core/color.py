@@ -43,8 +43,8 @@ def match_color(result: torch.Tensor, reference: torch.Tensor, method: str) -> t
     if method not in COLOR_FIXES:
         raise InputError(f"color_fix is {method!r}; known are {', '.join(COLOR_FIXES)}.")
     if method == "adain":
-        std, mean = torch.std_mean(result, dim=(2, 3), keepdim=True)
-        std_reference, mean_reference = torch.std_mean(reference, dim=(2, 3), keepdim=True)
+        std, mean = torch.std_mean(result, dim=(2, 3), correction=0, keepdim=True)
+        std_reference, mean_reference = torch.std_mean(reference, dim=(2, 3), correction=0, keepdim=True)
         result.sub_(mean).mul_(std_reference / std.clamp_min(1e-5)).add_(mean_reference)
     elif method == "wavelet":
         height, bands = result.shape[2], []

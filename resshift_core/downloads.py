@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from .atomic_file import replace
 from .checkpoint_file import HEAD, describe_text, pickles_are_safe, read_weights, sha256_of
 from .detection import check_entry
-from .errors import Cancelled, CheckpointError, DownloadError
+from .errors import Cancelled, CheckpointError, DownloadError, ResShiftError, brief
 from .file_lock import file_lock
 from .pins import PINS, check_pin, pin, pinned_sha256
 from .registry import VARIANTS, Entry, get_entry, models_dir
@@ -94,21 +94,38 @@ def _note(path: Path, found: str | None) -> None:
         log.warning("%s could not be written (%s).", path.parent / PINS, error)
 
 
-def _present(entry: Entry) -> Path | None:
-    """The file if it is on this machine and intact. A converted copy is taken as it is."""
+def _present(entry: Entry, level: int = logging.WARNING) -> Path | None:
+    """The file if it is on this machine and intact. A converted copy is taken as it is.
+
+    Raises:
+        DownloadError: it is there, but cannot be opened.
+    """
     path = entry.find()
     if path is None or entry.bundled or path.suffix.lower() != Path(entry.file).suffix.lower():
         return path
-    noted = pinned_sha256(path)
     try:
+        noted = pinned_sha256(path)
         if entry.sha256 is None and noted is not None:
             check_pin(path)
         else:
             _note(path, _check(path, entry, None))
     except CheckpointError as error:
-        log.warning("%s is not usable and will be replaced. %s", path, error)
+        log.log(level, "%s is not usable and will be replaced. %s", path, error)
         return None
+    except OSError as error:
+        raise DownloadError(f"{path} cannot be opened ({brief(error)}). Check its permissions.") from error
     return path
+
+
+def _keep_strangers(path: Path) -> None:
+    """Weights under the name of the file that is coming may be somebody's own work: they are moved aside. Rubbish is not."""
+    try:
+        read_weights(path, path.name)
+        aside = path.with_name(f"{path.name}.{sha256_of(path)[:8]}")
+    except (ResShiftError, OSError):
+        return
+    replace(path, aside)
+    log.warning("%s held other weights; they are kept as %s.", path.name, aside.name)
 
 
 # --------------------------------------------------------------------------------------------------------- fetching
@@ -151,7 +168,7 @@ def _fetch(entry: Entry, folder: Path, on_progress: Progress | None) -> Path:
     def wait() -> None:
         nonlocal waited
         if not waited:
-            log.warning("Another process is downloading %s; waiting for it.", entry.file)
+            log.warning("Somebody else is downloading %s; waiting for it.", entry.file)
         waited = True
         if on_progress is not None:
             on_progress(bytes_of(part), entry.size)
@@ -160,9 +177,10 @@ def _fetch(entry: Entry, folder: Path, on_progress: Progress | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with file_lock(target.with_name(f"{target.name}.lock"), wait):
-            if waited and (path := _present(entry)) is not None:
+            if (path := _present(entry, logging.DEBUG)) is not None:  # somebody else was sooner
                 return path
             found = _transfer(entry, url, part, target, on_progress)
+            _keep_strangers(target)
             replace(part, target)
             discard(part)
             _note(target, found)
@@ -198,11 +216,11 @@ def _agree(entry: Entry, confirm: Confirm | None) -> None:
 
 def _download(entries: list[Entry], folder, on_progress: Progress | None, confirm: Confirm | None) -> list[Path]:
     """All questions first, then all downloads."""
-    folder = models_dir() if folder is None else Path(folder)
     paths = [_present(entry) for entry in entries]
     for entry, path in zip(entries, paths):
         if path is None:
             _agree(entry, confirm)
+    folder = Path(folder) if folder is not None else models_dir() if None in paths else Path()
     return [path or _fetch(entry, folder, on_progress) for entry, path in zip(entries, paths)]
 
 
@@ -224,7 +242,7 @@ def download(
 
     Raises:
         DownloadError: it cannot be had or stored, or what came is not the file; a sentence with the address and the folder.
-        CheckpointError: hashes.json in that folder is damaged.
+        CheckpointError: resshift-hashes.json in that folder is damaged.
         Cancelled: `confirm` said no.
         InputError: the registry knows no such name.
     """
@@ -247,12 +265,27 @@ def download_with_autoencoder(
     return _download(entries, folder, on_progress, confirm)
 
 
-def missing_files(name: str) -> list[Entry]:
-    """The entries of a model and its autoencoder that are not on this machine.
+def missing_files(name: str, with_autoencoder: bool = True) -> list[Entry]:
+    """The entries of a model, and of the autoencoder that belongs to it, that are not on this machine.
 
     Raises:
         InputError: the registry knows no such name.
     """
     entry = get_entry(name)
-    entries = [entry, get_entry(VARIANTS[entry.variant].autoencoder)] if entry.variant else [entry]
+    entries = [entry, get_entry(VARIANTS[entry.variant].autoencoder)] if entry.variant and with_autoencoder else [entry]
     return [entry for entry in entries if not entry.bundled and entry.find() is None]
+
+
+def download_missing(
+    name: str,
+    *,
+    with_autoencoder: bool = True,
+    on_progress: Progress | None = None,
+    confirm: Confirm | None = None,
+    folder: str | os.PathLike | None = None,
+) -> list[Path]:
+    """As `download_with_autoencoder` for hosts: what lies on this machine under those names is left as it is.
+
+    A host that lacks one of two files was not asked to look at the other, which loads, or says why not.
+    """
+    return _download(missing_files(name, with_autoencoder), folder, on_progress, confirm)

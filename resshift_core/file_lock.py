@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-if os.name == "nt":
+WINDOWS = os.name == "nt"
+if WINDOWS:
     import msvcrt
 else:
     import fcntl
@@ -21,12 +22,13 @@ else:
 log = logging.getLogger("resshift")
 
 POLL_S = 0.2
+DENIED = 10  # times in a row that Windows may refuse the file: while its last holder deletes it, it does
 
 
 def _lock(handle: int) -> bool:
     """Whether the open file could be locked. File systems that know no locks (some network shares) say yes."""
     try:
-        if os.name == "nt":
+        if WINDOWS:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
         else:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -54,14 +56,20 @@ def _try_acquire(path: Path) -> int | None:
 
 
 def _release(path: Path, handle: int) -> None:
-    if os.name != "nt":  # deleted while held, so that nobody can lock the name in between
+    if WINDOWS:  # an open file cannot be deleted; one that somebody else has open stays, and is theirs to delete
+        os.close(handle)
+        _delete(path)
+    else:  # deleted while held, so that nobody can lock the name in between
+        _delete(path)
+        os.close(handle)
+
+
+def _delete(path: Path) -> None:
+    """A lock file that cannot be deleted stays: it locks as well as a new one."""
+    try:
         path.unlink(missing_ok=True)
-    os.close(handle)
-    if os.name == "nt":  # an open file cannot be deleted; one that somebody else has open stays, and is theirs to delete
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:
-            pass
+    except OSError as error:
+        log.debug("%s stays (%s).", path, error)
 
 
 @contextmanager
@@ -74,8 +82,17 @@ def file_lock(path: str | os.PathLike, on_wait: Callable[[], None] | None = None
     Raises:
         OSError: the file cannot be made.
     """
-    path = Path(path)
-    while (handle := _try_acquire(path)) is None:
+    path, denied = Path(path), 0
+    while True:
+        try:
+            handle, denied = _try_acquire(path), 0
+        except PermissionError:
+            denied += 1
+            if not WINDOWS or denied > DENIED:
+                raise
+            handle = None
+        if handle is not None:
+            break
         if on_wait is not None:
             on_wait()
         time.sleep(POLL_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,10 @@ WRITABLE = {
     ".tiff": "TIFF", ".avif": "AVIF", ".bmp": "BMP",
 }  # fmt: skip
 READABLE = {*WRITABLE, ".gif", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico", ".dds", ".mpo", ".apng"}
+FORMATS = (  # of Pillow and its plugins. Not EPS and its like, which start another program, nor what is decoded when it is opened
+    "PNG", "JPEG", "MPO", "WEBP", "TIFF", "AVIF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "ICO", "DDS", "QOI", "PCX", "SGI", "HEIF",
+    "JXL",
+)  # fmt: skip
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 OPTIONS = {
@@ -71,8 +76,14 @@ class Picture:
         return pixels.float().div_(255) if self.pixels.dtype == np.uint8 else pixels
 
     def hole(self) -> torch.Tensor:
-        """The picture as a mask, (1, 1, H, W): 1 where it is at least half bright, else 0 (lossy files have no clean black)."""
-        return (self.tensor()[:, :3].mean(1, keepdim=True) >= 0.5).float()
+        """The picture as a mask, (1, 1, H, W): 1 where it is at least half bright, else 0 (lossy files have no clean black).
+
+        On black, where it is transparent.
+        """
+        bright = self.tensor()[:, :3].mean(1, keepdim=True)
+        if self.mode in ("LA", "RGBA"):
+            bright = bright * self.tensor()[:, 3:]
+        return (bright >= 0.5).float()
 
 
 # ---------------------------------------------------------------------------------------------------- reading
@@ -90,15 +101,17 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
     """
     name = name or ("The picture" if isinstance(source, bytes) else str(source))
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, name)) as image:
+        with _open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, name)) as image:
             _check_size(image.size, name, max_pixels)
             return _picture(image)
     except InputError:
         raise
     except UnidentifiedImageError:
         raise InputError(_not_a_picture(source, name)) from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{name}: {first_line(error)} Raise the limit if you trust the file.") from error
+    except Image.DecompressionBombError as error:  # of the host's limit, or of a format that decodes before it tells its size
+        count = re.search(r"\((\d+) pixels\)", str(error))
+        size = f"{int(count.group(1)) / 1e6:.0f} million" if count else "too many"
+        raise InputError(_too_many(name, f"{size} pixels", 2 * (Image.MAX_IMAGE_PIXELS or 0))) from error
     except Exception as error:  # decoders raise a dozen kinds for a damaged file
         raise InputError(f"{name} cannot be read ({first_line(error)}). It may be damaged: save or copy it again.") from error
 
@@ -106,10 +119,16 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
 def picture_size(path: str | os.PathLike) -> tuple[int, int] | None:
     """(width, height) from the header alone, before rotation; None where it cannot be told."""
     try:
-        with Image.open(_existing(path, str(path))) as image:
+        with _open(_existing(path, str(path))) as image:
             return image.size
     except Exception:  # whoever reads the picture will say why
         return None
+
+
+def _open(source: Path | io.BytesIO) -> Image.Image:
+    """`Image.open` for what this Pillow has of FORMATS."""
+    Image.init()
+    return Image.open(source, formats=[format for format in FORMATS if format in Image.OPEN])
 
 
 def first_line(error: BaseException) -> str:
@@ -141,11 +160,15 @@ def _not_a_picture(source, name: str) -> str:
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     width, height = size
     if max_pixels and width * height > max_pixels:
-        raise InputError(
-            f"{name} has {width} x {height} = {width * height / 1e6:.0f} million pixels, more than the limit of "
-            f"{max_pixels / 1e6:.0f} million, which protects against damaged and hostile files. If you trust it, raise the "
-            "limit: --max-pixels 0 on the command line takes any size."
-        )
+        size = f"{width} x {height} = {width * height / 1e6:.0f} million pixels"
+        raise InputError(_too_many(name, size, max_pixels))
+
+
+def _too_many(name: str, size: str, limit: int) -> str:
+    return (
+        f"{name} has {size}, more than the limit of {limit / 1e6:.0f} million, which protects against damaged and hostile files. "
+        "If you trust it, raise the limit: --max-pixels 0 on the command line takes any size."
+    )
 
 
 def _picture(image: Image.Image) -> Picture:
@@ -210,6 +233,8 @@ def _deep_grey(image: Image.Image, notes: list[str]) -> np.ndarray:
     white = _white_of(image.mode, float(values.max()))
     kind = "numbers with a decimal point" if image.mode == "F" else "16 bits" if white == 65535 else "32 bits"
     notes.append(f"It has {kind} a pixel, read as 0 to {white:g}; the result is written with 8 bits.")
+    if "transparency" in image.info:
+        notes.append("Its transparent grey is not kept.")
     return (values / white).clip(0, 1).astype(np.float32)[..., None]
 
 

@@ -137,9 +137,11 @@ class ResShiftModel:
         return self
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> ResShiftModel:
-        """Move and convert in place, and return self. Weights are laid out channels last, but on Apple's GPU, whose
-        convolutions have a history of wrong results with that.
+        """Move and convert in place, and return self; a number format may come first, as torch has it. Weights are laid out
+        channels last, but on Apple's GPU, whose convolutions have a history of wrong results with that.
         """
+        if isinstance(device, torch.dtype):
+            device, dtype = dtype, device
         apple = (self.device if device is None else torch.device(device)).type == "mps"
         layout = torch.contiguous_format if apple else torch.channels_last
         for module in (self.unet, self.autoencoder):

@@ -36,14 +36,14 @@ class NoiseField:
         self._whole = self._states = None
         self._blocks: dict[int, tuple[tuple[tuple, int, int], torch.Tensor]] = {}  # (runs, left, right), values
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
-            self._whole = [torch.randn(self.shape, generator=self.generator) for _ in range(draws)]
+            self._whole = [torch.randn(self.shape, dtype=torch.float32, generator=self.generator) for _ in range(draws)]
         else:
             self._states = [[self._channel_states() for _ in range(channels)] for _ in range(draws)]
 
     def _channel_states(self) -> list[torch.Tensor]:
         """Generator states at every band of one channel; leaves the generator at the channel's end."""
         _, height, width = self.shape
-        states, scratch = [], torch.empty(BAND_ROWS, width)
+        states, scratch = [], torch.empty(BAND_ROWS, width, dtype=torch.float32)
         for row in range(0, height, BAND_ROWS):
             states.append(self.generator.get_state())
             _skip(self.generator, scratch[: height - row])
@@ -71,7 +71,7 @@ class NoiseField:
             self._blocks.pop(draw, None)
             if values is None or values.shape != shape:  # used again if possible: taking it anew tears holes into the heap
                 values = None  # the old one goes before the new one comes
-                values = torch.empty(shape)
+                values = torch.empty(shape, dtype=torch.float32)
             start, end = left, min(self.shape[2], left + shape[2])
             self._redraw(values[:, :, : end - start], draw, runs, left)
             self._blocks[draw] = (runs, start, end), values
@@ -95,7 +95,9 @@ class NoiseField:
     def _redraw_channels(self, out: torch.Tensor, channels: range, draw: int, runs, left: int) -> None:
         width, columns = self.shape[2], slice(left, left + out.shape[2])
         generator = torch.Generator()
-        values = torch.empty(BAND_ROWS, width)  # filled again and again: fresh memory takes longer than the numbers
+        values = torch.empty(
+            BAND_ROWS, width, dtype=torch.float32
+        )  # filled again and again: fresh memory takes longer than the numbers
         for channel in channels:
             top = 0
             for first, last in runs:
@@ -143,7 +145,7 @@ class RepeatedNoise:
         columns = _around(left - self.repeat.left, right - self.repeat.left, self.periods[1])
         if len(columns) == 1:
             return self.field.runs(draw, rows, *columns[0])
-        out = torch.empty(self.field.shape[0], last - first, right - left)
+        out = torch.empty(self.field.shape[0], last - first, right - left, dtype=torch.float32)
         done = 0
         for start, end in columns:  # each is copied before the next may overwrite it
             out[:, :, done : done + end - start] = self.field.runs(draw, rows, start, end)

@@ -48,6 +48,15 @@ def _metadata(path) -> dict[str, str]:
 
 
 def without_weights(config: ModelConfig) -> ResShiftModel:
-    """The model's structure on torch's meta device: its schedule and its memory needs, but nothing that runs."""
-    with torch.device("meta"):
-        return ResShiftModel(config)
+    """The model's structure on torch's meta device: its schedule and its memory needs, but nothing that runs.
+
+    Raises:
+        CheckpointError: there is no such network.
+    """
+    try:
+        with torch.device("meta"):
+            return ResShiftModel(config)
+    except Exception as error:  # numbers that are right one by one, and contradict each other
+        raise CheckpointError(
+            f"The model's configuration describes no network ({brief(error)}). Get the file again."
+        ) from error

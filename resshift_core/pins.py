@@ -1,4 +1,4 @@
-"""`hashes.json` beside the models: SHA-256 of files that were downloaded before anybody had published their hash.
+"""`resshift-hashes.json` beside the models: SHA-256 of files that were downloaded before anybody had published their hash.
 
 The first download is trusted after a strict check of what it holds; from then on the file must stay the same.
 """
@@ -14,7 +14,7 @@ from .checkpoint_file import sha256_of
 from .errors import CheckpointError, brief
 from .file_lock import file_lock
 
-PINS = "hashes.json"
+PINS = "resshift-hashes.json"
 
 
 def _read(folder: Path) -> dict[str, dict]:
@@ -34,7 +34,7 @@ def pinned_sha256(path: Path) -> str | None:
     """What the file of that name in that folder must hash to, or None where nothing is noted.
 
     Raises:
-        CheckpointError: hashes.json is damaged.
+        CheckpointError: resshift-hashes.json is damaged.
     """
     return _read(path.parent).get(path.name, {}).get("sha256")
 
@@ -44,7 +44,7 @@ def pin(path: Path, sha256: str) -> None:
 
     Raises:
         OSError: the folder cannot be written.
-        CheckpointError: hashes.json is damaged.
+        CheckpointError: resshift-hashes.json is damaged.
     """
     folder, stat = path.parent, path.stat()
     with file_lock(folder / f"{PINS}.lock"):

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from .alpha import spread_visible
 from .arguments import (
     Settings,
     check_images,
@@ -154,7 +155,7 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     fields = [shared.noise(picture) for picture, _ in jobs]
 
     def draw(number):
-        drawn = torch.empty(y0.shape)
+        drawn = torch.empty(y0.shape, dtype=torch.float32)
         for slot, field, box in zip(drawn, fields, boxes):
             slot.copy_(field.block(number, *box))  # at once: a field may overwrite it for the next tile
         return drawn.to(device)
@@ -295,7 +296,7 @@ def _run(model, rgb, mask, settings: Settings, torus: Torus | None, on_step) -> 
         rgb, mask = torus.extend(rgb), None if mask is None else torus.extend(mask)
         settings = replace(settings, repeat=torus.repeat(model.scale, model.config.autoencoder.factor))
     count, _, height, width = rgb.shape
-    out = torch.zeros(count, 3, height * model.scale, width * model.scale, device=rgb.device)
+    out = torch.zeros(count, 3, height * model.scale, width * model.scale, dtype=torch.float32, device=rgb.device)
     if count:
         _run_with_smaller_tiles(model, rgb, mask, settings, out, on_step)
     return out if torus is None else torus.close(out, model.scale)
@@ -308,7 +309,7 @@ def _checked_and_run(
     images = check_images(images)
     mask = check_mask(mask, images, model)
     check_words(sampler, color_fix, wrap)
-    check_numbers(scale, tile_batch)
+    scale = check_numbers(scale, tile_batch)
     count, channels, height, width = images.shape
     torus = Torus.of(wrap, height, width, model.config.multiple) if wrap != "none" else None
     tile, overlap = check_tile(model, tile, overlap, torus.size if torus else (height, width))
@@ -319,17 +320,18 @@ def _checked_and_run(
         Repeat(period, period) if noise == "periodic" else None,
     )  # fmt: skip
     size = target_size(height, width, scale if scale is not None else model.scale)
-    rgb = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
+    original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
+    rgb = spread_visible(images) if channels == 4 else original
 
     out = _run(model, rgb, mask, settings, torus, on_step)
     if color_fix != "none":
         for i in range(count):
-            part, original = out[i : i + 1], resize_around(rgb[i : i + 1], out.shape[-2:], wrap)
+            part, reference = out[i : i + 1], resize_around(rgb[i : i + 1], out.shape[-2:], wrap)
             if mask is not None:  # what lies under the hole must not show
-                original = torch.where(mask[i : i + 1] > 0, part, original)
-            match_color_around(part, original, color_fix, wrap)
+                reference = torch.where(mask[i : i + 1] > 0, part, reference)
+            match_color_around(part, reference, color_fix, wrap)
     if mask is not None:
-        out = mask * out + (1 - mask) * rgb.float()
+        out = mask * out + (1 - mask) * original.float()
     out = resize_around(out, size, wrap).clamp_(0, 1)
     if channels == 1:
         return out.mean(1, keepdim=True)
@@ -373,7 +375,8 @@ def upscale(
     """Upscale (or restore, or fill in) a batch of pictures with a ResShift chain.
 
     Args:
-        images: (B, C, H, W) floating point in [0, 1]; C = 3, or 1 (grey), or 4 (alpha last, resized beside the chain).
+        images: (B, C, H, W) floating point in [0, 1]; C = 3, or 1 (grey), or 4 (alpha last, resized beside the chain; what
+            is wholly transparent gets the colours around it).
         steps, kappa, p: None = as trained. Others lay a new schedule between the trained end points
             (`ShiftSchedule.retime`).
         seed: image i uses seed + i, or give a list of B seeds. The same seed gives the same noise on every device, alone
@@ -396,6 +399,8 @@ def upscale(
         InputError: an argument is out of range. OutOfMemory: not even one small tile, or the result itself, fits. Cancelled:
             see on_step.
     """
+    if not isinstance(model, ResShiftModel):
+        raise InputError(f"model is {model!r:.60}; it must be what load_model returns.")
     failed = None
     try:
         with without_autocast(model.device):

@@ -63,8 +63,8 @@ def pixels_by_fit(latent: torch.Tensor, y0: torch.Tensor, lq: torch.Tensor) -> t
     """
     lq = F.interpolate(lq.float(), size=y0.shape[-2:], mode="area")
     columns, colours = (t.float().cpu().movedim(1, -1).flatten(0, 2) for t in (y0, lq))
-    ones = torch.ones(len(columns), 1)
-    ridge = 1e-3 * len(columns) * torch.eye(columns.shape[1] + 1)  # flat pictures leave the fit open
+    ones = torch.ones(len(columns), 1, dtype=torch.float32)
+    ridge = 1e-3 * len(columns) * torch.eye(columns.shape[1] + 1, dtype=torch.float32)  # flat pictures leave the fit open
     known = torch.cat([columns, ones], dim=1)
     fit = torch.linalg.solve(known.T @ known + ridge, known.T @ colours)
     pixels = latent.float().cpu().movedim(1, -1) @ fit[:-1] + fit[-1]

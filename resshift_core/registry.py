@@ -115,7 +115,20 @@ REGISTRY = {entry.name: entry for entry in _ENTRIES}
 
 
 def models_dir() -> Path:
-    """Where downloads go: `RESSHIFT_MODELS_DIR`, else the user's data folder of the operating system."""
+    """Where downloads go: `RESSHIFT_MODELS_DIR`, else the user's data folder of the operating system.
+
+    Raises:
+        InputError: this user has no home folder, and the variable names none without it.
+    """
+    try:
+        return _models_dir()
+    except RuntimeError as error:
+        raise InputError(
+            "This user has no home folder, so there is no place for models. Name one in the environment: RESSHIFT_MODELS_DIR."
+        ) from error
+
+
+def _models_dir() -> Path:
     chosen = os.environ.get("RESSHIFT_MODELS_DIR")
     if chosen:
         return Path(chosen).expanduser()
@@ -139,7 +152,10 @@ def add_models_dir(path: str | os.PathLike) -> None:
 
 def search_dirs() -> list[Path]:
     """Folders searched for model files, first match wins."""
-    return [models_dir(), *_extra_dirs]
+    try:
+        return [models_dir(), *_extra_dirs]
+    except InputError:  # whoever wants to store something there is told
+        return list(_extra_dirs)
 
 
 def find_file(file: str) -> Path | None:
@@ -183,5 +199,13 @@ def get_entry(name: str) -> Entry:
 
 
 def list_models() -> list[dict]:
-    """The registry as dictionaries: name, file, task, scale, steps, size (bytes), sha256, licence, url, present."""
-    return [{**asdict(entry), "present": entry.find() is not None} for entry in REGISTRY.values()]
+    """The registry as dictionaries: name, file, task, scale, steps, size, sha256, licence, url, present.
+
+    size: bytes, as published, else of the file on this machine, else None.
+    """
+    return [_described(entry, entry.find()) for entry in REGISTRY.values()]
+
+
+def _described(entry: Entry, path: Path | None) -> dict:
+    size = entry.size or (path.stat().st_size if path else None)
+    return {**asdict(entry), "size": size, "present": path is not None}

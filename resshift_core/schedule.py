@@ -14,6 +14,13 @@ import numpy as np
 
 from .errors import InputError
 
+MAX_STEPS = 10000
+
+
+def _check_steps(steps) -> None:
+    if int(steps) != steps or not 1 <= steps <= MAX_STEPS:
+        raise InputError(f"steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}.")
+
 
 def _sqrt_eta_table(steps: int, p: float, sqrt_eta_1: float, sqrt_eta_T: float) -> np.ndarray:
     """sqrt(eta_t) = sqrt(eta_1) * b0^beta_t with beta_t = ((t-1)/(T-1))^p (T-1), eq. 10. Shape (T,)."""
@@ -30,7 +37,7 @@ class ShiftSchedule:
     """sqrt(eta_t) for t = 1..T, the noise scale kappa, and the quantities of eq. 1-8 that follow from them.
 
     Args:
-        steps: T, the number of diffusion steps, at least 1.
+        steps: T, the number of diffusion steps, 1 to 10000.
         kappa: noise scale, >= 0 (0 makes the chain noise free).
         p: exponent of eq. 10, > 0; larger values spend more steps at small eta (fidelity).
         min_noise_level: m; checkpoints use sqrt(eta_1) = min(m / kappa, m).
@@ -56,8 +63,7 @@ class ShiftSchedule:
     posterior_variance: np.ndarray = field(init=False, compare=False, repr=False)
 
     def __post_init__(self):
-        if int(self.steps) != self.steps or self.steps < 1:
-            raise InputError(f"steps is {self.steps!r}; it must be a whole number of at least 1.")
+        _check_steps(self.steps)
         if not (math.isfinite(self.kappa) and self.kappa >= 0):
             raise InputError(f"kappa is {self.kappa!r}; it must be a number of at least 0.")
         if not (math.isfinite(self.p) and self.p > 0):
@@ -107,8 +113,7 @@ class ShiftSchedule:
         new_steps = self.steps if steps is None else steps
         new_p = self.p if p is None else float(p)
         new_kappa = self.kappa if kappa is None else float(kappa)
-        if int(new_steps) != new_steps or new_steps < 1:
-            raise InputError(f"steps is {new_steps!r}; it must be a whole number of at least 1.")
+        _check_steps(new_steps)
         new_steps = int(new_steps)
         if not (math.isfinite(new_p) and new_p > 0):
             raise InputError(f"p is {new_p!r}; it must be a positive number.")

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from .atomic_file import atomic_path
 from .checkpoint_file import HEAD, describe_text
+from .errors import brief
 from .version import __version__
 
 log = logging.getLogger("resshift")
@@ -92,9 +93,11 @@ def bytes_of(part: Path) -> int:
 
 def _read_origin(part: Path) -> _Origin:
     try:
-        return _Origin(**json.loads(origin_file(part).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        origin = _Origin(**json.loads(origin_file(part).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
         return _Origin()
+    sound = isinstance(origin.url, str) and isinstance(origin.validator, str) and isinstance(origin.total, (int, type(None)))
+    return origin if sound else _Origin()
 
 
 def _begin(part: Path, origin: _Origin) -> None:
@@ -150,8 +153,8 @@ def _interruption(error: Exception, opening: bool) -> _Interrupted:
 
 def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     own = {"User-Agent": f"resshift/{__version__}", "Accept-Encoding": "identity"}
-    request = urllib.request.Request(url, headers={**own, **headers})
     try:
+        request = urllib.request.Request(url, headers={**own, **headers})
         response = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
@@ -161,6 +164,8 @@ def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
         raise (_Interrupted if error.code in PASSING else TransferError)(reason) from error
     except (OSError, http.client.HTTPException) as error:
         raise _interruption(error, opening=True) from error
+    except ValueError as error:  # UnicodeError among them: of this address, a proxy's, or one that the server redirects to
+        raise TransferError(f"there is an address on the way that makes no sense ({brief(error)})") from error
     if response.status not in (200, 206):
         response.close()
         raise TransferError(f"the server answers {response.status} {response.reason}".rstrip())
@@ -184,13 +189,13 @@ def _validator(response) -> str:
 def _total(response, start: int) -> int | None:
     """Bytes of the whole file by the server's words, or None where it does not say."""
     if response.status == 206:
-        given = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+        given = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", response.headers.get("Content-Range", "").strip())
         if given is None or int(given.group(1)) != start:
             raise _Changed("the server sends another part of the file than the one asked for")
         if given.group(3) != "*":
             return int(given.group(3))
     length = response.headers.get("Content-Length", "")
-    return start + int(length) if length.isdecimal() else None
+    return start + int(length) if length.isdecimal() and len(length) <= 18 else None
 
 
 # --------------------------------------------------------------------------------------------------- the transfer

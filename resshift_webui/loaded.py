@@ -11,7 +11,7 @@ from pathlib import Path
 import resshift_core as rs
 from resshift_core import registry
 from resshift_core.checkpoint import resolve_path
-from resshift_core.downloads import missing_files
+from resshift_core.downloads import download_missing, missing_files
 from resshift_core.errors import CheckpointError, InputError, NotHere
 
 from . import host
@@ -120,7 +120,7 @@ def _fetch_missing(source: str, on_progress) -> None:
             f"{source} is not on this machine, and Settings > ResShift does not allow downloads. Allow them there, or put {names} "
             f"into {folder}. Licence: {missing[0].licence}."
         )
-    rs.download_with_autoencoder(source, on_progress=on_progress, confirm=_tell_licence, folder=Path(folder))
+    download_missing(source, on_progress=on_progress, confirm=_tell_licence, folder=Path(folder))
 
 
 def _tell_licence(entry: registry.Entry) -> bool:

@@ -129,7 +129,7 @@ class TestProgram:
             (["upscale", "a.png", "--dtype", "int8"], "invalid choice"),
             (["upscale", "a.png", "--variant", "x9"], "invalid choice"),
             (["upscale", "a.png", "-o", "b.gif"], "b.gif ends in .gif, which cannot be written; known"),
-            (["upscale", "a.png", "--format", "gif"], "cannot be written; known endings"),
+            (["upscale", "a.png", "--format", "gif"], "--format gif cannot be written; known are avif"),
             (["upscale", "a.png", "-o", "b.png", "--format", "jpg"], "contradict"),
             (["upscale", "a.png", "c.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),
             (["upscale", "*.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),
@@ -267,6 +267,22 @@ class TestFiles:
         assert "left out 4 earlier outputs" in capsys.readouterr().err
         assert upscale("a_x4.png") == 0 and Path("a_x4_x4.png").exists()  # named alone, it is meant
 
+    def test_earlier_outputs_in_the_output_folder_are_not_inputs(self, upscale, folder, capsys):
+        """A pattern finds what its first run has made, and so does a shell, which writes it out as words."""
+        picture("a/p.png"), picture("q.png", 1)
+        for _ in range(3):
+            assert upscale("**/*.png", "-o", "out") == 0
+        assert listing("out") == ["a/p_x4.png", "q_x4.png"]
+        words = ["a/p.png", "q.png"]
+        for scale in ("4", "4", "2"):
+            assert upscale(*words, "-o", "flat", "--scale", scale) == 0
+            words += ["flat/p_x4.png", "flat/q_x4.png"]
+        assert listing("flat") == ["p_x2.png", "p_x4.png", "q_x2.png", "q_x4.png"]
+        for _ in range(2):
+            assert upscale("a", "out", "-o", "a", "--recursive") == 0
+        assert not [name for name in listing(folder) if "_x4_x4_x4" in name]
+        assert upscale("out/q_x4.png", "-o", "out") == 0 and Path("out/q_x4_x4.png").exists()  # named alone, it is meant
+
     def test_two_that_want_one_name(self, upscale, folder, capsys):
         picture("a.gif"), picture("a.png", 1), picture("b.png", 2)
         assert upscale("a.gif", "a.png", "b.png") == 1
@@ -392,7 +408,7 @@ class TestPictures:
     def test_large_ones_need_a_word(self, upscale, folder, capsys):
         picture("a.png")
         assert upscale("a.png", "--max-pixels", "194") == 1
-        assert "a.png has 15 x 13" in capsys.readouterr().err
+        assert "a.png has 0 million pixels, more than the limit" in capsys.readouterr().err
         assert upscale("a.png", "--max-pixels", "0") == 0
 
     def test_png_tells_its_settings_but_no_path(self, upscale, folder, model_file):
@@ -444,6 +460,23 @@ class TestMasks:
         out = pixels_of("a_x1.png")
         assert np.array_equal(out[hole == 0], pixels[hole == 0])
         assert (out[hole > 0] != pixels[hole > 0]).mean() > 0.5
+
+    def test_a_hole_that_is_drawn_in_alpha(self, folder, inpainter, capsys):
+        """White everywhere, opaque in the hole."""
+        before = picture("a.png", size=(64, 48))
+        mask = np.full((48, 64, 4), 255, np.uint8)
+        mask[..., 3] = 0
+        mask[10:30, 20:40, 3] = 255
+        Image.fromarray(mask).save("hole.png")
+        arguments = ["upscale", "a.png", "--model", str(inpainter), "--mask", "hole.png", "--dtype", "fp32", "--overwrite"]
+        assert main(arguments) == 0
+        changed = (pixels_of("a_x1.png") != before).any(-1)
+        assert changed[10:30, 20:40].mean() > 0.5 and changed.sum() == changed[10:30, 20:40].sum()
+        mask[..., 3] = 0
+        Image.fromarray(mask).save("hole.png")
+        capsys.readouterr()
+        assert main(arguments) == 0
+        assert "The mask hole.png is black everywhere" in capsys.readouterr().err
 
     def test_a_folder_of_masks(self, folder, inpainter, capsys):
         for i, name in enumerate(("in/a.png", "in/b.png", "in/c.png")):
@@ -723,13 +756,35 @@ class TestNothingIsWrittenOver:
         assert upscale("p/a.png", "q/a_x4.png", "-o", "q", "--overwrite") == 1
         assert np.array_equal(pixels_of("q/a_x4.png"), before) and "q/a_x4_x4.png" in listing(folder)
         assert "which is an input too" in capsys.readouterr().err
+        assert upscale("p/a.png", "q/a_x4.png", "-o", "q") == 0  # it is left as it is
+        assert np.array_equal(pixels_of("q/a_x4.png"), before)
+
+    def test_letter_case_on_a_mac(self, upscale, folder, capsys, monkeypatch):
+        picture("x/Photo.png"), picture("y/photo.png", seed=1)
+        monkeypatch.setattr("resshift_core.cli.sources.CASEFOLD", True)
+        assert upscale("x/Photo.png", "y/photo.png", "-o", "out") == 1
+        assert listing("out") == ["Photo_x4.png"] and "and so would" in capsys.readouterr().err
 
     def test_two_sheets_of_one_name(self, upscale, folder, capsys):
         picture("c/a.bmp")
         picture("c/a.png", seed=1)
-        assert upscale("c/a.bmp", "c/a.png", "-o", "out", "--compare") == 1
-        assert listing("out") == ["a_x4.bmp", "a_x4_compare.png"]
-        assert "a_x4_compare.png, and so would" in capsys.readouterr().err
+        for _ in range(2):
+            assert upscale("c", "-o", "out", "--compare") == 0
+        assert listing("out") == ["a_x4.bmp", "a_x4.png", "a_x4_compare.png", "a_x4_png_compare.png"]
+        for _ in range(2):
+            assert upscale("c", "--compare") == 0
+        assert len(listing("c")) == 6
+
+    def test_a_sheet_that_is_missing(self, upscale, folder, capsys):
+        picture("a.png")
+        assert upscale("a.png") == 0 and upscale("a.png", "--compare") == 0
+        assert "Its sheet a_x4_compare.png is not there; --overwrite makes both" in capsys.readouterr().err
+        assert upscale("a.png", "--compare", "--overwrite") == 0 and Path("a_x4_compare.png").exists()
+
+    def test_a_result_over_its_own_input_without_overwrite(self, upscale, folder, capsys):
+        picture("a.png")
+        assert upscale("a.png", "-o", "a.png") == 1
+        assert "would be overwritten by its own result" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("size", [(1, 500), (900, 1)])
@@ -765,6 +820,12 @@ class TestRanks:
             out, err = capsys.readouterr()
             parts.append([json.loads(line)["input"] for line in out.splitlines()])
             assert f"[{rank}] " in err
+        monkeypatch.chdir("in")
+        for rank in ("0", "1"):  # the second starts late, and finds what the first has made
+            monkeypatch.setenv("RANK", rank)
+            assert upscale("**/*.png", "-o", "late") == 0
+        assert listing("late") == [f"{i}_x4.png" for i in range(5)]
+        monkeypatch.chdir(folder)
         assert sorted(parts[0] + parts[1]) == sorted([*(os.path.join("in", f"{i}.png") for i in range(5)), "gone.png"])
         assert len(parts[0]) == len(parts[1]) == 3 and len(os.listdir("out")) == 5
 

@@ -50,3 +50,9 @@ def test_none_and_unknown():
     assert torch.equal(match_color(result.clone(), result, "none"), result)
     with pytest.raises(rs.InputError, match="color_fix is 'lab'; known are none, wavelet, adain"):
         match_color(result, result, "lab")
+
+
+def test_adain_of_a_single_pixel():
+    """Its contrast is 0, not a division of nothing by nothing."""
+    reference = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+    assert torch.allclose(match_color(torch.rand(1, 3, 1, 1), reference, "adain"), reference)

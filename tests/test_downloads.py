@@ -21,11 +21,11 @@ import pytest
 import torch
 
 import resshift_core as rs
-from resshift_core import detection, registry, transfer
+from resshift_core import detection, downloads, registry, transfer
 from resshift_core.checkpoint import load_autoencoder
-from resshift_core.downloads import download_url, download_with_autoencoder
+from resshift_core.downloads import download_missing, download_url, download_with_autoencoder, missing_files
 
-from .file_server import PAGE, answer, say, status
+from .file_server import PAGE, answer, redirect, say, status
 from .standin import fill
 
 CONTENT = random.Random(3).randbytes(200_000)
@@ -96,6 +96,83 @@ def test_a_damaged_copy_is_replaced_where_it_lies(server, tmp_path, caplog, cont
     path.write_bytes(content)
     assert rs.download("realsr_x4_s4") == path and path.read_bytes() == CONTENT
     assert "not usable and will be replaced" in caplog.text
+
+
+def test_other_weights_under_the_name_are_moved_aside(server, models_dir, caplog):
+    """They may be somebody's own work."""
+    models_dir.mkdir(parents=True)
+    path, own = models_dir / "resshift_realsrx4_s4_v3.pth", pth({"mine": torch.ones(3)})
+    path.write_bytes(own)
+    assert rs.download("realsr_x4_s4") == path and path.read_bytes() == CONTENT
+    aside = path.with_name(f"{path.name}.{hashlib.sha256(own).hexdigest()[:8]}")
+    assert aside.read_bytes() == own and sorted(models_dir.iterdir()) == [path, aside]
+    assert f"kept as {aside.name}" in caplog.text
+
+
+def test_hosts_fetch_what_is_missing_and_touch_nothing_else(server, models_dir, monkeypatch):
+    monkeypatch.setitem(registry.REGISTRY, "vq_f4", known("vq_f4"))
+    models_dir.mkdir(parents=True)
+    path = models_dir / "resshift_realsrx4_s4_v3.pth"
+    path.write_bytes(b"not what the registry says")
+    asked = []
+    made = download_missing("realsr_x4_s4", confirm=lambda entry: asked.append(entry.name) or True)
+    assert made == [models_dir / "autoencoder_vq_f4.pth"] and asked == ["vq_f4"]
+    assert path.read_bytes() == b"not what the registry says" and len(server.requests) == 1
+    assert (
+        download_missing("realsr_x4_s4") == [] and missing_files("sinsr_x4_s1", with_autoencoder=False)[0].name == "sinsr_x4_s1"
+    )
+
+
+def test_a_file_that_somebody_else_fetched_meanwhile_is_not_fetched_again(server, models_dir, monkeypatch):
+    """Two models with one autoencoder: whoever comes second has looked for it before the first was done."""
+    monkeypatch.setitem(registry.REGISTRY, "vq_f4", known("vq_f4"))
+    monkeypatch.setitem(registry.REGISTRY, "bicsr_x4_s4", known("bicsr_x4_s4"))
+    inner = []
+
+    def second(entry):
+        if not inner:
+            inner.append(entry)
+            rs.download("vq_f4")
+        return True
+
+    download_with_autoencoder("bicsr_x4_s4", confirm=second)
+    assert [request[0].split("/")[-1] for request in server.requests].count("autoencoder_vq_f4.pth") == 1
+
+
+def test_a_file_that_cannot_be_opened_is_a_sentence(server, monkeypatch):
+    path = rs.download("realsr_x4_s4")
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(downloads, "_check", refuse)
+    with pytest.raises(rs.DownloadError, match=f"{path.name} cannot be opened .*Permission denied.* Check its permissions"):
+        rs.download("realsr_x4_s4")
+
+
+@pytest.mark.parametrize("variable, value", [
+    ("RESSHIFT_MIRROR", "https://mirror.example/spiegel-ü"), ("https_proxy", "http://proxy..x:80"),
+])  # fmt: skip
+def test_addresses_that_make_no_sense_are_sentences(models_dir, monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(rs.DownloadError, match="address on the way that makes no sense|looked up|connection"):
+        rs.download("realsr_x4_s4")
+
+
+@pytest.mark.parametrize("target", ["https://[::1/x", f"https://{'a' * 70}.example/x", "https://a..example/x"])
+def test_redirects_to_nowhere_are_sentences(server, target):
+    server.script = [redirect(target)]
+    with pytest.raises(rs.DownloadError, match="could not be downloaded"):
+        rs.download("realsr_x4_s4")
+
+
+@pytest.mark.parametrize("total", ["a lot", [1], 1.5])
+def test_notes_beside_a_part_that_make_no_sense_are_forgotten(server, models_dir, total):
+    models_dir.mkdir(parents=True)
+    part = models_dir / "resshift_realsrx4_s4_v3.pth.part"
+    part.write_bytes(CONTENT[:100])
+    transfer.origin_file(part).write_text(json.dumps({"url": "x", "validator": "", "total": total}))
+    assert rs.download("realsr_x4_s4").read_bytes() == CONTENT
 
 
 def test_progress(server):
@@ -212,8 +289,8 @@ def test_an_unknown_hash_is_shown_and_noted(unhashed, models_dir, caplog):
     path = rs.download("vq_f8_face")
     digest = hashlib.sha256(unhashed.content).hexdigest()
     assert digest in caplog.text
-    assert json.loads((models_dir / "hashes.json").read_text())[path.name]["sha256"] == digest
-    assert sorted(os.listdir(models_dir)) == [path.name, "hashes.json"]
+    assert json.loads((models_dir / "resshift-hashes.json").read_text())[path.name]["sha256"] == digest
+    assert sorted(os.listdir(models_dir)) == [path.name, "resshift-hashes.json"]
     config, state = load_autoencoder("vq_f8_face")
     assert config == TINY and torch.equal(state["quantize.embedding.weight"], tiny_autoencoder()["quantize.embedding.weight"])
 
@@ -226,7 +303,7 @@ def test_a_noted_file_may_not_change(unhashed):
     with pytest.raises(rs.CheckpointError, match="not the file that was downloaded at first"):
         load_autoencoder("vq_f8_face")
     unhashed.content = pth(other)
-    with pytest.raises(rs.DownloadError, match="hashes.json says"):
+    with pytest.raises(rs.DownloadError, match="resshift-hashes.json says"):
         rs.download("vq_f8_face")
     unhashed.content = right
     assert rs.download("vq_f8_face").read_bytes() == right
@@ -262,7 +339,7 @@ def test_a_file_placed_by_hand_is_checked_and_noted(unhashed, models_dir):
     path = models_dir / "ffhq512_vq_f8_dim8_face.pth"
     path.write_bytes(unhashed.content)
     assert rs.download("vq_f8_face") == path and not unhashed.requests
-    assert path.name in json.loads((models_dir / "hashes.json").read_text())
+    assert path.name in json.loads((models_dir / "resshift-hashes.json").read_text())
 
 
 def test_an_old_torch_cannot_check_contents(unhashed, models_dir, monkeypatch):

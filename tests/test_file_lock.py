@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import threading
@@ -101,3 +103,38 @@ def test_an_error_inside_frees_it(tmp_path):
             with file_lock(tmp_path / "x.lock", give_up):
                 raise KeyError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_file_that_cannot_be_deleted_is_freed_all_the_same(tmp_path, monkeypatch):
+    """As on some network drives."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.ETXTBSY, "Text file busy")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    for _ in range(2):
+        with file_lock(tmp_path / "x.lock", give_up):
+            pass
+    assert (tmp_path / "x.lock").exists()
+
+
+def test_windows_may_refuse_a_file_that_is_being_deleted(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "POLL_S", 0)
+    acquire, refused = module._try_acquire, []
+
+    def refuse(path, times=3):
+        if len(refused) < times:
+            refused.append(1)
+            raise PermissionError(errno.EACCES, "Access is denied")
+        return acquire(path)
+
+    monkeypatch.setattr(module, "_try_acquire", refuse)
+    monkeypatch.setattr(module, "WINDOWS", True)
+    monkeypatch.setattr(module, "_lock", lambda handle: True)
+    monkeypatch.setattr(module, "_release", lambda path, handle: os.close(handle))
+    with file_lock(tmp_path / "x.lock"):
+        assert len(refused) == 3
+    monkeypatch.setattr(module, "_try_acquire", lambda path: refuse(path, 10**6))
+    with pytest.raises(PermissionError), file_lock(tmp_path / "x.lock"):
+        pass
+    assert len(refused) == 4 + module.DENIED

@@ -183,16 +183,16 @@ class TestLoader:
     def test_downloads_go_to_the_first_folder_and_show_on_the_node(self, host, monkeypatch):
         core, asked = host.part("resshift_core"), {}
 
-        def download(name, *, on_progress, confirm, folder):
-            asked.update(name=name, folder=folder)
+        def download(name, *, with_autoencoder, on_progress, confirm, folder):
+            asked.update(name=name, with_autoencoder=with_autoencoder, folder=folder)
             assert confirm(core.registry.REGISTRY[name])
             on_progress(10_000_000, 478_000_000)
             raise core.DownloadError("no network in a test")
 
-        monkeypatch.setattr(core, "download_with_autoencoder", download)
+        monkeypatch.setattr(host.part("nodes.loader"), "download_missing", download)
         with pytest.raises(Exception, match="no network in a test"):
             host.nodes["LoadResShiftModel"]().run("realsr_x4_s4 [478 MB, x]", "auto", "auto", unique_id="7")
-        assert asked == {"name": "realsr_x4_s4", "folder": host.base / "models" / "resshift"}
+        assert asked == {"name": "realsr_x4_s4", "with_autoencoder": True, "folder": host.base / "models" / "resshift"}
         assert host.texts == [
             "realsr_x4_s4: S-Lab License 1.0 (non-commercial)", "Downloading realsr_x4_s4: 10 of 478 MB"
         ]  # fmt: skip
@@ -209,7 +209,7 @@ class TestLoader:
 
         save(host, standin.small_model(), "mine.safetensors")
         monkeypatch.setattr(core, "load_model", load_model)
-        monkeypatch.setattr(core, "download_with_autoencoder", lambda name, **_: fetched.append(name))
+        monkeypatch.setattr(host.part("nodes.loader"), "download_missing", lambda name, **_: fetched.append(name))
         host.nodes["LoadResShiftModel"]().run("mine.safetensors", "auto", "auto")
         assert fetched == ["vq_f4_face"]
 
@@ -226,9 +226,8 @@ class TestLoader:
         assert all(torch.equal(value, stored[key]) for key, value in loaded.autoencoder.state_dict().items())
 
     def test_a_download_can_be_interrupted(self, host, monkeypatch):
-        core = host.part("resshift_core")
         host.interrupted = True
-        monkeypatch.setattr(core, "download_with_autoencoder", lambda name, on_progress, **_: on_progress(1, 2))
+        monkeypatch.setattr(host.part("nodes.loader"), "download_missing", lambda name, on_progress, **_: on_progress(1, 2))
         with pytest.raises(InterruptProcessingException):
             host.nodes["LoadResShiftModel"]().run("realsr_x4_s4", "auto", "auto")
 

@@ -1,4 +1,4 @@
-"""hashes.json: noted once, compared ever after."""
+"""resshift-hashes.json: noted once, compared ever after."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_an_untouched_file_is_not_hashed_again(model, monkeypatch):
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"model.pth": 3}', '{"model.pth": {}}', "\xff"])
 def test_a_damaged_list_is_told(model, text):
     (model.parent / pins.PINS).write_bytes(text.encode("latin-1"))
-    with pytest.raises(CheckpointError, match="hashes.json cannot be read.*Delete it"):
+    with pytest.raises(CheckpointError, match="resshift-hashes.json cannot be read.*Delete it"):
         check_pin(model)
 
 

@@ -439,7 +439,16 @@ class TestOneStepAndRetiming:
         ({"images": torch.rand(1, 3, 0, 8)}, "is empty"),
         ({"images": torch.zeros(1, 3, 8, 8, dtype=torch.uint8)}, "divide 8-bit values by 255"),
         ({"images": "photo.png"}, "this is str"),
-        ({"steps": 0}, "steps is 0; it must be a whole number of at least 1"),
+        ({"images": np.zeros((1, 3, 8, 8), np.float32)}, "this is ndarray. Use torch.from_numpy"),
+        ({"steps": 0}, "steps is 0; it must be a whole number from 1 to 10000"),
+        ({"steps": 10**9}, "steps is 1000000000; it must be a whole number from 1 to 10000"),
+        ({"scale": "2"}, "scale is '2'; it must be a number"),
+        ({"scale": (2, 2)}, r"scale is \(2, 2\); it must be a number"),
+        ({"scale": torch.ones(2)}, "scale is tensor.*; it must be a number"),
+        ({"scale": True}, "scale is True"),
+        ({"kappa": "a"}, "kappa is 'a'; it must be a number"),
+        ({"kappa": math.nan}, "kappa is nan"),
+        ({"p": "x"}, "p is 'x'; it must be a number"),
         ({"steps": 2.5}, "steps is 2.5; it must be a whole number"),
         ({"steps": True}, "steps is True"),
         ({"seed": "abc"}, "seed is 'abc'; it must be a whole number"),
@@ -466,6 +475,69 @@ def test_wrong_arguments_are_sentences(model, words, sentence):
     images = words.pop("images", torch.rand(1, 3, 8, 8))
     with pytest.raises(rs.InputError, match=sentence):
         rs.upscale(model, images, **words)
+
+
+def test_a_model_that_is_none(small_model):
+    with pytest.raises(rs.InputError, match="model is 'builtin'; it must be what load_model returns"):
+        rs.upscale("builtin", picture(8, 8))
+    with pytest.raises(rs.InputError, match="mask must be a torch.Tensor; this is ndarray"):
+        rs.upscale(small_model(task="inpaint", scale=1, lq_stages=2, mask=True), picture(8, 8), mask=np.zeros((1, 1, 8, 8)))
+
+
+def test_a_wrong_number_is_not_warned_of_first(model, caplog):
+    with pytest.raises(rs.InputError, match="kappa is -1"):
+        rs.upscale(model, picture(8, 8), kappa=-1)
+    assert not caplog.text
+
+
+def test_numbers_of_torch_and_numpy(model):
+    expected = rs.upscale(model, picture(20, 20), scale=2.0, kappa=0.125, p=0.5)
+    assert torch.equal(
+        rs.upscale(model, picture(20, 20), scale=torch.tensor(2.0), kappa=np.float32(0.125), p=np.float64(0.5)), expected
+    )
+
+
+def test_eight_bit_values_are_told(model, caplog):
+    rs.upscale(model, picture(16, 16) * 1.5)
+    assert not caplog.text
+    rs.upscale(model, picture(16, 16) * 255)
+    assert "Divide 8-bit values by 255" in caplog.text
+
+
+def test_another_default_number_format(model):
+    lq = picture(40, 40)
+    expected = rs.upscale(model, lq, tile=32)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        shown = []
+        out = rs.upscale(model, lq, tile=32, on_step=lambda event: shown.append(event.preview()))
+        assert torch.equal(out, expected) and shown
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("color_fix", ["none", "wavelet", "adain"])
+@pytest.mark.parametrize("wrap", ["none", "both"])
+def test_what_lies_under_transparent_pixels_does_not_show(model, color_fix, wrap):
+    """Editors leave black there, or anything."""
+    y, x = torch.meshgrid(torch.arange(60.0), torch.arange(70.0), indexing="ij")
+    alpha = ((26 - ((y - 30) ** 2 + (x - 35) ** 2).sqrt()).clamp(0, 1))[None, None]
+    cut = torch.cat([0.5 + 0.5 * picture(60, 70), alpha], 1)
+    results = []
+    for hidden in (torch.zeros(3, 1), torch.ones(3, 1), torch.rand(3, 1)):
+        painted = cut.clone()
+        painted[:, :3] = torch.where(alpha > 0, painted[:, :3], hidden[None, :, :, None])
+        results.append(rs.upscale(model, painted, color_fix=color_fix, wrap=wrap))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+    assert results[0][:, :3].min() > 0.3  # no dark rim around the visible part, which is 0.5 to 1
+
+
+def test_pictures_that_are_wholly_visible_or_not_at_all_stay_as_they_are(model):
+    lq = torch.cat([picture(30, 30), torch.ones(1, 1, 30, 30)], 1)
+    assert torch.equal(rs.upscale(model, lq)[:, :3], rs.upscale(model, lq[:, :3]))
+    lq[:, 3] = 0
+    assert torch.equal(rs.upscale(model, lq)[:, :3], rs.upscale(model, lq[:, :3]))
 
 
 @pytest.mark.parametrize("color_fix", ["wavelet", "adain"])

@@ -213,7 +213,7 @@ class TestConfigurations:
 class TestNotedHashes:
     def test_nested_beyond_reason(self, tmp_path):
         (tmp_path / pins.PINS).write_text('{"a":' * 10**5)
-        with pytest.raises(rs.CheckpointError, match="hashes.json cannot be read"):
+        with pytest.raises(rs.CheckpointError, match="resshift-hashes.json cannot be read"):
             pins.check_pin(tmp_path / "a.pth")
 
     def test_a_file_that_vanished(self, tmp_path):

@@ -205,7 +205,7 @@ class TestEntries:
             return standin.small_model()
 
         monkeypatch.setattr(rs, "load_model", load_model)
-        monkeypatch.setattr(rs, "download_with_autoencoder", lambda name, **_: fetched.append(name))
+        monkeypatch.setattr(loaded, "download_missing", lambda name, **_: fetched.append(name))
         host.set(download=False)
         with pytest.raises(rs.InputError, match="does not allow downloads"), loaded.on_device("mine.safetensors"):
             pass

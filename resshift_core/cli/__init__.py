@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 done; 1 some input failed, the others are written; 2 wrong arguments; 130 interrupted; 143 terminated.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # Windows writes a report to a file in its old code page
     try:
@@ -48,6 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `resshift models | head`: nobody reads on. Python would complain at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
+
+
+def _open_streams() -> None:
+    """A program started without standard output or error (`>&-`, a service, pythonw) has nobody to tell, and works all the same."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # for as long as the program runs
 
 
 def _run(arguments: list[str]) -> int:

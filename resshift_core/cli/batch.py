@@ -120,7 +120,7 @@ class Batch:
                     loaded = reading.result()
                     if loaded is None:
                         progress.shrink(weights[number])
-                        self.report.add(ticket, Record(job.source.label, job.target_label, "skipped"))
+                        self.report.add(ticket, _skipped(job))
                         continue
                     result, seconds = self._compute(job, loaded, progress, weights[number])
                 except Exception as error:  # one picture must not cost the others
@@ -137,10 +137,10 @@ class Batch:
     def _read(self, job: Job) -> Loaded | None:
         """Decode a job's files; None where its output is already there."""
         if job.target is not None and job.target.exists():
-            if not self.handling.overwrite:
-                return None
             if job.source.path is not None and job.source.path.exists() and job.target.samefile(job.source.path):
                 raise InputError(f"{job.source.label} would be overwritten by its own result. Choose another name with -o.")
+            if not self.handling.overwrite:
+                return None
         if job.source.path is not None:
             picture = read_picture(job.source.path, max_pixels=self.handling.max_pixels)
         else:
@@ -162,7 +162,10 @@ class Batch:
             raise InputError(
                 f"The mask {path} is {sizes[0]} pixels, {job.source.label} is {sizes[1]}. They must be of one size."
             )
-        return mask.hole()
+        hole = mask.hole()
+        if not hole.any():
+            self.console.warn(f"The mask {path} is black everywhere, so that nothing of {job.source.label} is filled in.")
+        return hole
 
     def _compute(self, job: Job, loaded: Loaded, progress: Progress, weight: float) -> tuple[torch.Tensor, float]:
         """(result (C, H, W), seconds)."""
@@ -250,6 +253,12 @@ def _to_pipe(image, format: str, picture: Picture, texts: dict[str, str]) -> tup
     sys.stdout.buffer.write(buffer.getvalue())
     sys.stdout.buffer.flush()
     return notes
+
+
+def _skipped(job: Job) -> Record:
+    missing = job.compare is not None and not job.compare.exists()
+    notes = (f"Its sheet {job.compare} is not there; --overwrite makes both.",) if missing else ()
+    return Record(job.source.label, job.target_label, "skipped", notes=notes)
 
 
 def _failure(job: Job, error: Exception) -> Record:

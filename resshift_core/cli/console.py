@@ -9,6 +9,8 @@ from contextlib import contextmanager
 
 CONTROLS = {code: "?" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
+BREAKS = {ord("\n"): "?", ord("\t"): "?"}  # in a line of its own: a file's name must not look like another message
+
 
 def harmless(text: str) -> str:
     """Names of files and what is in them come from strangers: their control characters must not steer the terminal."""
@@ -41,7 +43,7 @@ class Console:
         self._print(f"error: {text}")
 
     def _print(self, text: str) -> None:
-        line = f"{self.prefix}{harmless(text)}"
+        line = self.prefix + harmless(text).translate(BREAKS)
         if self._bar is not None:
             self._bar.write(line, file=sys.stderr)
         else:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from ..errors import InputError
-from ..registry import REGISTRY, VARIANTS, list_models, search_dirs
+from ..registry import VARIANTS, list_models, search_dirs
 from .console import Console, harmless, human_bytes
 from .table import text_table
 
@@ -39,19 +38,13 @@ def run_models(args: argparse.Namespace, console: Console) -> int:
     rows = [
         (
             entry["name"], TASKS[entry["task"]], f"x{entry['scale']}" if entry["steps"] else "", str(entry["steps"] or ""),
-            human_bytes(_size(entry)), entry["licence"], "yes" if entry["present"] else "no",
+            human_bytes(entry["size"]), entry["licence"], "yes" if entry["present"] else "no",
         )
         for entry in entries
     ]  # fmt: skip
     print(text_table(("name", "task", "scale", "steps", "size", "licence", "present"), rows, right=(3, 4)))
     console.say(f"Looked for in {', '.join(str(folder) for folder in search_dirs())}. `resshift download NAME` fetches one.")
     return 0
-
-
-def _size(entry: dict) -> int | None:
-    """Bytes as published, or of the file on this machine."""
-    path = REGISTRY[entry["name"]].find()
-    return entry["size"] or (path.stat().st_size if path else None)
 
 
 # ---------------------------------------------------------------------------------------------------- download
@@ -169,8 +162,9 @@ def convert(parser: argparse.ArgumentParser) -> None:
 def run_convert(args: argparse.Namespace, console: Console) -> int:
     """Rewrite a file as .safetensors."""
     from ..checkpoint import convert as convert_file
+    from ..checkpoint_file import is_file
 
-    if Path(args.target).exists() and not args.overwrite:
+    if is_file(args.target) and not args.overwrite:
         raise InputError(f"{args.target} is already there. Choose another name, or add --overwrite.")
     path = convert_file(args.source, args.target, args.variant)
     console.say(f"{args.source} -> {path} ({human_bytes(path.stat().st_size)}). `resshift info {path}` says what it is.")

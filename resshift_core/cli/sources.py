@@ -6,14 +6,15 @@ import glob
 import os
 import re
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
-from ..image_io import READABLE, can_write, writable_format
+from ..image_io import READABLE, WRITABLE, can_write, writable_format
 
 PIPE = "-"
-OUTPUT_STEM = re.compile(r"(?P<stem>.+)_x\d+(\.\d+)?(_compare)?")  # of the names that this program gives
+CASEFOLD = sys.platform == "darwin"  # its disks do not tell A from a, and `os.path.normcase` does not know
+OUTPUT_STEM = re.compile(r"(?P<stem>.+)_x\d+(\.\d+)?((_[a-z]+)?_compare)?")  # of the names that this program gives
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> t
 
     Args:
         recursive: also the folders in the folders.
-        leave_out: a folder that is not searched: the output folder may lie inside the input folder.
+        leave_out: the output folder. Folders and patterns that begin above it do not find what lies in it.
     """
     sources: list[Source] = []
     problems: list[Problem] = []
@@ -72,7 +73,7 @@ def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> t
         elif os.path.isdir(word):
             found = _in_folder(Path(word), recursive, leave_out, several=len(folders) > 1)
         elif glob.has_magic(word) and not os.path.exists(word):  # the shell of Windows hands patterns on as they are
-            found = _matching(word)
+            found = _matching(word, leave_out)
         else:
             found = [Source(Path(word), Path(Path(word).name))]
         if not found:
@@ -103,11 +104,13 @@ def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: b
     return found
 
 
-def _matching(pattern: str) -> list[Source]:
+def _matching(pattern: str, leave_out: Path | None) -> list[Source]:
     """The pictures that a pattern matches; folders that `**` goes through are kept below the pattern's fixed part."""
     parts = Path(pattern).parts
     fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
     paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    if leave_out is not None and not _lies_in(fixed, leave_out):
+        paths = [path for path in paths if not _lies_in(path, leave_out)]
     return [Source(path, path.relative_to(fixed)) for path in paths if path.is_file() and path.suffix.lower() in READABLE]
 
 
@@ -120,11 +123,18 @@ def _nothing_found(word: str, recursive: bool) -> str:
 
 def _identity(path: Path) -> str:
     """One word for a file, whatever it is called; unlike `Path.resolve`, it takes a link that leads to itself as it is."""
-    return os.path.normcase(os.path.realpath(path))
+    real = os.path.normcase(os.path.realpath(path))
+    return real.casefold() if CASEFOLD else real
 
 
 def _same(a: Path, b: Path | None) -> bool:
     return b is not None and _identity(a) == _identity(b)
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or anything in it."""
+    own, outer = Path(_identity(path)), Path(_identity(folder))
+    return own == outer or outer in own.parents
 
 
 def _without_repetition(sources: list[Source]) -> list[Source]:
@@ -133,21 +143,6 @@ def _without_repetition(sources: list[Source]) -> list[Source]:
     for source in sources:
         first.setdefault(PIPE if source.path is None else _identity(source.path), source)
     return list(first.values())
-
-
-def split_earlier_outputs(sources: list[Source]) -> tuple[list[Source], list[Source]]:
-    """(sources, what this program has made of them before): `a_x4.png` is not upscaled where `a.png` is."""
-    known = {(source.path.parent, source.path.stem) for source in sources if source.path is not None}
-
-    def is_output(source: Source) -> bool:
-        match = OUTPUT_STEM.fullmatch(source.path.stem) if source.path is not None else None
-        return match is not None and (source.path.parent, match["stem"]) in known
-
-    kept: list[Source] = []
-    outputs: list[Source] = []
-    for source in sources:
-        (outputs if is_output(source) else kept).append(source)
-    return kept, outputs
 
 
 # ---------------------------------------------------------------------------------------------------- naming
@@ -170,8 +165,9 @@ class Naming:
     @classmethod
     def from_arguments(cls, output: str | None, format: str | None, compare: bool, words: list[str]) -> Naming:
         suffix = "." + format.lower().lstrip(".") if format else ""
-        if suffix:
-            writable_format("x" + suffix)
+        if suffix and not can_write(suffix):
+            known = ", ".join(sorted(ending[1:] for ending in WRITABLE if can_write(ending)))
+            raise InputError(f"--format {format} cannot be written; known are {known}.")
         if words.count(PIPE) and len(words) > 1:
             raise InputError("- (standard input) must be the only input.")
         if output == PIPE or (output is None and words == [PIPE]):
@@ -205,6 +201,12 @@ class Naming:
             return self.folder / source.below.parent / name
         return source.path.parent / name
 
+    def folder_of(self, source: Source) -> Path | None:
+        """Where a picture's result goes under a name made of its own; None = nowhere."""
+        if self.pipe or self.file is not None or source.path is None:
+            return None
+        return source.path.parent if self.folder is None else self.folder / source.below.parent
+
     def job(self, index: int, source: Source, scale: float) -> Job:
         target = self.target(source, scale)
         if target is None:
@@ -226,6 +228,31 @@ def _is_folder(output: str, words: list[str]) -> bool:
     return not suffix or (not can_write(suffix) and (len(words) > 1 or not _is_one(words[0])))
 
 
+def split_earlier_outputs(sources: list[Source], naming: Naming, overwrite: bool) -> tuple[list[Source], list[Source]]:
+    """(sources, what this program has made of them before, at any scale).
+
+    `a_x4.png` is not upscaled where `a.png` is, nor from the folder that its result goes to: unless results are written
+    anew (`overwrite`), for then an input of that name would be lost, and `plan` refuses.
+    """
+    known = set()
+    for source in sources:
+        if source.path is not None:
+            known.add((_identity(source.path.parent), source.path.stem))
+            folder = None if overwrite else naming.folder_of(source)
+            if folder is not None:
+                known.add((_identity(folder), source.below.stem))
+
+    def is_output(source: Source) -> bool:
+        match = OUTPUT_STEM.fullmatch(source.path.stem) if source.path is not None else None
+        return match is not None and (_identity(source.path.parent), match["stem"]) in known
+
+    kept: list[Source] = []
+    outputs: list[Source] = []
+    for source in sources:
+        (outputs if is_output(source) else kept).append(source)
+    return kept, outputs
+
+
 def plan(sources: list[Source], naming: Naming, scale: float) -> tuple[list[Job], list[Problem]]:
     """Jobs for the sources; two that would write the same file, or one that would write over an input, are problems."""
     jobs: list[Job] = []
@@ -234,6 +261,9 @@ def plan(sources: list[Source], naming: Naming, scale: float) -> tuple[list[Job]
     taken: dict[str, Source] = {}
     for source in sources:
         job = naming.job(len(jobs), source, scale)
+        if job.compare is not None and _identity(job.compare) in taken:  # a.jpg and a.png
+            ending = job.target.suffix[1:].lower()
+            job = replace(job, compare=job.target.with_name(f"{job.target.stem}_{ending}_compare.png"))
         written = {PIPE if job.target is None else _identity(job.target): job.target_label}
         if job.compare is not None:
             written[_identity(job.compare)] = str(job.compare)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -162,10 +163,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     naming = Naming.from_arguments(args.output, args.format, args.compare, args.inputs)
     _check(args, naming)
     sources, problems = find_sources(args.inputs, args.recursive, naming.folder)
-    sources, outputs = split_earlier_outputs(sources)
+    sources, outputs = split_earlier_outputs(sources, naming, args.overwrite)
     if outputs and rank.index == 0:
         some = ", ".join(source.label for source in outputs[:3]) + (" ..." if len(outputs) > 3 else "")
-        console.say(f"note: left out {len(outputs)} earlier outputs among the inputs ({some}).")
+        named = any(source.label in args.inputs for source in outputs)  # by a person, or by a shell from a pattern
+        (console.warn if named else console.say)(f"{'' if named else 'note: '}left out {_earlier(len(outputs))} ({some}).")
     report = Report(console, args.json)
     model = _load(args, rank) if sources else None
     jobs, more = plan(sources, naming, args.scale or model.scale) if sources else ([], [])
@@ -176,6 +178,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         report.close()
     return int(rank.any_failed(report.failed))
+
+
+def _earlier(count: int) -> str:
+    return f"{count} earlier outputs among the inputs" if count > 1 else "an earlier output among the inputs"
 
 
 def _check(args: argparse.Namespace, naming: Naming) -> None:
@@ -222,9 +228,12 @@ def _run(args, console: Console, report: Report, model: ResShiftModel, jobs: lis
         console,
         report,
     )
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # --max-pixels takes its place
+    # Pillow refuses twice its limit, also what it decodes before it tells a size; `read_picture` is exact
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-args.max_pixels // 2) or None
     try:
-        batch.run(jobs, show_progress=rank.index == 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            batch.run(jobs, show_progress=rank.index == 0)
     except KeyboardInterrupt:
         report.close(stopped=True)
         raise
