@@ -1,0 +1,106 @@
+"""Whole runs where every operation of tensors of two devices is an error: what a graphics card would say, without one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import resshift_core as rs
+
+from . import standin
+from .pretended_card import There, pretended_card
+from .test_pipeline import picture
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one: pytest -m cuda")
+
+
+@pytest.fixture
+def card():
+    with pretended_card() as card:
+        yield card
+
+
+def narrow(variant: str) -> rs.ResShiftModel:
+    """A network of a published structure that runs in a moment."""
+    config = standin.published_config(variant)
+    unet = replace(config.unet, model_channels=32, swin_channels=32, swin_depth=2, channel_mult=(1, 1, 1, 1))
+    autoencoder = replace(config.autoencoder, ch=8, num_res_blocks=(1,) * len(config.autoencoder.ch_mult))
+    return standin.standin_model(replace(config, unet=unet, autoencoder=autoencoder))
+
+
+def test_tensors_of_two_devices_are_an_error(card):
+    there = torch.ones(3).to("cuda")
+    assert there.device.type == "cuda" and isinstance(there * 2 + 1, There) and there.sum().item() == 3
+    with pytest.raises(RuntimeError, match="some tensors are on cuda:0, others"):
+        there + torch.ones(3)
+    assert torch.equal((there * torch.tensor(2.0)).cpu(), torch.full((3,), 2.0)), "numbers may come from anywhere, as on a card"
+
+
+@pytest.mark.parametrize("variant", ["realsr_x4_s4", "realsr_x2_s4", "inpaint_imagenet_s4", "faceir_s4"])
+@pytest.mark.parametrize("images_there", [False, True])
+def test_published_kinds(variant, images_there, one_thread):
+    lq = picture(50, 66, count=2)
+    words = {"mask": (picture(50, 66, channels=1) > 0.6).float()} if "inpaint" in variant else {}
+    words |= {"tile": 64, "overlap": 0, "tile_batch": 2, "steps": 2, "color_fix": "wavelet"}
+    model = narrow(variant)
+    expected = rs.upscale(model, lq, **words)
+    with pretended_card():
+        model.to("cuda")
+        assert model.device.type == "cuda"
+        out = rs.upscale(
+            model, lq.to("cuda") if images_there else lq, on_step=lambda event: [event.preview()] and None, **words
+        )
+        assert out.device.type == ("cuda" if images_there else "cpu")
+        # codes are found by subtraction on a card, by products elsewhere: random codebooks flip here and there
+        assert (out.cpu() - expected).abs().mean() < 1e-3
+
+
+@pytest.mark.parametrize("words", [
+    {}, {"color_fix": "wavelet"}, {"color_fix": "adain"}, {"wrap": "both"}, {"wrap": "x", "color_fix": "wavelet"},
+    {"noise": "shared"}, {"noise": "periodic"}, {"scale": 2.7}, {"sampler": "deterministic"}, {"tile": None},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("images_there", [False, True])
+def test_settings(card, words, channels, images_there, one_thread):
+    model, lq = standin.small_model(), picture(70, 90, count=2, channels=channels)
+    lq[:, -1, 10:30, 10:30] = 0
+    words = {"tile": 32, "overlap": 8, "tile_batch": 3, "steps": 2, **words}
+    expected = rs.upscale(model, lq, **words)
+    model.to("cuda")
+    out = rs.upscale(model, lq.to("cuda") if images_there else lq, **words)
+    torch.testing.assert_close(out.cpu(), expected, atol=1e-6, rtol=0)
+
+
+def test_a_tile_that_overflows_is_done_again_there(card, one_thread, caplog):
+    model = standin.small_model()
+    model.unet.out[2].weight.fill_(3e4)
+    model.to("cuda", torch.float16)
+    out = rs.upscale(model, picture(40, 40), steps=1)
+    assert torch.isfinite(out).all() and "done again in float32" in caplog.text
+
+
+def test_steps_neither_wait_nor_fetch(card, one_thread):
+    """A step uploads its noise and launches the network; the processor waits at the end of a batch of tiles alone."""
+    model = standin.small_model(steps=8).to("cuda")
+
+    def counts(**words):
+        card.counts.clear()
+        rs.upscale(model, picture(60, 60), tile=32, overlap=0, tile_batch=4, **words)
+        return dict(card.counts)
+
+    few, many = counts(steps=2), counts(steps=8)
+    assert few["wait"] == many["wait"] and few["down"] == many["down"]
+    assert many["up"] - few["up"] == 6  # noise, of all tiles together
+    assert (many["launch"] - few["launch"]) / 6 < 60
+
+
+def test_previews_cost_nothing_where_nobody_looks(card, one_thread):
+    model = standin.small_model().to("cuda")
+    card.counts.clear()
+    rs.upscale(model, picture(30, 30))
+    silent = dict(card.counts)
+    card.counts.clear()
+    rs.upscale(model, picture(30, 30), on_step=lambda event: None)
+    assert dict(card.counts) == silent
