@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import uuid
@@ -31,7 +32,7 @@ def compared(before: torch.Tensor, after: torch.Tensor) -> dict:
     except OSError as error:  # a full disk must not take the result away
         log.warning("No comparison is shown (%s).", error)
         return {}
-    return {"resshift_compare": [pair]}
+    return {"resshift_compare": [json.dumps(pair)]}  # text: ComfyUI counts every dict as one more picture of the run
 
 
 def _saved(image: torch.Tensor, size: tuple[int, int]) -> dict[str, str]:

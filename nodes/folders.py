@@ -14,6 +14,7 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 AUTO = "auto"
 VAE = "vae/"  # prefix of files that lie in ComfyUI's folder for autoencoders
 FULL_SIZE = "about 480 MB"  # of published networks whose exact size is not known: they all have the same layers
+F8_SIZE = "about 310 MB"  # of vq_f8_face, likewise
 LICENCES = {registry.S_LAB: "S-Lab 1.0, non-commercial", registry.CC_NC: "CC BY-NC-SA 4.0, non-commercial"}
 
 
@@ -41,7 +42,8 @@ def label(entry: registry.Entry) -> str:
     """What the combo shows for a model of the registry. Stored in workflows: `plain_name` undoes it."""
     if entry.bundled:
         return entry.name
-    size = f"{round(entry.size / 1e6)} MB" if entry.size else FULL_SIZE
+    unknown = F8_SIZE if entry.task == "autoencoder" else FULL_SIZE
+    size = f"{round(entry.size / 1e6)} MB" if entry.size else unknown
     return f"{entry.name} [{size}, {LICENCES.get(entry.licence, entry.licence)}]"
 
 
@@ -65,7 +67,7 @@ def choice_lists() -> dict[str, list[str]]:
     known = {entry.file.lower() for entry in registry.REGISTRY.values()}
     own = [name for name in _files(folder_key()) if os.path.basename(name).lower() not in known]
     models = [label(entry) for entry in _catalogue(autoencoders=False)]
-    autoencoders = [AUTO, *(entry.name for entry in _catalogue(autoencoders=True)), *own, *_files("vae", VAE)]
+    autoencoders = [AUTO, *(label(entry) for entry in _catalogue(autoencoders=True)), *own, *_files("vae", VAE)]
     return {"models": models + own, "autoencoders": autoencoders}
 
 

@@ -50,11 +50,12 @@ class Node:
 
 
 MODEL_SOCKET = Input("model", MODEL, "model", "A model from Load ResShift Model.")
+LAZY_MODEL = replace(MODEL_SOCKET, extra=(("lazy", True),))  # loaded, or even downloaded, when the node asks for it
 IMAGE = Input("image", "IMAGE", "image", "The picture, or the frames, to work on. RGB, RGBA (transparency is kept) or grey.")
 SEED = replace(PLAIN_SEED, extra=(("control_after_generate", True),))
 MASK = Input(
     "mask", "MASK", "mask",
-    "Optional. White = ResShift's result, black = plain bicubic enlargement. With an inpainting model: white = fill in.",
+    "White = ResShift's result, black = plain bicubic enlargement. With an inpainting model: white = fill in.",
     required=False,
 )  # fmt: skip
 HOLE = Input("mask", "MASK", "mask", "White = fill in, black = keep.")
@@ -76,8 +77,9 @@ LOADER = Node(
         ),
         Input(
             "autoencoder", "COMBO", "autoencoder",
-            "auto: the one that belongs to the model (downloaded when needed). Otherwise a file from models/resshift or "
-            "models/vae. Ignored by models that contain theirs.",
+            "auto: the one that belongs to the model (downloaded when needed). Names with a size in brackets are published ones: "
+            "choosing one downloads it when it is first used, for non-commercial use only. The others are files in "
+            "models/resshift or models/vae. Ignored by models that contain theirs.",
             "auto", choices="autoencoders",
         ),
         Input(
@@ -103,8 +105,9 @@ UPSCALE = Node(
     (*UPSCALE_INPUTS, MASK),
     (UPSCALED,),
     (
-        "Pictures larger than the model's tile are worked on in overlapping tiles, so memory does not grow with the picture. "
-        "When memory is short anyway, tiles become smaller and, at last, the processor takes over; nothing needs to be set.",
+        "Pictures larger than the model's tile are worked on in overlapping tiles, so beyond the input and the result (100 MB for "
+        "each 4K frame) memory does not grow with the picture or the number of frames. When memory is short anyway, tiles "
+        "become smaller and, at last, the processor takes over; nothing needs to be set.",
         "The curve on the node is sqrt(eta) over the steps t: at 0 the chain is at the sharp picture, at 1 at the input with noise; "
         "a run goes from right to left. Grey is the curve that the model was trained with, the shaded area the noise in units of "
         "the trained kappa.",
@@ -130,12 +133,13 @@ INPAINT = Node(
     "ResShiftInpaint",
     "ResShift Inpaint",
     "Fills in the white part of the mask with an inpainting checkpoint; the rest of the picture stays as it is.",
-    (MODEL_SOCKET, IMAGE, HOLE, SEED, STEPS, KAPPA, P, SAMPLER, NOISE),
+    (LAZY_MODEL, IMAGE, HOLE, SEED, STEPS, KAPPA, P, SAMPLER, NOISE),
     (Output("IMAGE", "image", "The picture with the hole filled in."),),
     (
         "Needs an inpainting model: inpaint_imagenet_s4 for photographs, inpaint_face_s4 for faces. Both are made for pictures "
         "of about 256 pixels; larger ones are worked on in tiles of that size.",
-        "A mask of another size is stretched to the picture. What lies under the mask is blanked before the model sees it.",
+        "A mask of another size is stretched to the picture. What lies under the mask is blanked before the model sees it. Where "
+        "the mask is black everywhere, the picture comes back as it is, and the model is neither loaded nor downloaded.",
     ),
 )
 
@@ -168,6 +172,8 @@ def input_types(node: Node, lists: dict[str, list[str]]) -> dict[str, dict[str, 
     declared: dict[str, dict[str, tuple]] = {"required": {}, "optional": {}}
     for item in node.inputs:
         choices = lists[item.choices] if isinstance(item.choices, str) else list(item.choices)
-        declared["required" if item.required else "optional"][item.id] = item.declaration(choices)
+        kind, options = item.declaration(choices)
+        options["display_name"] = item.name  # where the page has no translation of ours, it would show the id
+        declared["required" if item.required else "optional"][item.id] = kind, options
     declared["hidden"] = {"unique_id": "UNIQUE_ID"}
     return {group: inputs for group, inputs in declared.items() if inputs}

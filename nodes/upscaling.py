@@ -85,6 +85,20 @@ def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tenso
     return out
 
 
+def marks_something(mask: torch.Tensor) -> bool:
+    """Whether a MASK has a place that is not black."""
+    return bool((mask > 0).any())
+
+
+def run_without_hole(image: torch.Tensor, node_id: str | None) -> dict:
+    """The picture as it is, and a sentence on the node."""
+    note = "The mask is black everywhere, so there is nothing to fill in: paint over what is to go (Open in MaskEditor)."
+    log.warning(note)
+    show_text(node_id, note)
+    result = image.float().nan_to_num(0).clamp(0, 1).to(mm.intermediate_device())
+    return {"ui": compared(image, result), "result": (result,)}
+
+
 def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
     """The result where the mask is white, plain bicubic enlargement elsewhere, frame by frame, in place. (B, H, W, C)."""
     images, size = to_channels_first(image), tuple(result.shape[1:3])
@@ -145,10 +159,16 @@ class TiledResShiftUpscaleImage:
 class ResShiftInpaint:
     """See inputs.INPAINT."""
 
+    def check_lazy_status(self, mask, **_):
+        """Inputs to wait for: a mask that marks nothing costs no model, which may be a download of 700 MB."""
+        return ["model"] if marks_something(mask) else []
+
     def run(self, model, image, mask, unique_id=None, **widgets):
-        if model.model.config.task != "inpaint":
+        if model is not None and model.model.config.task != "inpaint":
             raise rs.InputError(
                 f"{model.model.config.name or 'This model'} does not fill holes. Load an inpainting model, such as "
                 "inpaint_imagenet_s4, or use ResShift Upscale."
             )
+        if not marks_something(mask):
+            return run_without_hole(image, unique_id)
         return run_node(model, image, mask, unique_id, **as_arguments(**widgets))

@@ -74,8 +74,8 @@ SAMPLER = Input(
 )  # fmt: skip
 SCALE = Input(
     "scale", "FLOAT", "scale",
-    "Size of the result over size of the picture. 0 = the model's own (4 for the built-in models), else any number; the "
-    "model's result is resized to it.",
+    "Size of the result over size of the picture. 0 = the model's own (4 for the built-in models), else any number up "
+    "to 8; the model's result is resized to it.",
     0.0, 0.0, 8.0, 0.25, extra=(("round", 0.0001),),
 )  # fmt: skip
 COLOR_FIX = Input(
@@ -96,12 +96,14 @@ TILE = Input(
 )  # fmt: skip
 OVERLAP = Input(
     "overlap", "INT", "overlap",
-    "How many input pixels neighbouring tiles share; they are blended there. 0 = the model's own; at most half a tile.",
+    "How many input pixels neighbouring tiles share; they are blended there. 0 = the model's own, at most a quarter of "
+    "the tile; other values: at most half of it.",
     0, 0, 4096, 8,
 )  # fmt: skip
 TILE_BATCH = Input(
     "tile_batch", "INT", "tiles per batch",
-    "Tiles that go through the network together. 0 = as many as fit into free memory on a GPU, 1 on a CPU.",
+    "Tiles that go through the network together. 0 = as many as fit into free memory on an NVIDIA or AMD GPU, "
+    "elsewhere 1.",
     0, 0, 256,
 )  # fmt: skip
 WRAP = Input(

@@ -135,8 +135,9 @@ def tiled() -> Graph:
     graph.add("SaveImage", (800, 60), (420, 450), ["ResShift_4K"], images=(run, 0))
     graph.note(
         (40, 630), (330, 170),
-        "**A large picture in tiles.** A picture of 960 x 540 becomes 3840 x 2160 (4K). Memory depends on *tile* and *tiles per "
-        "batch*, not on the picture; the node shows an estimate. *wrap-around* makes textures without a seam.",
+        "**A large picture in tiles.** A picture of 960 x 540 becomes 3840 x 2160 (4K). Beyond the input and the result, memory "
+        "depends on *tile* and *tiles per batch*, not on the picture; the node shows an estimate. *wrap-around* makes textures "
+        "without a seam.",
     )  # fmt: skip
     return graph
 
@@ -153,8 +154,9 @@ def frames() -> Graph:
     graph.add("SaveAnimatedWEBP", (800, 60), (420, 450), ["ResShift_frames", 6.0, True, 80, "default"], images=(run, 0))
     graph.note(
         (800, 560), (420, 130),
-        "**Frames of a film.** *noise* is shared: every frame gets the same noise, so textures stay steady. Any number of frames "
-        "goes through in constant memory; put a video loader in place of the two pictures.",
+        "**Frames of a film.** *noise* is shared: every frame gets the same noise, so textures stay steady. Beyond the input "
+        "and the result, memory does not grow with the number of frames (the result itself does: 100 MB for each 4K frame). Put "
+        "a video loader in place of the two pictures.",
     )  # fmt: skip
     return graph
 
@@ -174,8 +176,9 @@ def inpaint() -> Graph:
     graph.add("SaveImage", (800, 60), (420, 450), ["ResShift_inpaint"], images=(run, 0))
     graph.note(
         (40, 630), (330, 190),
-        "**Fill in a hole.** Right-click the picture, *Open in MaskEditor*, paint over what is to go. The published model (with "
-        "its autoencoder, about 700 MB) is downloaded when this first runs; its licence is non-commercial.",
+        "**First** paint a mask: right-click the picture, *Open in MaskEditor*, paint over what is to go. Without one the picture "
+        "stays as it is. The published model (with its autoencoder, about 700 MB) is downloaded when this first runs with a "
+        "mask; its licence is non-commercial.",
     )  # fmt: skip
     return graph
 
@@ -183,11 +186,11 @@ def inpaint() -> Graph:
 def adapter() -> Graph:
     graph = Graph()
     loader, image = start(graph)
-    wrapped = graph.add("ResShiftToUpscaleModel", (420, 60), (330, 190), widgets("ResShiftToUpscaleModel"), model=(loader, 0))
-    run = graph.add("ImageUpscaleWithModel", (420, 300), (330, 60), upscale_model=(wrapped, 0), image=(image, 0))
+    wrapped = graph.add("ResShiftToUpscaleModel", (420, 60), (330, 310), widgets("ResShiftToUpscaleModel"), model=(loader, 0))
+    run = graph.add("ImageUpscaleWithModel", (420, 430), (330, 60), upscale_model=(wrapped, 0), image=(image, 0))
     graph.add("SaveImage", (800, 60), (420, 450), ["ResShift_as_upscale_model"], images=(run, 0))
     graph.note(
-        (420, 410), (330, 150),
+        (420, 550), (330, 150),
         "**ResShift in nodes that take an upscale model**: core's *Upscale Image (using Model)*, Ultimate SD Upscale, Impact Pack "
         "and others.",
     )  # fmt: skip

@@ -1,6 +1,7 @@
-// What lies behind an input: through reroutes, and across the borders of subgraphs in both directions.
+// What lies behind an input: through reroutes and bypassed nodes, and across the borders of subgraphs in both directions.
 
 const SUBGRAPH_INPUT = -10 // the node id of links from a subgraph's border; newer pages write it as text
+const BYPASSED = 4 // a node's mode
 const MOST = 50 // links in a row
 
 function linkOf(graph, id) {
@@ -17,6 +18,12 @@ function holder(graph, subgraph) {
   }
 }
 
+/** The input that a bypassed node hands on: of the output's type, beside it if that one is, else the first. */
+function passedOn(node, slot) {
+  const type = node.outputs?.[slot]?.type
+  return [node.inputs?.[slot], ...(node.inputs ?? [])].find((input) => input && input.type === type)
+}
+
 function follow(graph, id, root, left) {
   const link = linkOf(graph, id)
   if (!link || left <= 0) return undefined
@@ -26,6 +33,7 @@ function follow(graph, id, root, left) {
   }
   const node = graph.getNodeById(link.origin_id)
   if (node?.type === 'Reroute') return follow(graph, node.inputs?.[0]?.link, root, left - 1)
+  if (node?.mode === BYPASSED) return follow(graph, passedOn(node, link.origin_slot)?.link, root, left - 1)
   if (node?.subgraph) return follow(node.subgraph, node.subgraph.outputs?.[link.origin_slot]?.linkIds?.[0], root, left - 1)
   return node ?? undefined
 }

@@ -27,8 +27,7 @@ function language() {
 }
 
 function word(key, values = {}) {
-  const code = language()
-  const strings = STRINGS[code] ?? STRINGS[code.split('-')[0]] ?? STRINGS.en
+  const strings = STRINGS[language()] ?? STRINGS.en // zh is no zh-TW: English is read there, Simplified Chinese may not be
   return (strings[key] ?? STRINGS.en[key]).replace(/\{(\w+)\}/g, (_, name) => values[name])
 }
 
@@ -49,7 +48,7 @@ function modelName(node) {
   return loader?.comfyClass === LOADER ? value(loader, 'model') : undefined // another pack's node
 }
 
-const facts = new Map() // model name -> facts, or null while they are fetched and where there are none
+const facts = new Map() // model name -> facts, or null while they are fetched and, until R is pressed, where there are none
 
 function factsOf(name) {
   if (typeof name !== 'string') return null
@@ -57,9 +56,9 @@ function factsOf(name) {
     facts.set(name, null)
     api
       .fetchApi(`/resshift/model?name=${encodeURIComponent(name)}`)
-      .then((answer) => (answer.ok ? answer.json() : null))
-      .catch(() => null)
-      .then((found) => (found ? facts.set(name, found) : setTimeout(() => facts.delete(name), AGAIN_MS)))
+      .then((answer) => (answer.ok ? answer.json() : answer.status === 404 ? null : Promise.reject(answer.status)))
+      .then((found) => facts.set(name, found))
+      .catch(() => setTimeout(() => facts.delete(name), AGAIN_MS))
   }
   return facts.get(name)
 }
@@ -77,7 +76,7 @@ function sizeOf(address) {
   return sizes.get(address)
 }
 
-/** [width, height, known]: of a connected LoadImage, else of the picture that the last run worked on, else an example. */
+/** [width, height, known]: of a connected LoadImage, else, as a guess, of the last run's picture, else of an example. */
 function pictureSize(node) {
   const loader = source(node, 'image')
   const file = loader?.comfyClass === 'LoadImage' ? value(loader, 'image') : undefined
@@ -87,7 +86,7 @@ function pictureSize(node) {
     const size = sizeOf(api.apiURL(`/view?${query}`))
     if (size) return [...size, true]
   }
-  return [...(node.resshiftSize ?? EXAMPLE), Boolean(node.resshiftSize)]
+  return [...(node.resshiftSize ?? EXAMPLE), false]
 }
 
 // ------------------------------------------------------------------------------------------ what is drawn
@@ -171,7 +170,8 @@ function refresh() {
 
 /**
  * A panel in the node, `height` pixels high; 0 hides it until `resize` is called. It holds no value: nothing of it is saved,
- * and positions of other widgets stay as they are. Nodes 2.0 shows only widgets that are there from the start.
+ * and positions of other widgets stay as they are. Nodes 2.0 shows only widgets that are there from the start, and stretches
+ * those that have a computeLayoutSize where the node is higher than it needs to be.
  */
 function addPanel(node, name, content, height) {
   const holder = document.createElement('div')
@@ -181,7 +181,8 @@ function addPanel(node, name, content, height) {
     serialize: false, hideOnZoom: false, getValue: () => undefined, setValue: () => {}, getMinHeight: () => height, getMaxHeight: () => height,
   })
   widget.serialize = false
-  widget.computeLayoutSize = () => ({ minHeight: height, maxHeight: height, minWidth: 120 })
+  widget.computeLayoutSize = undefined
+  widget.computeSize = () => [120, height]
   widget.label = '' // Nodes 2.0 would print the name
   const resize = (pixels) => {
     height = pixels
@@ -193,6 +194,31 @@ function addPanel(node, name, content, height) {
 }
 
 const panels = new WeakMap() // node -> [[name, element]]
+
+const CANVAS_HOLDER = '.dom-widget' // what the canvas renderer puts a panel into, over the canvas
+
+/**
+ * Drawings, and a slider without pictures, take nothing from the mouse: it means the canvas below them. (A hidden panel's
+ * place is as high as the page.) Nodes 2.0 sees to that itself.
+ */
+function letMouseThrough() {
+  const style = document.createElement('style')
+  style.textContent = `${CANVAS_HOLDER}:has(> .resshift-panel > :is(svg, [hidden])) { pointer-events: none !important }`
+  document.head.append(style)
+}
+
+/** The slider wants the left button only. */
+function forwardMouse(target) {
+  const forward = (kind, wanted, handler) =>
+    target.addEventListener(kind, (event) => {
+      if (!wanted(event) || !target.closest(CANVAS_HOLDER)) return
+      event.preventDefault()
+      handler(event)
+    })
+  forward('wheel', () => true, (event) => app.canvas.processMouseWheel(event))
+  forward('pointerdown', (event) => event.button > 0, (event) => app.canvas.processMouseDown(event))
+  forward('contextmenu', () => true, () => {}) // the canvas has opened its own
+}
 
 /** Nodes 2.0 keeps what it shows of a node when Undo makes the node anew: then the page holds the old node's panels. */
 function putPanelsBack(node) {
@@ -212,26 +238,43 @@ function addDrawing(node, name, height, redraw) {
 function addSlider(node) {
   const slider = new Slider({ before: word('before'), after: word('after') })
   const resize = addPanel(node, 'resshift_compare', slider.element, 0)
+  let grown = 0 // by how much the slider has made the node higher
+  const make = (height) => {
+    resize(height)
+    const [width, without] = [node.size[0], node.size[1] - grown]
+    const [wide, high] = node.computeSize()
+    grown = height ? Math.max(0, high - without) : 0
+    node.setSize([Math.max(width, wide), without + grown])
+    node.setDirtyCanvas?.(true, true)
+  }
   const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
-  slider.onLost = () => resize(0) // the server has cleared its temporary files
+  slider.onLost = () => make(0) // the server has cleared its temporary files
   node.resshiftShow = (pair) => {
     node.resshiftPair = pair.before.filename
     node.resshiftSize = pair.picture
-    resize(Math.round(Math.min(280, Math.max(120, (node.size[0] * pair.height) / pair.width))))
+    make(Math.round(Math.min(280, Math.max(120, (node.size[0] * pair.height) / pair.width))))
     slider.show(address(pair.before), address(pair.after))
-    const [wide, high] = node.computeSize()
-    node.setSize([Math.max(node.size[0], wide), Math.max(node.size[1], high)])
-    node.setDirtyCanvas?.(true, true)
   }
-  node.resshiftSlider = slider
+  const serialize = node.onSerialize
+  node.onSerialize = function (saved) {
+    serialize?.apply(this, arguments)
+    if (grown) saved.size = [saved.size[0], saved.size[1] - grown] // who opens it has no slider yet
+  }
+  forwardMouse(slider.element)
 }
 
 /** The page's own name of a node, in the workflow or in a subgraph. */
 const locator = (node) => ((node.graph?.rootGraph ?? node.graph) === node.graph ? `${node.id}` : `${node.graph.id}:${node.id}`)
 
+/** The pair in a node's output. It is text, so that the page does not count it among the run's pictures; it once was not. */
+function pairOf(output) {
+  const pair = output?.resshift_compare?.[0]
+  return typeof pair === 'string' ? JSON.parse(pair) : pair
+}
+
 /** After Undo, another tab and back, or a run that had nothing to do: the page still knows what the last run gave. */
 function showLastPair(node) {
-  const pair = app.nodeOutputs?.[locator(node)]?.resshift_compare?.[0]
+  const pair = pairOf(app.nodeOutputs?.[locator(node)])
   if (pair && pair.before.filename !== node.resshiftPair) node.resshiftShow?.(pair)
 }
 
@@ -268,7 +311,7 @@ function listen(node) {
   const before = node.onExecuted
   node.onExecuted = function (output) {
     before?.apply(this, arguments)
-    const pair = output?.resshift_compare?.[0]
+    const pair = pairOf(output)
     if (!pair) return
     forgetPreview(node)
     finished.set(node, Date.now() + LATE_MS)
@@ -279,6 +322,7 @@ function listen(node) {
 app.registerExtension({
   name: 'resshift.nodes',
   setup() {
+    letMouseThrough()
     setInterval(refresh, PAUSE_MS)
     setInterval(forgetLatePreviews, PAUSE_MS)
     api.addEventListener('execution_start', () => {

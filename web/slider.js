@@ -26,17 +26,27 @@ export class Slider {
     right.textContent = words.after
     for (const image of [this.before, this.after]) {
       image.draggable = false
-      image.onerror = () => this.onLost?.()
+      image.onerror = () => {
+        this.hide()
+        this.onLost?.()
+      }
     }
     this.element.append(this.after, this.before, this.bar, left, right)
     for (const kind of ['pointerdown', 'pointermove']) this.element.addEventListener(kind, (event) => this.drag(event))
     this.element.addEventListener('keydown', (event) => this.press(event))
     this.move(0.5)
+    this.hide()
   }
 
   show(before, after) {
     this.before.src = before
     this.after.src = after
+    this.element.hidden = false
+  }
+
+  /** Without pictures there is nothing to see, whatever room the page gives it. */
+  hide() {
+    this.element.hidden = true
   }
 
   move(share) {

@@ -11,8 +11,8 @@ export const STRINGS = {
     "{memory} per tile (fp32)": "{memory} per tile (fp32)"
   },
   "zh": {
-    "before": "放大前",
-    "after": "放大后",
+    "before": "处理前",
+    "after": "处理后",
     "as trained": "与训练相同",
     "grey: as trained": "灰色：训练时",
     "{size}: {count} tiles of {tile}": "{size}：{count} 个 {tile} 的图块",
@@ -20,8 +20,8 @@ export const STRINGS = {
     "{memory} per tile (fp32)": "每个图块 {memory}（fp32）"
   },
   "ja": {
-    "before": "前",
-    "after": "後",
+    "before": "処理前",
+    "after": "処理後",
     "as trained": "学習時と同じ",
     "grey: as trained": "灰色：学習時",
     "{size}: {count} tiles of {tile}": "{size}：{tile} のタイル {count} 枚",
@@ -29,8 +29,8 @@ export const STRINGS = {
     "{memory} per tile (fp32)": "1 タイル {memory}（fp32）"
   },
   "ko": {
-    "before": "전",
-    "after": "후",
+    "before": "처리 전",
+    "after": "처리 후",
     "as trained": "학습 때와 같음",
     "grey: as trained": "회색: 학습 때",
     "{size}: {count} tiles of {tile}": "{size}: {tile} 타일 {count}개",
@@ -51,9 +51,9 @@ export const STRINGS = {
     "after": "después",
     "as trained": "como se entrenó",
     "grey: as trained": "gris: como se entrenó",
-    "{size}: {count} tiles of {tile}": "{size}: {count} teselas de {tile}",
+    "{size}: {count} tiles of {tile}": "{size}: {count} mosaicos de {tile}",
     "{memory} per batch (fp32)": "{memory} por lote (fp32)",
-    "{memory} per tile (fp32)": "{memory} por tesela (fp32)"
+    "{memory} per tile (fp32)": "{memory} por mosaico (fp32)"
   },
   "ru": {
     "before": "до",
