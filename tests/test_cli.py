@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -106,6 +107,16 @@ class TestProgram:
     def test_help_of_commands(self, command, capsys):
         assert main([command, "--help"]) == 0
         assert capsys.readouterr().out.isascii()
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="a shell's")
+    @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+    def test_without_standard_streams(self, folder, closed):
+        """As a service, or under pythonw."""
+        picture("a.png")
+        command = f"{shlex.quote(sys.executable)} -m resshift_core upscale a.png --json -o out/ {closed}"
+        done = subprocess.run(command, shell=True, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        assert (done.returncode, listing("out")) == (0, ["a_x4.png"]), done.stderr
+        assert "Traceback" not in done.stderr + done.stdout
 
     def test_help_does_not_wait_for_torch(self):
         code = (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import struct
+import subprocess
 import zlib
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 import resshift_core as rs
 from resshift_core import image_io
-from resshift_core.image_io import Picture, read_picture, to_image, write_picture
+from resshift_core.image_io import Picture, picture_size, read_picture, to_image, write_picture
 
 MAKE, ORIENTATION, EXIF_IFD, TAKEN, WIDTH, HEIGHT, GPS_IFD = 0x010F, 0x0112, 0x8769, 0x9003, 0xA002, 0xA003, 0x8825
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -325,6 +326,25 @@ class TestOddFiles:
         with pytest.raises(rs.InputError, match="is a folder"):
             read_picture(tmp_path)
 
+    @pytest.mark.parametrize(
+        "content", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", b"\xd7\xcd\xc6\x9a" + bytes(60)]
+    )
+    def test_formats_that_start_another_program_are_not_opened(self, tmp_path, content, monkeypatch):
+        """A PostScript file, or one of Windows' metafiles, under a picture's name."""
+        monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a program was started"))
+        path = tmp_path / "cat.jpg"
+        path.write_bytes(content)
+        with pytest.raises(rs.InputError, match="not a picture that can be read"):
+            read_picture(path)
+        assert picture_size(path) is None
+
+    def test_a_bomb_in_an_icon(self, tmp_path, monkeypatch):
+        """Pillow decodes icons when it opens them."""
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+        icon = saved(Image.fromarray(colours(32, 32)), "ICO", sizes=[(32, 32)])
+        with pytest.raises(rs.InputError, match="more than the limit"):
+            read_picture(icon)
+
     def test_a_bomb_is_refused_before_it_goes_off(self):
         bomb = png(50000, 50000, 8, 2, b"")
         with pytest.raises(rs.InputError, match="2500 million|exceeds limit"):
@@ -448,3 +468,6 @@ class TestWriting:
     def test_masks_are_cut_at_half_brightness(self):
         picture = Picture(np.array([[[0], [127], [128], [255]]], np.uint8), "L", "PNG")
         assert picture.hole().flatten().tolist() == [0, 0, 1, 1]
+        grey = np.array([[[255, 255, 255, 0], [255, 255, 255, 127], [255, 255, 255, 128], [0, 0, 0, 255]]], np.uint8)
+        for mode in ("RGBA", "LA"):
+            assert Picture(grey, mode, "PNG").hole().flatten().tolist() == [0, 0, 1, 0]

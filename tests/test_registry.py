@@ -10,7 +10,9 @@ import pytest
 
 import resshift_core as rs
 from resshift_core import registry
-from resshift_core.registry import REGISTRY, VARIANTS, find_file, get_entry, models_dir
+from resshift_core.cli import main
+from resshift_core.errors import InputError
+from resshift_core.registry import REGISTRY, VARIANTS, add_models_dir, find_file, get_entry, models_dir
 
 # As the releases and the papers give them: file, T, m, scale, steps of a run, autoencoder, bytes, start of the sha256.
 PUBLISHED = {
@@ -110,6 +112,29 @@ def test_the_models_folder_of_every_system(monkeypatch, platform, environment, f
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(sys, "platform", platform)
     assert models_dir() == Path(folder).expanduser()
+
+
+@pytest.mark.parametrize("chosen", [None, "~nobody-of-that-name/x"])
+def test_without_a_home_folder(monkeypatch, tmp_path, chosen, capsys):
+    """A service, or a container under a number that no user has."""
+    for name in ("RESSHIFT_MODELS_DIR", "XDG_DATA_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    if chosen:
+        monkeypatch.setenv("RESSHIFT_MODELS_DIR", chosen)
+
+    def nowhere(*_):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(Path, "expanduser", nowhere)
+    with pytest.raises(InputError, match="no home folder.*RESSHIFT_MODELS_DIR"):
+        models_dir()
+    add_models_dir(tmp_path)
+    touch(tmp_path / "autoencoder_vq_f4.pth")
+    assert get_entry("vq_f4").find() and not get_entry("realsr_x4_s4").find()
+    assert main(["models"]) == 0
+    assert main(["download", "realsr_x4_s4"]) == 2
+    assert "no home folder" in capsys.readouterr().err
 
 
 def touch(path: Path) -> Path:

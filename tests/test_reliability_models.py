@@ -20,6 +20,7 @@ from resshift_core import checkpoint_file, pins
 from resshift_core.checkpoint import CONFIG_KEY
 from resshift_core.checkpoint_file import read_file
 from resshift_core.cli import main
+from resshift_core.limits import MAX_LAYERS
 from resshift_core.peek import peek_config
 
 from . import standin
@@ -74,6 +75,10 @@ class TestClaims:
         [
             (lambda: torch.zeros(2, 2).to_sparse(), "not a plain tensor .*sparse"),
             (lambda: torch.empty(10**6, 10**6, device="meta"), "not a plain tensor .*empty"),
+            (
+                lambda: torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+                "not a plain tensor .*nested|no plain dictionary",
+            ),
             (  # torch before 2.6 does not read it at all
                 lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8),
                 "not a plain tensor .*quantised|no plain dictionary of tensors",
@@ -136,6 +141,10 @@ class TestNames:
         out, _ = capsys.readouterr()
         assert "\x1b" not in out and "?[2J?]0;owned?" in out
 
+    def test_a_line_break_in_a_name_makes_no_line(self, tmp_path, capsys):
+        assert main(["info", str(tmp_path / "a\nerror: b.pth")]) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
     def test_nor_do_names_of_files(self, tmp_path, capsys):
         assert main(["info", str(tmp_path / "\x1b[2J.pth")]) == 1
         assert "\x1b" not in capsys.readouterr().err
@@ -197,6 +206,13 @@ class TestConfigurations:
             with pytest.raises(rs.CheckpointError, match=f"model.safetensors carries a configuration.*{told}"):
                 use(saved)
 
+    def test_far_too_many_layers(self, saved):
+        """Each number is within its range; the network they describe took minutes to build."""
+        self.changed(saved, lambda config: config["unet"].update(num_res_blocks=64, swin_depth=64))
+        for use in (rs.load_model, peek_config):
+            with pytest.raises(rs.CheckpointError, match="the network would have about 4225 layers"):
+                use(saved)
+
     def test_nested_beyond_reason(self, saved):
         state = load_file(saved)
         save_file(state, saved, {CONFIG_KEY: "[" * 10**5})
@@ -207,6 +223,8 @@ class TestConfigurations:
     def test_published_kinds_are_within_the_limits(self):
         for variant in standin.PARTS:
             config = standin.published_config(variant)
+            layers = len(config.unet.channel_mult) * (config.unet.num_res_blocks + 1) * (config.unet.swin_depth + 1)
+            assert layers == 36 < MAX_LAYERS
             assert rs.ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
