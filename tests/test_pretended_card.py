@@ -11,6 +11,8 @@ import resshift_core as rs
 
 from . import standin
 from .pretended_card import There, pretended_card
+from .test_nodes import host, inpainting_model, load, upscaled  # noqa: F401 (host is a fixture)
+from .test_nodes import picture as image_of
 from .test_pipeline import picture
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a real one: pytest -m cuda")
@@ -104,3 +106,29 @@ def test_previews_cost_nothing_where_nobody_looks(card, one_thread):
     card.counts.clear()
     rs.upscale(model, picture(30, 30), on_step=lambda event: None)
     assert dict(card.counts) == silent
+
+
+@pytest.mark.parametrize("images_there", [False, True])
+@pytest.mark.parametrize("key", ["ResShiftUpscaleImage", "TiledResShiftUpscaleImage", "ResShiftInpaint"])
+def test_nodes_of_comfyui(host, card, key, images_there, one_thread):  # noqa: F811
+    """Weights go to the card for the run; what the host hands on lies on the processor, wherever it came from."""
+    host.device = torch.device("cuda")
+    inpaints = key == "ResShiftInpaint"
+    socket = load(host, inpainting_model() if inpaints else None)
+    image, mask = image_of(2, 40, 50, 3), torch.zeros(1, 40, 50)
+    mask[:, 10:30, 10:30] = 1
+    if images_there:
+        image, mask = image.to("cuda"), mask.to("cuda")
+    widgets = {"mask": mask} if inpaints else {"color_fix": "wavelet", "mask": mask}
+    card.counts.clear()
+    out = upscaled(host, key, socket, image, **widgets)
+    assert out.device.type == "cpu" and not isinstance(out, There) and torch.isfinite(out).all()
+    assert card.counts["launch"] > 100 and socket.model.device.type == "cuda"
+
+
+def test_the_adapter_of_comfyui(host, card, one_thread):  # noqa: F811
+    host.device = torch.device("cuda")
+    socket = load(host)
+    adapter = host.nodes["ResShiftToUpscaleModel"]().run(socket, 0, steps=0, kappa=0.0, p=0.0, color_fix="none")[0]
+    out = adapter(image_of(1, 3, 40, 40).to("cuda"))  # ComfyUI's own node cuts tiles, and sends them there
+    assert out.device.type == "cuda" and out.shape == (1, 3, 160, 160)
