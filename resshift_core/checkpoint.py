@@ -253,7 +253,7 @@ def load_model(
     release_memory(where)
     raise OutOfMemory(
         f"Out of memory: the weights of {path.name} take {need:.0f} MiB, which {where} does not have left ({reason}). "
-        "Close other programs, or run with device='cpu'."
+        "Close other programs, or run on the device cpu."
     )
 
 

@@ -55,7 +55,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"The device {device!r} cannot be used ({reason}). Try device='cpu' or 'auto'.") from error
+        raise InputError(f"The device {device!r} cannot be used ({reason}). Try cpu or auto.") from error
     return resolved
 
 

@@ -274,7 +274,7 @@ def _run_with_smaller_tiles(model, rgb, mask, settings: Settings, out, on_step) 
             raise OutOfMemory(
                 f"Out of memory: a tile of {used} pixels needs about {need:.0f} MiB on {model.device}, "
                 f"{_free_words(model.device)} ({failed}). "
-                "Close other programs, or run with device='cpu'."
+                "Close other programs, or run on the device cpu."
             )
         tile = max(smallest, _multiple_below(used // 2, model.config.multiple))
         overlap = min(overlap, tile // 4)

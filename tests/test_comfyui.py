@@ -5,6 +5,7 @@ one); COMFYUI_PYTHON is the Python that runs them, where it is not this one.
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import time
@@ -175,7 +176,7 @@ class TestRuns:
 
     def test_before_and_after_are_there_for_the_slider(self, comfy):
         entry = comfy.run(graph(seed=200))
-        (pair,) = entry["outputs"]["3"]["resshift_compare"]
+        pair = json.loads(*entry["outputs"]["3"]["resshift_compare"])
         sizes = {Image.open(io.BytesIO(comfy.file(pair[word]))).size for word in ("before", "after")}
         assert sizes == {(256, 192)} and (pair["width"], pair["height"]) == (256, 192)
 
@@ -207,6 +208,14 @@ class TestRuns:
         windows = graph(model="mine\\copy.safetensors", key="ResShiftInpaint")
         windows["3"]["inputs"]["mask"] = ["2", 1]
         assert comfy.run(windows)["status"]["status_str"] == "success"
+
+    def test_a_black_mask_loads_no_model(self, comfy):
+        """The published model would have to be downloaded first."""
+        black = graph(model="inpaint_imagenet_s4", key="ResShiftInpaint", seed=400)
+        black["3"]["inputs"]["mask"] = ["2", 1]
+        (shown,) = comfy.images(comfy.run(black), "4")
+        assert np.abs(shown.astype(int) - gradient(48, 64)).max() <= 1
+        assert not list((comfy.base / "models" / "resshift").glob("resshift_*"))
 
     def test_interruption_in_the_middle_of_a_tile(self, comfy):
         comfy.put_image("large.png", gradient(256, 256))

@@ -73,7 +73,8 @@ def upscaled(host, key: str, socket, image, **widgets) -> torch.Tensor:
 
 
 def of_library(model, image, **settings) -> torch.Tensor:
-    return rs.upscale(model, image.movedim(-1, 1), **settings).movedim(1, -1)
+    core = sys.modules[type(model).__module__.rpartition(".")[0]]  # the pack's own copy: `upscale` takes its own models only
+    return core.upscale(model, image.movedim(-1, 1), **settings).movedim(1, -1)
 
 
 def inpainting_model() -> rs.ResShiftModel:
@@ -93,6 +94,12 @@ class TestContract:
         assert host.pack.NODE_DISPLAY_NAME_MAPPINGS[key] == title and " ".join(declared) == ids
         assert host.nodes[key].CATEGORY == "image/upscaling/ResShift"
         assert all(options["tooltip"] for _, options in {**types["required"], **types.get("optional", {})}.values())
+
+    @pytest.mark.parametrize("key", KEYS)
+    def test_labels_for_languages_that_we_do_not_speak(self, host, key):
+        types = host.nodes[key].INPUT_TYPES()
+        shown = {id: options["display_name"] for id, (_, options) in {**types["required"], **types.get("optional", {})}.items()}
+        assert all(shown.values()) and shown.get("color_fix", "colour fix") == "colour fix"
 
     def test_there_are_no_others(self, host):
         assert list(host.nodes) == list(KEYS)
@@ -125,6 +132,14 @@ class TestLoader:
         assert models[:2] == ["builtin", "builtin-real"] and models[-1] == "mine.safetensors"
         assert [name.split(" [")[0] for name in models[:-1]] == [e.name for e in REGISTRY.values() if e.task != "autoencoder"]
         assert all("non-commercial" in name and "MB" in name for name in models[2:-1])
+
+    def test_autoencoders_say_what_they_cost_and_under_which_licence(self, host):
+        loader = host.nodes["LoadResShiftModel"]
+        listed = loader.INPUT_TYPES()["required"]["autoencoder"][0]
+        assert listed[0] == "auto" and listed[1] == "vq_f4 [221 MB, S-Lab 1.0, non-commercial]"
+        assert len(listed) == 4 and all("MB, S-Lab 1.0, non-commercial]" in name for name in listed[1:])
+        assert all(loader.VALIDATE_INPUTS("builtin", name) is True for name in (*listed, "vq_f4", "vq_f8_face"))
+        assert host.part("nodes.folders").locate(listed[1]) == "vq_f4"
 
     def test_the_folder_key_is_the_users_whatever_its_case(self, host, tmp_path):
         host.folders.clear()
@@ -417,7 +432,8 @@ class TestUpscale:
         node = host.nodes["ResShiftUpscaleImage"]()
         defaults = {i.id: i.default for i in host.part("nodes.inputs").UPSCALE.inputs if not i.is_socket}
         answer = node.run(model=load(host), image=picture(1, 300, 200, 4), **defaults)
-        (pair,) = answer["ui"]["resshift_compare"]
+        (text,) = answer["ui"]["resshift_compare"]
+        pair = json.loads(text)  # ComfyUI counts a dict as one more picture of the run
         sizes = {Image.open(host.base / "temp" / pair[word]["filename"]).size for word in ("before", "after")}
         assert sizes == {(683, 1024)} and (pair["width"], pair["height"]) == (800, 1200)
         assert pair["picture"] == [200, 300]
@@ -461,6 +477,19 @@ class TestInpaint:
     def test_without_a_mask_a_sentence_in_a_users_words(self, host):
         with pytest.raises(Exception, match="fills what a mask marks. Connect a mask"):
             upscaled(host, "ResShiftUpscaleImage", load(host, inpainting_model()), picture(1, 8, 8, 3))
+
+    def test_a_black_mask_costs_no_model(self, host):
+        """Nor its download: ComfyUI asks check_lazy_status before it runs the loader."""
+        node, image = host.nodes["ResShiftInpaint"](), picture(2, 8, 8, 4)
+        black, marked = torch.zeros(1, 16, 16), torch.zeros(2, 16, 16)
+        marked[1, 3, 3] = 1
+        assert host.nodes["ResShiftInpaint"].INPUT_TYPES()["required"]["model"][1]["lazy"]
+        assert node.check_lazy_status(model=None, image=image, mask=black, seed=0) == []
+        assert node.check_lazy_status(model=None, image=image, mask=marked, seed=0) == ["model"]
+        result = upscaled(host, "ResShiftInpaint", None, image, mask=black, unique_id="3")
+        assert torch.equal(result, image) and "The mask is black everywhere" in host.texts[-1]
+        assert torch.equal(upscaled(host, "ResShiftInpaint", load(host, inpainting_model()), image, mask=black), image)
+        assert host.loads == []
 
     def test_refuses_a_model_that_cannot(self, host):
         with pytest.raises(Exception, match="does not fill holes. Load an inpainting model"):

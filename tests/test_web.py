@@ -85,6 +85,13 @@ class TestTexts:
                 assert all(item["name"] and item["tooltip"] for item in entry["inputs"].values())
                 assert len(entry["outputs"]) == len(node.outputs)
 
+    def test_no_line_of_a_help_page_says_optional_twice(self):
+        for code in docs.LANGUAGES:
+            optional = docs.Language(code)("optional")
+            for node in docs.load("inputs").NODES.values():
+                for line in docs.help_page(node, docs.Language(code)).splitlines():
+                    assert line.lower().count(optional.lower()) <= 1, line
+
     def test_what_the_scripts_say_is_translated(self):
         said = set(re.findall(r"word\('([^']+)'", (ROOT / "web" / "resshift.js").read_text(encoding="utf-8")))
         assert said == set(docs.load("page_words").PAGE_WORDS)
@@ -104,6 +111,18 @@ class TestTemplates:
         for path in workflows.files():
             with Image.open(path.with_suffix(".jpg")) as picture:
                 assert min(picture.size) >= 200 and path.with_suffix(".jpg").stat().st_size < 150_000
+
+    def test_no_node_lies_over_another(self):
+        """Titles stand 30 pixels above a node's place; the sizes are those that ComfyUI's page gives nodes of ours, or more."""
+        needed = {"ResShiftToUpscaleModel": 310}
+        for path in workflows.files():
+            nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+            assert all(node["size"][1] >= needed.get(node["type"], 0) for node in nodes)
+            boxes = [(*node["pos"], node["pos"][0] + node["size"][0], node["pos"][1] + node["size"][1] + 30) for node in nodes]
+            for i, one in enumerate(boxes):
+                for other in boxes[:i]:
+                    apart = one[0] >= other[2] or other[0] >= one[2] or one[1] >= other[3] or other[1] >= one[3]
+                    assert apart, (path.name, one, other)
 
     def test_widgets_stand_where_their_node_expects_them(self):
         nodes = docs.load("inputs").NODES
@@ -186,6 +205,25 @@ class TestLinks:
         )
         assert javascript("[source(use, 'model').type, source(use, 'image') ?? null]", "links", before) == ["Load", None]
 
+    def test_bypassed_nodes_hand_on_what_they_get(self):
+        """The input beside the output if it is of its type, else the first that is; a node that runs hands on nothing."""
+        before = (
+            self.MADE
+            + """
+          const typed = (n, inputs, outputs) => { n.inputs.forEach((one, i) => { one.type = inputs[i] })
+            n.outputs = outputs.map((type) => ({ type })); return n }
+          const use = node(9, 'Use', { a: 10, b: 11, c: 12 })
+          const root = graph(null, node(1, 'First'), node(2, 'Second'), use,
+            typed(node(3, 'Scale', { model: null, image: 20 }, { mode: 4 }), ['MODEL', 'IMAGE'], ['IMAGE']),
+            typed(node(4, 'Two', { one: 20, two: 21 }, { mode: 4 }), ['IMAGE', 'IMAGE'], ['MASK', 'IMAGE']),
+            typed(node(5, 'Active', { image: 20 }, { mode: 0 }), ['IMAGE'], ['IMAGE']))
+          root.links.set(10, { origin_id: 3, origin_slot: 0 }).set(11, { origin_id: 4, origin_slot: 1 })
+            .set(12, { origin_id: 5, origin_slot: 0 }).set(20, { origin_id: 1, origin_slot: 0 }).set(21, { origin_id: 2, origin_slot: 0 })
+        """
+        )
+        found = javascript("['a', 'b', 'c'].map((name) => source(use, name).type)", "links", before)
+        assert found == ["First", "Second", "Active"]
+
     @pytest.mark.parametrize("border", ["-10", "'-10'"])
     def test_borders_of_subgraphs_are_crossed(self, border):
         """The user two subgraphs down, the loader in a third."""
@@ -214,3 +252,69 @@ class TestLinks:
         """
         )
         assert javascript("[source(use, 'model') ?? null, source(use, 'image') ?? null]", "links", before) == [None, None]
+
+
+@needs_node
+class TestPage:
+    """web/resshift.js in comfyui_page.mjs. What a real page does with it was looked at in a browser, in both renderers."""
+
+    TILED = "place('TiledResShiftUpscaleImage', { steps: 0, kappa: 0, p: 0, tile: 0, overlap: 0, tile_batch: 1, wrap: 'none' })"
+    FACTS = """server.answer = () => Promise.resolve({ ok: true, json: () => ({ steps: 4, trained_steps: 4, kappa: 2, p: 0.3,
+      sqrt_eta_1: 0.04, sqrt_eta_T: 0.99, tile: 128, overlap: 16, multiple: 8, tile_multiple: 8, unit: 1, bytes_per_pixel: 9 }) })"""
+    PAIR = """{ before: { filename: 'a', subfolder: '', type: 'temp' }, after: { filename: 'b', subfolder: '', type: 'temp' },
+      width: 800, height: 600, picture: [200, 150] }"""
+
+    def run(self, script: str, expression: str):
+        """The value of an expression after a script, in a page of its own."""
+        page = (ROOT / "tests" / "comfyui_page.mjs").as_uri()
+        names = "place, tick, server, settings, asked, mouse, pressR, event, graph"
+        whole = f"import {{ {names} }} from {json.dumps(page)}\n{script}\nconsole.log(JSON.stringify({expression}))"
+        done = subprocess.run(
+            ["node", "--no-warnings", "--input-type=module", "-e", whole], capture_output=True, encoding="utf-8", timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def test_the_slider_is_there_from_the_first_picture_until_they_are_lost(self):
+        script = f"""
+          const node = {self.TILED}, slider = node.panels.resshift_compare, seen = [[slider.hidden, node.size[1]]]
+          const save = () => {{ const o = {{ size: node.size }}; node.onSerialize(o); return o.size[1] }}
+          node.onExecuted({{ resshift_compare: [JSON.stringify({self.PAIR})] }}); seen.push([slider.hidden, node.size[1], save()])
+          node.onExecuted({{ resshift_compare: [{self.PAIR}] }}); seen.push([slider.hidden, node.size[1], save()])
+          slider.children[0].onerror(); seen.push([slider.hidden, node.size[1], save()])
+        """
+        shown = [False, 600 + 248, 600]  # the height of the picture at the node's width; none of it is saved
+        assert self.run(script, "seen") == [[True, 600], shown, shown, [True, 600, 600]]
+
+    def test_a_model_that_is_not_there_is_asked_for_once_until_r_is_pressed(self):
+        script = f"""
+          place('ResShiftUpscaleImage', {{ steps: 0, kappa: 0, p: 0 }})
+          for (let i = 0; i < 3; i++) await tick({{ late: true }})
+          const counts = [asked.length]; pressR(); await tick(); counts.push(asked.length)
+          server.answer = () => Promise.reject(new Error('no network')); pressR()
+          for (let i = 0; i < 2; i++) await tick({{ late: true }})
+          const before = asked.length; {self.FACTS}; await tick({{ late: true }}); await tick({{ late: true }})
+        """
+        drawn = "graph.nodes[0].panels.resshift_curve.words.includes('as trained')"
+        assert self.run(script, f"[...counts, asked.length > before, {drawn}]") == [1, 2, True, True]
+
+    def test_only_a_loaded_picture_has_a_size_that_is_known(self):
+        script = f"""
+          {self.FACTS}; const node = {self.TILED}
+          const told = async () => {{ await tick(); return node.panels.resshift_tiles.words.match(/(≈ )?\\d+ × \\d+/)[0] }}
+          const first = await told(); node.onExecuted({{ resshift_compare: [JSON.stringify({self.PAIR})] }})
+        """
+        assert self.run(script, "[first, await told()]") == ["≈ 960 × 540", "≈ 200 × 150"]
+
+    @pytest.mark.parametrize("code, word", [("zh", "处理前"), ("zh-TW", "before"), ("pt-BR", "before"), ("fr", "avant")])
+    def test_a_language_is_spoken_or_it_is_english(self, code, word):
+        script = f"settings['Comfy.Locale'] = '{code}'; const node = {self.TILED}"
+        assert word in self.run(script, "node.panels.resshift_compare.words").split("|")
+
+    def test_the_canvas_gets_what_the_slider_does_not_want(self):
+        script = f"""
+          const slider = {self.TILED}.panels.resshift_compare
+          const all = () => [event(slider, 'wheel'), event(slider, 'pointerdown', {{ button: 1, stopPropagation() {{}} }}), event(slider, 'contextmenu')]
+          const vue = all(); slider.inside = '.dom-widget'
+        """
+        assert self.run(script, "[vue, all(), mouse]") == [[False] * 3, [True] * 3, ["wheel", "pointerdown"]]

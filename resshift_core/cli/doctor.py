@@ -86,7 +86,7 @@ def _look_at_software(found: _Findings) -> None:
     found.facts["torch"] = f"{torch.__version__} ({built_for or 'without a GPU'})"
     for package in PACKAGES:
         found.facts[package] = _version(package)
-    formats = [suffix.lstrip(".").upper() for suffix in (".png", ".jpg", ".webp", ".tiff", ".avif") if can_write(suffix)]
+    formats = [suffix.lstrip(".").upper() for suffix in (".png", ".jpg", ".webp", ".tiff", ".avif", ".bmp") if can_write(suffix)]
     found.facts["picture formats"] = ", ".join(formats)
     if not can_write(".webp") or not can_write(".avif"):
         found.problems.append(
@@ -94,7 +94,7 @@ def _look_at_software(found: _Findings) -> None:
         )
     if not features.check("littlecms2"):
         found.problems.append(
-            "This Pillow has no colour management: CMYK pictures will look a little off. Install Pillow from PyPI."
+            "This Pillow has no colour management: CMYK pictures will look a little off. Install Pillow with pip."
         )
     if not pickles_are_safe():
         found.problems.append(

@@ -24,7 +24,7 @@ class ModelFile:
     kind: str  # "model", "network" or "autoencoder"
     variant: str  # the word for `--variant`; "" where there is none, or it stays open
     open_question: str  # why the variant stays open, else ""
-    registered_as: tuple[str, ...]  # names of the registry with the same hash
+    registered_as: tuple[str, ...]  # names of the registry with the same hash, or of the package's own file
     parameters: int
     dtypes: dict[str, int]  # parameters in each number format
     bytes: int
@@ -49,7 +49,7 @@ def describe_file(asked: str, variant: str | None = None) -> ModelFile:
         dtypes[str(value.dtype).removeprefix("torch.")] += value.numel()
     return ModelFile(
         str(path), kind, word, question,
-        tuple(entry.name for entry in REGISTRY.values() if entry.sha256 == digest),
+        tuple(entry.name for entry in REGISTRY.values() if entry.sha256 == digest or entry.bundled and entry.find() == path),
         sum(dtypes.values()), dict(dtypes), path.stat().st_size, digest, config,
         {key: value for key, value in metadata.items() if key != CONFIG_KEY},
     )  # fmt: skip
