@@ -15,22 +15,31 @@ def spread_visible(images: torch.Tensor) -> torch.Tensor:
     rgb, visible = images[:, :3], images[:, 3:] > 0
     if bool(visible.all()):
         return rgb
-    return torch.stack([_filled(picture, seen) if bool(seen.any()) else picture for picture, seen in zip(rgb, visible)])
+    filled = rgb.clone()
+    for picture, seen in zip(filled, visible):
+        if bool(seen.any()):
+            weights = _halved(seen[0].float())
+            for channel in picture:  # one at a time: a picture may be most of the memory
+                _fill(channel, seen[0], weights)
+    return filled
 
 
-def _filled(picture: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """(3, H, W) and (1, H, W) -> (3, H, W)."""
-    weight = visible[None].float()
-    levels = [(picture[None].float() * weight, weight)]
-    while max(levels[-1][0].shape[-2:]) > 1:
-        colors, weight = levels[-1]
-        both = F.avg_pool2d(torch.cat([colors, weight], 1), 2, ceil_mode=True)
-        levels.append((both[:, :3], both[:, 3:]))
-    coarse = None
-    for colors, weight in reversed(levels):
-        own = colors / weight.clamp_min(1e-12)
-        if coarse is not None:
-            around = F.interpolate(coarse, size=own.shape[-2:], mode="bilinear", align_corners=False)
-            own = torch.where(weight > 0, own, around)
-        coarse = own
-    return torch.where(visible, picture, coarse[0].to(picture))
+def _halved(x: torch.Tensor) -> list[torch.Tensor]:
+    """Means of (H, W) over squares of 2, 4, 8, ... pixels, down to one; each (1, 1, h, w)."""
+    levels = [F.avg_pool2d(x[None, None], 2, ceil_mode=True)]
+    while max(levels[-1].shape[-2:]) > 1:
+        levels.append(F.avg_pool2d(levels[-1], 2, ceil_mode=True))
+    return levels
+
+
+def _fill(channel: torch.Tensor, visible: torch.Tensor, weights: list[torch.Tensor]) -> None:
+    """Change the hidden values of (H, W) in place. weights: `_halved` of `visible`, (H, W)."""
+    filled = None
+    for total, weight in zip(reversed(_halved((channel * visible).float())), reversed(weights)):
+        mean = total / weight.clamp_min(1e-12)
+        filled = mean if filled is None else torch.where(weight > 0, mean, _enlarged(filled, total.shape[-2:]))
+    channel.copy_(torch.where(visible, channel, _enlarged(filled, channel.shape)[0, 0].to(channel)))
+
+
+def _enlarged(x: torch.Tensor, size) -> torch.Tensor:
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

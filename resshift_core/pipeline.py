@@ -399,7 +399,7 @@ def upscale(
         InputError: an argument is out of range. OutOfMemory: not even one small tile, or the result itself, fits. Cancelled:
             see on_step.
     """
-    if not isinstance(model, ResShiftModel):
+    if not hasattr(model, "autoencoder"):  # not its class: a host's pack and an installed package each have their own
         raise InputError(f"model is {model!r:.60}; it must be what load_model returns.")
     failed = None
     try:
