@@ -73,8 +73,7 @@ def upscaled(host, key: str, socket, image, **widgets) -> torch.Tensor:
 
 
 def of_library(model, image, **settings) -> torch.Tensor:
-    core = sys.modules[type(model).__module__.rpartition(".")[0]]  # the pack's own copy: `upscale` takes its own models only
-    return core.upscale(model, image.movedim(-1, 1), **settings).movedim(1, -1)
+    return rs.upscale(model, image.movedim(-1, 1), **settings).movedim(1, -1)
 
 
 def inpainting_model() -> rs.ResShiftModel:
