@@ -57,7 +57,7 @@ def _number(name: str, value) -> float:
     """A finite number of Python's, numpy's or torch's."""
     try:
         number = float(value)
-        if math.isfinite(number) and not isinstance(value, (bool, str)):
+        if math.isfinite(number) and not isinstance(value, (bool, str, bytes)):
             return number
     except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: torch's, of several numbers
         pass

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from safetensors import SafetensorError, safe_open
+
 from .atomic_file import replace
 from .checkpoint_file import HEAD, describe_text, pickles_are_safe, read_weights, sha256_of
 from .detection import check_entry
-from .errors import Cancelled, CheckpointError, DownloadError, ResShiftError, brief
+from .errors import Cancelled, CheckpointError, DownloadError, brief
 from .file_lock import file_lock
 from .pins import PINS, check_pin, pin, pinned_sha256
 from .registry import VARIANTS, Entry, get_entry, models_dir
@@ -103,8 +106,8 @@ def _present(entry: Entry, level: int = logging.WARNING) -> Path | None:
     path = entry.find()
     if path is None or entry.bundled or path.suffix.lower() != Path(entry.file).suffix.lower():
         return path
+    noted = pinned_sha256(path)
     try:
-        noted = pinned_sha256(path)
         if entry.sha256 is None and noted is not None:
             check_pin(path)
         else:
@@ -118,14 +121,30 @@ def _present(entry: Entry, level: int = logging.WARNING) -> Path | None:
 
 
 def _keep_strangers(path: Path) -> None:
-    """Weights under the name of the file that is coming may be somebody's own work: they are moved aside. Rubbish is not."""
+    """What could be weights under the name of the file that is coming may be somebody's own work: it is moved aside."""
     try:
-        read_weights(path, path.name)
+        if not _looks_whole(path):
+            return
         aside = path.with_name(f"{path.name}.{sha256_of(path)[:8]}")
-    except (ResShiftError, OSError):
+        replace(path, aside)
+    except FileNotFoundError:
         return
-    replace(path, aside)
-    log.warning("%s held other weights; they are kept as %s.", path.name, aside.name)
+    log.warning("%s was another file; that is kept as %s.", path.name, aside.name)
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file is a complete archive of torch's, or a .safetensors, or an old pickle, which has no end to be seen."""
+    with open(path, "rb") as file:
+        head = file.read(HEAD)
+    if head.startswith(b"PK"):
+        return zipfile.is_zipfile(path)
+    if head[8:9] == b"{":
+        try:
+            with safe_open(path, framework="pt"):
+                return True
+        except SafetensorError:
+            return False
+    return head.startswith(b"\x80")
 
 
 # --------------------------------------------------------------------------------------------------------- fetching

@@ -26,10 +26,7 @@ WRITABLE = {
     ".tiff": "TIFF", ".avif": "AVIF", ".bmp": "BMP",
 }  # fmt: skip
 READABLE = {*WRITABLE, ".gif", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico", ".dds", ".mpo", ".apng"}
-FORMATS = (  # of Pillow and its plugins. Not EPS and its like, which start another program, nor what is decoded when it is opened
-    "PNG", "JPEG", "MPO", "WEBP", "TIFF", "AVIF", "BMP", "GIF", "PPM", "TGA", "JPEG2000", "ICO", "DDS", "QOI", "PCX", "SGI", "HEIF",
-    "JXL",
-)  # fmt: skip
+FOREIGN = ("EPS", "WMF")  # formats that another program decodes: Ghostscript, Windows
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 OPTIONS = {
@@ -126,9 +123,9 @@ def picture_size(path: str | os.PathLike) -> tuple[int, int] | None:
 
 
 def _open(source: Path | io.BytesIO) -> Image.Image:
-    """`Image.open` for what this Pillow has of FORMATS."""
+    """`Image.open` but for FOREIGN."""
     Image.init()
-    return Image.open(source, formats=[format for format in FORMATS if format in Image.OPEN])
+    return Image.open(source, formats=[format for format in Image.ID if format not in FOREIGN])
 
 
 def first_line(error: BaseException) -> str:

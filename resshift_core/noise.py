@@ -95,9 +95,8 @@ class NoiseField:
     def _redraw_channels(self, out: torch.Tensor, channels: range, draw: int, runs, left: int) -> None:
         width, columns = self.shape[2], slice(left, left + out.shape[2])
         generator = torch.Generator()
-        values = torch.empty(
-            BAND_ROWS, width, dtype=torch.float32
-        )  # filled again and again: fresh memory takes longer than the numbers
+        # filled again and again: fresh memory takes longer than the numbers
+        values = torch.empty(BAND_ROWS, width, dtype=torch.float32)
         for channel in channels:
             top = 0
             for first, last in runs:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from .alpha import spread_visible
+from .alpha import fill_hidden, put_back
 from .arguments import (
     Settings,
     check_images,
@@ -321,7 +321,7 @@ def _checked_and_run(
     )  # fmt: skip
     size = target_size(height, width, scale if scale is not None else model.scale)
     original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
-    rgb = spread_visible(images) if channels == 4 else original
+    rgb, hidden = fill_hidden(images) if channels == 4 else (original, None)
 
     out = _run(model, rgb, mask, settings, torus, on_step)
     if color_fix != "none":
@@ -336,7 +336,8 @@ def _checked_and_run(
     if channels == 1:
         return out.mean(1, keepdim=True)
     if channels == 4:
-        return torch.cat([out, resize_around(images[:, 3:], size, wrap)], dim=1)
+        alpha = resize_around(images[:, 3:], size, wrap)
+        return torch.cat([out if hidden is None else put_back(out, alpha, hidden), alpha], dim=1)
     return out
 
 
@@ -375,8 +376,8 @@ def upscale(
     """Upscale (or restore, or fill in) a batch of pictures with a ResShift chain.
 
     Args:
-        images: (B, C, H, W) floating point in [0, 1]; C = 3, or 1 (grey), or 4 (alpha last, resized beside the chain; what
-            is wholly transparent gets the colours around it).
+        images: (B, C, H, W) floating point in [0, 1]; C = 3, or 1 (grey), or 4 (alpha last, resized beside the chain; a
+            colour that fills what is wholly transparent is not shown to the chain).
         steps, kappa, p: None = as trained. Others lay a new schedule between the trained end points
             (`ShiftSchedule.retime`).
         seed: image i uses seed + i, or give a list of B seeds. The same seed gives the same noise on every device, alone

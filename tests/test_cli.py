@@ -281,14 +281,20 @@ class TestFiles:
     def test_earlier_outputs_in_the_output_folder_are_not_inputs(self, upscale, folder, capsys):
         """A pattern finds what its first run has made, and so does a shell, which writes it out as words."""
         picture("a/p.png"), picture("q.png", 1)
-        for _ in range(3):
-            assert upscale("**/*.png", "-o", "out") == 0
+        for more in ([], [], ["--overwrite"]):
+            assert upscale("**/*.png", "-o", "out", *more) == 0
         assert listing("out") == ["a/p_x4.png", "q_x4.png"]
+        assert "note: left out 2 that lie in the output folder (out/a/p_x4.png ...)" in capsys.readouterr().err.replace(
+            os.sep, "/"
+        )
         words = ["a/p.png", "q.png"]
         for scale in ("4", "4", "2"):
             assert upscale(*words, "-o", "flat", "--scale", scale) == 0
-            words += ["flat/p_x4.png", "flat/q_x4.png"]
+            words += ["./flat/p_x4.png", "flat/q_x4.png"]
         assert listing("flat") == ["p_x2.png", "p_x4.png", "q_x2.png", "q_x4.png"]
+        capsys.readouterr()
+        assert upscale("q.png", "./flat/q_x4.png", "-o", "flat", "--quiet") == 0
+        assert "warning: left out an earlier output among the inputs" in capsys.readouterr().err
         for _ in range(2):
             assert upscale("a", "out", "-o", "a", "--recursive") == 0
         assert not [name for name in listing(folder) if "_x4_x4_x4" in name]
@@ -419,7 +425,8 @@ class TestPictures:
     def test_large_ones_need_a_word(self, upscale, folder, capsys):
         picture("a.png")
         assert upscale("a.png", "--max-pixels", "194") == 1
-        assert "a.png has 0 million pixels, more than the limit" in capsys.readouterr().err
+        assert "a.png has 15 x 13" in capsys.readouterr().err
+        assert upscale("a.png", "--max-pixels", "195", "--compare", "--overwrite") == 0
         assert upscale("a.png", "--max-pixels", "0") == 0
 
     def test_png_tells_its_settings_but_no_path(self, upscale, folder, model_file):

@@ -14,11 +14,13 @@ import sys
 import textwrap
 import threading
 import time
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 import resshift_core as rs
 from resshift_core import detection, downloads, registry, transfer
@@ -38,9 +40,9 @@ def known(name: str, content: bytes = CONTENT) -> registry.Entry:
     return replace(registry.REGISTRY[name], size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 
-def pth(state) -> bytes:
+def pth(state, **options) -> bytes:
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(state, buffer, **options)
     return buffer.getvalue()
 
 
@@ -98,15 +100,40 @@ def test_a_damaged_copy_is_replaced_where_it_lies(server, tmp_path, caplog, cont
     assert "not usable and will be replaced" in caplog.text
 
 
-def test_other_weights_under_the_name_are_moved_aside(server, models_dir, caplog):
-    """They may be somebody's own work."""
+STRANGERS = {
+    "weights": lambda: pth({"mine": torch.ones(3)}), "training": lambda: pth({"mine": torch.ones(3), "args": Namespace(a=1)}),
+    "legacy": lambda: pth({"mine": torch.ones(3)}, _use_new_zipfile_serialization=False),
+    "safetensors": lambda: save({"mine": torch.ones(3)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_other_weights_under_the_name_are_moved_aside(server, models_dir, caplog, kind, monkeypatch):
+    """They may be somebody's own work, also where this torch would not open them."""
+    monkeypatch.setattr(torch, "__version__", "2.3.1 (pretended)")
     models_dir.mkdir(parents=True)
-    path, own = models_dir / "resshift_realsrx4_s4_v3.pth", pth({"mine": torch.ones(3)})
+    path, own = models_dir / "resshift_realsrx4_s4_v3.pth", STRANGERS[kind]()
     path.write_bytes(own)
     assert rs.download("realsr_x4_s4") == path and path.read_bytes() == CONTENT
     aside = path.with_name(f"{path.name}.{hashlib.sha256(own).hexdigest()[:8]}")
     assert aside.read_bytes() == own and sorted(models_dir.iterdir()) == [path, aside]
     assert f"kept as {aside.name}" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["weights", "safetensors"])
+def test_half_of_a_file_is_not_kept(server, models_dir, kind):
+    models_dir.mkdir(parents=True)
+    path, own = models_dir / "resshift_realsrx4_s4_v3.pth", STRANGERS[kind]()
+    path.write_bytes(own[: len(own) * 3 // 4])
+    assert rs.download("realsr_x4_s4") == path and list(models_dir.iterdir()) == [path]
+
+
+def test_damaged_notes_are_told_before_anybody_is_asked(server, models_dir):
+    path = rs.download("realsr_x4_s4")
+    (models_dir / "resshift-hashes.json").write_text("{")
+    with pytest.raises(rs.CheckpointError, match="resshift-hashes.json cannot be read"):
+        rs.download("realsr_x4_s4", confirm=lambda entry: pytest.fail("asked for nothing"))
+    assert path.exists()
 
 
 def test_hosts_fetch_what_is_missing_and_touch_nothing_else(server, models_dir, monkeypatch):
@@ -411,6 +438,7 @@ def test_a_full_disk_keeps_what_came(server, models_dir, monkeypatch):
 
 DOWNLOADER = """
 import sys
+from argparse import Namespace
 from dataclasses import replace
 import resshift_core as rs
 from resshift_core import registry

@@ -338,6 +338,13 @@ class TestOddFiles:
             read_picture(path)
         assert picture_size(path) is None
 
+    def test_an_icon_is_no_targa(self):
+        """Whose header is a guess: the size of an icon's first picture may look like one."""
+        noise = np.random.default_rng(0).integers(0, 256, (150, 150, 3), np.uint8)
+        icon = saved(Image.fromarray(noise), "ICO", sizes=[(150, 150)])
+        assert len(icon) >> 16 == 1
+        assert np.array_equal(read_picture(icon).pixels[..., :3], noise)
+
     def test_a_bomb_in_an_icon(self, tmp_path, monkeypatch):
         """Pillow decodes icons when it opens them."""
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import resshift_core as rs
 from resshift_core import noise, pipeline
+from resshift_core.alpha import fill_hidden
 from resshift_core.arguments import check_images
 
 from . import standin
@@ -477,7 +478,7 @@ def test_wrong_arguments_are_sentences(model, words, sentence):
         rs.upscale(model, images, **words)
 
 
-def test_a_model_that_is_none(small_model):
+def test_a_model_or_a_mask_that_is_none(small_model):
     with pytest.raises(rs.InputError, match="model is 'builtin'; it must be what load_model returns"):
         rs.upscale("builtin", picture(8, 8))
     with pytest.raises(rs.InputError, match="mask must be a torch.Tensor; this is ndarray"):
@@ -529,8 +530,43 @@ def test_what_lies_under_transparent_pixels_does_not_show(model, color_fix, wrap
         painted = cut.clone()
         painted[:, :3] = torch.where(alpha > 0, painted[:, :3], hidden[None, :, :, None])
         results.append(rs.upscale(model, painted, color_fix=color_fix, wrap=wrap))
-    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
-    assert results[0][:, :3].min() > 0.3  # no dark rim around the visible part, which is 0.5 to 1
+        inside = (results[-1][:, 3:] == 0).expand(-1, 3, -1, -1)
+        assert inside.any() and (results[-1][:, :3][inside] == hidden[0, 0]).float().mean() >= 1 / 3  # the colour is put back
+    shown = results[0][:, 3:] > 0
+    assert all(torch.equal(result * shown, results[0] * shown) for result in results)
+    assert results[0][:, :3][shown.expand(-1, 3, -1, -1)].min() > 0.3  # no dark rim around the visible part, which is 0.5 to 1
+
+
+def test_what_lies_under_transparent_pixels_may_mean_something(model):
+    """Textures keep data in alpha: several colours under it are no filling."""
+    lq = picture(40, 48, channels=4)
+    lq[:, 3, :, 24:] = 0
+    assert torch.equal(rs.upscale(model, lq)[:, :3], rs.upscale(model, lq[:, :3]))
+
+
+def test_hidden_pixels_get_the_colours_around_them():
+    red, blue = torch.tensor([1.0, 0, 0]), torch.tensor([0, 0, 1.0])
+    images = torch.zeros(2, 4, 33, 64)
+    images[0, :3, 7, 50], images[0, 3, 7, 50] = red, 0.1
+    images[1, :3, :, :8], images[1, :3, :, 56:] = red[:, None, None], blue[:, None, None]
+    images[1, 3, :, :8] = images[1, 3, :, 56:] = 1
+    filled, colors = fill_hidden(images)
+    assert torch.allclose(filled[0], red[:, None, None].expand(3, 33, 64)) and torch.equal(colors, torch.zeros(2, 3, 1, 1))
+    assert torch.allclose(filled[1, :, :, 10], red[:, None], atol=0.1) and torch.allclose(
+        filled[1, :, :, 53], blue[:, None], atol=0.1
+    )
+    assert torch.equal(filled[1, :, :, 56:], images[1, :3, :, 56:])
+
+
+def test_what_an_inpainting_run_keeps_it_keeps_under_transparent_pixels_too(small_model):
+    inpainting = small_model(task="inpaint", scale=1, lq_stages=2, mask=True)
+    image, mask = picture(40, 56, channels=4), torch.zeros(1, 1, 40, 56)
+    image[:, 3] = 1
+    image[..., 5:20, 5:20] = torch.tensor([0.2, 0.4, 0.6, 0]).view(1, 4, 1, 1)
+    image[..., 12, 12] = torch.tensor([0.2, 0.4, 0.6, 1])
+    mask[..., 10:30, 12:40] = 1
+    out = rs.upscale(inpainting, image, mask=mask)
+    assert torch.equal(out * (1 - mask), image * (1 - mask))
 
 
 def test_pictures_that_are_wholly_visible_or_not_at_all_stay_as_they_are(model):

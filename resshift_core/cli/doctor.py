@@ -86,7 +86,9 @@ def _look_at_software(found: _Findings) -> None:
     found.facts["torch"] = f"{torch.__version__} ({built_for or 'without a GPU'})"
     for package in PACKAGES:
         found.facts[package] = _version(package)
-    formats = [suffix.lstrip(".").upper() for suffix in (".png", ".jpg", ".webp", ".tiff", ".avif", ".bmp") if can_write(suffix)]
+    formats = [
+        suffix.lstrip(".").upper() for suffix in (".png", ".jpg", ".webp", ".tiff", ".avif", ".bmp") if can_write(suffix)
+    ]
     found.facts["picture formats"] = ", ".join(formats)
     if not can_write(".webp") or not can_write(".avif"):
         found.problems.append(

@@ -57,14 +57,17 @@ class Problem:
 # ---------------------------------------------------------------------------------------------------- finding
 
 
-def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> tuple[list[Source], list[Problem]]:
+def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> tuple[list[Source], list[Path], list[Problem]]:
     """Expand files, folders, patterns and "-", in the order given; folders and patterns are sorted.
+
+    Also returns what patterns found in the output folder, which is left out.
 
     Args:
         recursive: also the folders in the folders.
         leave_out: the output folder. Folders and patterns that begin above it do not find what lies in it.
     """
     sources: list[Source] = []
+    inside: list[Path] = []
     problems: list[Problem] = []
     folders = [word for word in words if word != PIPE and os.path.isdir(word)]
     for word in words:
@@ -73,17 +76,20 @@ def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> t
         elif os.path.isdir(word):
             found = _in_folder(Path(word), recursive, leave_out, several=len(folders) > 1)
         elif glob.has_magic(word) and not os.path.exists(word):  # the shell of Windows hands patterns on as they are
-            found = _matching(word, leave_out)
+            found, skipped = _matching(word, leave_out)
+            inside += skipped
         else:
             found = [Source(Path(word), Path(Path(word).name))]
         if not found:
             problems.append(Problem(word, _nothing_found(word, recursive)))
         sources += found
-    return _without_repetition(sources), problems
+    return _without_repetition(sources), inside, problems
 
 
 def _standard_input() -> bytes:
     """All of it, read here and now: a thread that waits for a pipe could not be interrupted."""
+    if sys.stdin is None:
+        raise InputError("There is no standard input: it was closed when this program was started.")
     if sys.stdin.isatty():
         raise InputError("Standard input is a terminal, not a picture. Use: resshift upscale - < small.png > large.png")
     return sys.stdin.buffer.read()
@@ -104,14 +110,19 @@ def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: b
     return found
 
 
-def _matching(pattern: str, leave_out: Path | None) -> list[Source]:
-    """The pictures that a pattern matches; folders that `**` goes through are kept below the pattern's fixed part."""
+def _matching(pattern: str, leave_out: Path | None) -> tuple[list[Source], list[Path]]:
+    """The pictures that a pattern matches, and those of them that lie in `leave_out`, unless all do.
+
+    Folders that `**` goes through are kept below the pattern's fixed part.
+    """
     parts = Path(pattern).parts
     fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
     paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
-    if leave_out is not None and not _lies_in(fixed, leave_out):
-        paths = [path for path in paths if not _lies_in(path, leave_out)]
-    return [Source(path, path.relative_to(fixed)) for path in paths if path.is_file() and path.suffix.lower() in READABLE]
+    paths = [path for path in paths if path.suffix.lower() in READABLE and path.is_file()]
+    outer = None if leave_out is None else Path(_identity(leave_out))
+    inside = [] if outer is None or _lies_in(fixed, outer) else [path for path in paths if _lies_in(path, outer)]
+    left_out = set(inside)
+    return [Source(path, path.relative_to(fixed)) for path in paths if path not in left_out], inside
 
 
 def _nothing_found(word: str, recursive: bool) -> str:
@@ -131,9 +142,9 @@ def _same(a: Path, b: Path | None) -> bool:
     return b is not None and _identity(a) == _identity(b)
 
 
-def _lies_in(path: Path, folder: Path) -> bool:
-    """Whether a path is a folder or anything in it."""
-    own, outer = Path(_identity(path)), Path(_identity(folder))
+def _lies_in(path: Path, outer: Path) -> bool:
+    """Whether a path is a folder, given by its identity, or anything in it."""
+    own = Path(_identity(path))
     return own == outer or outer in own.parents
 
 

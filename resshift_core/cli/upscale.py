@@ -36,6 +36,8 @@ EXAMPLES = """examples:
   resshift upscale - < small.png > large.png
 """
 
+SMALL_PIXELS = 1 << 20  # far below what could hurt
+
 
 def upscale(parser: argparse.ArgumentParser) -> None:
     """The arguments of `resshift upscale`."""
@@ -162,12 +164,17 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.prefix = f"[{rank.index}] " if rank.count > 1 else ""
     naming = Naming.from_arguments(args.output, args.format, args.compare, args.inputs)
     _check(args, naming)
-    sources, problems = find_sources(args.inputs, args.recursive, naming.folder)
+    sources, inside, problems = find_sources(args.inputs, args.recursive, naming.folder)
     sources, outputs = split_earlier_outputs(sources, naming, args.overwrite)
     if outputs and rank.index == 0:
         some = ", ".join(source.label for source in outputs[:3]) + (" ..." if len(outputs) > 3 else "")
-        named = any(source.label in args.inputs for source in outputs)  # by a person, or by a shell from a pattern
+        words = {str(Path(word)) for word in args.inputs}
+        named = any(source.label in words for source in outputs)  # by a person, or by a shell from a pattern
         (console.warn if named else console.say)(f"{'' if named else 'note: '}left out {_earlier(len(outputs))} ({some}).")
+    if inside and rank.index == 0:
+        console.say(
+            f"note: left out {len(inside)} that lie in the output folder ({inside[0]}{' ...' if len(inside) > 1 else ''})."
+        )
     report = Report(console, args.json)
     model = _load(args, rank) if sources else None
     jobs, more = plan(sources, naming, args.scale or model.scale) if sources else ([], [])
@@ -228,8 +235,10 @@ def _run(args, console: Console, report: Report, model: ResShiftModel, jobs: lis
         console,
         report,
     )
-    # Pillow refuses twice its limit, also what it decodes before it tells a size; `read_picture` is exact
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, -(-args.max_pixels // 2) or None
+    # Pillow refuses twice its limit, also in what it decodes before it tells a size; `read_picture` is exact. It looks at crops, too:
+    # those of a sheet are small
+    most = max(args.max_pixels, SMALL_PIXELS) if args.max_pixels else None
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
