@@ -74,6 +74,6 @@ def add_chain(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     )
     group.add_argument("--kappa", type=number, metavar="K", help="strength of the noise; a knob around the trained value")
     group.add_argument(
-        "--p", type=number, metavar="P", help="exponent of the schedule; larger = closer to the input, smaller = more texture"
+        "--p", type=number, metavar="P", help="exponent of the schedule; larger = more of the steps where little noise is left"
     )
     return group
