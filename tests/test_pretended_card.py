@@ -69,7 +69,7 @@ def test_published_kinds(variant, images_there, one_thread):
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("images_there", [False, True])
 def test_settings(card, words, channels, images_there, one_thread):
-    model, lq = standin.small_model(), picture(70, 90, count=2, channels=channels)
+    model, lq = standin.small_model(), picture(40, 56, count=2, channels=channels)
     lq[:, -1, 10:30, 10:30] = 0
     words = {"tile": 32, "overlap": 8, "tile_batch": 3, "steps": 2, **words}
     expected = rs.upscale(model, lq, **words)
