@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+Color = tuple[float, ...]
 
-def fill_hidden(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """(B, 4, H, W), alpha last, -> (B, 3, H, W), and the colours to put back, (B, 3, 1, 1), NaN for none; or None for all.
+
+def fill_hidden(images: torch.Tensor) -> tuple[torch.Tensor, list[Color | None]]:
+    """(B, 4, H, W), alpha last, -> (B, 3, H, W), and what `put_back` needs: the colour that was replaced in each picture.
 
     Where all pixels with alpha 0 have one colour, they get those of the visible pixels around them. Where they have several,
     these may mean something (textures keep data in alpha), and stay. So do pictures in which nothing is visible.
@@ -15,27 +17,34 @@ def fill_hidden(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None
     Means over ever larger squares, of visible pixels alone, fill what the smaller ones left open ("push-pull"; Gortler et al.,
     "The Lumigraph", SIGGRAPH 1996, section 3.4).
     """
-    rgb, visible = images[:, :3], images[:, 3:] > 0
-    if bool(visible.all()):
-        return rgb, None
-    filled, colors = rgb.clone(), rgb.new_full((len(rgb), 3, 1, 1), torch.nan)
-    for picture, seen, color in zip(filled, visible[:, 0], colors):
-        if not seen.all() and seen.any() and _is_one(own := picture[:, ~seen]):
-            color[:, 0, 0] = own[:, 0]
+    rgb, visible = images[:, :3], images[:, 3] > 0
+    colors = [_filling(picture, seen) for picture, seen in zip(rgb, visible)]
+    if not any(colors):
+        return rgb, colors
+    filled = rgb.clone()
+    for picture, seen, color in zip(filled, visible, colors):
+        if color:
             weights = _halved(seen.float())
             for channel in picture:  # one at a time: a picture may be most of the memory
                 _fill(channel, seen, weights)
     return filled, colors
 
 
-def put_back(images: torch.Tensor, alpha: torch.Tensor, colors: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) with the colours of `fill_hidden` wherever alpha, (B, 1, H, W), is 0."""
-    return torch.where((alpha == 0) & ~colors.isnan(), colors.to(images), images)
+def put_back(images: torch.Tensor, alpha: torch.Tensor, colors: list[Color | None]) -> None:
+    """Change (B, 3, H, W) in place: the colours of `fill_hidden` wherever alpha, (B, 1, H, W), is 0."""
+    for picture, opacity, color in zip(images, alpha[:, 0], colors):
+        for channel, value in zip(picture, color or ()):
+            channel.masked_fill_(opacity == 0, value)
 
 
-def _is_one(colors: torch.Tensor) -> bool:
-    """Whether (3, N) is one colour N times."""
-    return bool((colors == colors[:, :1]).all())
+def _filling(picture: torch.Tensor, visible: torch.Tensor) -> Color | None:
+    """The colour that all hidden pixels of (3, H, W) have; None where there are several, none, or nothing else."""
+    if bool(visible.all()) or not bool(visible.any()):
+        return None
+    first = visible.flatten().to(torch.uint8).argmin()
+    color = picture.flatten(1)[:, first]
+    one = bool(((picture == color[:, None, None]).all(0) | visible).all())
+    return tuple(value.item() for value in color) if one else None
 
 
 def _halved(x: torch.Tensor) -> list[torch.Tensor]:

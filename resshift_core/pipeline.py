@@ -321,7 +321,7 @@ def _checked_and_run(
     )  # fmt: skip
     size = target_size(height, width, scale if scale is not None else model.scale)
     original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
-    rgb, hidden = fill_hidden(images) if channels == 4 else (original, None)
+    rgb, hidden = fill_hidden(images) if channels == 4 else (original, [])
 
     out = _run(model, rgb, mask, settings, torus, on_step)
     if color_fix != "none":
@@ -337,7 +337,8 @@ def _checked_and_run(
         return out.mean(1, keepdim=True)
     if channels == 4:
         alpha = resize_around(images[:, 3:], size, wrap)
-        return torch.cat([out if hidden is None else put_back(out, alpha, hidden), alpha], dim=1)
+        put_back(out, alpha, hidden)
+        return torch.cat([out, alpha], dim=1)
     return out
 
 
