@@ -326,10 +326,14 @@ def write_picture(
     format: str,
     like: Picture | None = None,
     settings: Mapping[str, str] | None = None,
+    quality: int | None = None,
 ) -> tuple[str, ...]:
     """Write `image` with the profile, EXIF data and text of `like`; `settings` become text of a PNG.
 
     A path appears by atomic rename. The same arguments give the same bytes.
+
+    Args:
+        quality: 1 to 100, of the formats with loss (JPEG, WebP, AVIF); None = as OPTIONS.
 
     Returns:
         Notes: sentences about what the format could not hold.
@@ -342,6 +346,8 @@ def write_picture(
     notes: list[str] = []
     image = _without_alpha(image, notes) if format in WITHOUT_ALPHA else image
     options = OPTIONS[format] | _metadata(image, format, like, notes)
+    if quality is not None and "quality" in options:
+        options["quality"] = quality
     if format == "PNG":
         options["pnginfo"] = _png_text({**(like.text if like else {}), **(settings or {})})
     elif format == "TIFF" and "exif" not in options:

@@ -300,6 +300,54 @@ class TestFiles:
         assert not [name for name in listing(folder) if "_x4_x4_x4" in name]
         assert upscale("out/q_x4.png", "-o", "out") == 0 and Path("out/q_x4_x4.png").exists()  # named alone, it is meant
 
+    def test_suffix(self, upscale, folder, capsys):
+        picture("in/a.png"), picture("in/b c.gif", 1), picture("in/sub/a.png", 2)
+        for _ in range(2):
+            assert upscale("in", "--recursive", "--suffix", " large", "--compare") == 0
+        large = ["a large.png", "a large_compare.png", "a.png", "b c large.png", "b c large_compare.png", "b c.gif"]
+        assert listing("in") == [*large, "sub/a large.png", "sub/a large_compare.png", "sub/a.png"]
+        assert "left out 6 earlier outputs" in capsys.readouterr().err
+        assert upscale("in/a.png", "in/a large.png", "-o", "two", "--suffix", "") == 0  # with another suffix it is an input
+        assert listing("two") == ["a large.png", "a.png"]
+
+    def test_no_suffix_keeps_the_names(self, upscale, folder, capsys):
+        picture("in/a.png"), picture("in/sub/a.jpg", 1)
+        before = Path("in/a.png").read_bytes()
+        for _ in range(2):
+            assert upscale("in", "--recursive", "--suffix", "", "-o", "out", "--compare") == 0
+        assert listing("out") == ["a.png", "a_compare.png", "sub/a.jpg", "sub/a_compare.png"]
+        capsys.readouterr()
+        assert upscale("in/a.png", "--suffix", "", "--overwrite") == 1
+        assert "in/a.png would be overwritten by its own result" in capsys.readouterr().err.replace(os.sep, "/")
+        assert upscale("in/a.png", "out/a.png", "--suffix", "", "-o", "out", "--overwrite") == 1
+        assert Path("in/a.png").read_bytes() == before
+
+    @pytest.mark.parametrize(
+        "words, sentence",
+        [
+            (("--suffix", "../x"), "has a character that separates folders"),
+            (("--suffix", "x", "-o", "b.png"), "is the whole name of the output"),
+        ],
+    )
+    def test_suffixes_that_cannot_be(self, upscale, folder, capsys, words, sentence):
+        picture("a.png")
+        assert upscale("a.png", *words) == 2
+        assert sentence in capsys.readouterr().err
+        assert listing(folder) == ["a.png"]
+
+    def test_quality(self, upscale, folder, capsys):
+        picture("a.png")
+        for format in ("jpg", "webp", "png"):
+            for quality in ("20", "100"):
+                assert upscale("a.png", "--format", format, "--quality", quality, "--suffix", quality) == 0
+        assert upscale("a.png", "--format", "jpg") == 0
+        sizes = [os.path.getsize(f"a{name}") for name in ("20.jpg", "_x4.jpg", "100.jpg")]
+        assert sizes == sorted(sizes) and len(set(sizes)) == 3
+        assert os.path.getsize("a20.webp") < os.path.getsize("a100.webp")
+        assert Path("a20.png").read_bytes() == Path("a100.png").read_bytes()
+        assert upscale("a.png", "--quality", "0") == 2
+        assert "'0' is not a whole number from 1 to 100" in capsys.readouterr().err
+
     def test_two_that_want_one_name(self, upscale, folder, capsys):
         picture("a.gif"), picture("a.png", 1), picture("b.png", 2)
         assert upscale("a.gif", "a.png", "b.png") == 1

@@ -10,16 +10,17 @@ from ..device import DTYPES
 from ..registry import VARIANTS
 
 
-def whole(minimum: int) -> Callable[[str], int]:
-    """A type for argparse: a whole number of at least `minimum`."""
+def whole(minimum: int, most: float = math.inf) -> Callable[[str], int]:
+    """A type for argparse: a whole number from `minimum` to `most`."""
+    limits = f"of at least {minimum}" if math.isinf(most) else f"from {minimum} to {most}"
 
     def parse(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = minimum - 1
-        if value < minimum:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {minimum}")
+        if not minimum <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {limits}")
         return value
 
     return parse

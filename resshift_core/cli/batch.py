@@ -71,6 +71,7 @@ class Handling:
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
     mask: Path | None = None  # a file for all pictures, or a folder with one of the same name for each
+    quality: int | None = None  # 1 to 100, of JPEG, WebP and AVIF; None = `image_io.OPTIONS`
 
 
 @dataclass(frozen=True)
@@ -197,13 +198,20 @@ class Batch:
             write_picture(sheet, job.compare, "PNG", Picture(picture.pixels, "RGB", "", icc), chain.as_text())
         notes = picture.notes
         if job.target is not None:
-            notes += write_picture(image, job.target, job.format, picture, chain.as_text())
+            notes += write_picture(image, job.target, job.format, picture, chain.as_text(), self.handling.quality)
         else:
-            notes += _to_pipe(image, job.format or _format_like(picture), picture, chain.as_text())
+            notes += self._to_pipe(image, job.format or _format_like(picture), picture, chain.as_text())
         return Record(
             job.source.label, job.target_label, "done", str(job.compare) if job.compare else None, picture.size, image.size,
             round(seconds, 3), chain.model, chain.steps, chain.kappa, chain.p, chain.seed, notes,
         )  # fmt: skip
+
+    def _to_pipe(self, image, format: str, picture: Picture, texts: dict[str, str]) -> tuple[str, ...]:
+        buffer = io.BytesIO()
+        notes = write_picture(image, buffer, format, picture, texts, self.handling.quality)
+        sys.stdout.buffer.write(buffer.getvalue())
+        sys.stdout.buffer.flush()
+        return notes
 
 
 def seed_for(seed: int, noise: str, job: Job) -> int:
@@ -245,14 +253,6 @@ def _format_like(picture: Picture) -> str:
     """The format of a pipe's output: as the input, or PNG where that cannot be written."""
     known = {"MPO": "JPEG"}.get(picture.format, picture.format)
     return known if known in WRITABLE.values() else "PNG"
-
-
-def _to_pipe(image, format: str, picture: Picture, texts: dict[str, str]) -> tuple[str, ...]:
-    buffer = io.BytesIO()
-    notes = write_picture(image, buffer, format, picture, texts)
-    sys.stdout.buffer.write(buffer.getvalue())
-    sys.stdout.buffer.flush()
-    return notes
 
 
 def _skipped(job: Job) -> Record:

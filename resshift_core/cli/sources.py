@@ -14,7 +14,8 @@ from ..image_io import READABLE, WRITABLE, can_write, writable_format
 
 PIPE = "-"
 CASEFOLD = sys.platform == "darwin"  # its disks do not tell A from a, and `os.path.normcase` does not know
-OUTPUT_STEM = re.compile(r"(?P<stem>.+)_x\d+(\.\d+)?((_[a-z]+)?_compare)?")  # of the names that this program gives
+SHEET = r"(_[a-z]+)?_compare"
+OUTPUT_STEM = re.compile(rf"(?P<stem>.+)_x\d+(\.\d+)?({SHEET})?")  # of the names that this program gives
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ def _without_repetition(sources: list[Source]) -> list[Source]:
 
 @dataclass(frozen=True)
 class Naming:
-    """Where outputs go: the options -o, --format and --compare, checked.
+    """Where outputs go: the options -o, --format, --compare and --suffix, checked.
 
     Raises (by `from_arguments`):
         InputError: they contradict each other or the number of inputs.
@@ -172,9 +173,14 @@ class Naming:
     pipe: bool = False
     suffix: str = ""  # of --format, e.g. ".png"; "" = as the input
     compare: bool = False
+    mark: str | None = None  # of --suffix: what a name has after the input's; None = _x and the scale
 
     @classmethod
-    def from_arguments(cls, output: str | None, format: str | None, compare: bool, words: list[str]) -> Naming:
+    def from_arguments(
+        cls, output: str | None, format: str | None, compare: bool, words: list[str], mark: str | None = None
+    ) -> Naming:
+        if mark is not None and set(mark) & set("/\\\0"):
+            raise InputError(f"--suffix {mark!r} has a character that separates folders. It is a part of a file's name.")
         suffix = "." + format.lower().lstrip(".") if format else ""
         if suffix and not can_write(suffix):
             known = ", ".join(sorted(ending[1:] for ending in WRITABLE if can_write(ending)))
@@ -188,9 +194,9 @@ class Naming:
                 raise InputError("--compare needs a place for its sheet: give a file or a folder with -o.")
             return cls(pipe=True, suffix=suffix)
         if output is None:
-            return cls(suffix=suffix, compare=compare)
+            return cls(suffix=suffix, compare=compare, mark=mark)
         if _is_folder(output, words):
-            return cls(folder=Path(output), suffix=suffix, compare=compare)
+            return cls(folder=Path(output), suffix=suffix, compare=compare, mark=mark)
         if len(words) > 1 or not _is_one(words[0]):
             raise InputError(f"-o {output} is a file, but there are several inputs. Give a folder.")
         try:
@@ -199,18 +205,29 @@ class Naming:
             raise InputError(f"{error} If it is to be a folder, write {output}/ with a stroke at the end.") from None
         if suffix and writable_format("x" + suffix) != format_of_file:
             raise InputError(f"-o {output} and --format {format} contradict each other. Leave --format out.")
+        if mark is not None:
+            raise InputError(f"-o {output} is the whole name of the output. Leave --suffix out, or give a folder.")
         return cls(file=Path(output), compare=compare)
 
     def target(self, source: Source, scale: float) -> Path | None:
-        """`<stem>_x4.<ending>`, or what -o says; None = standard output."""
+        """`<stem>_x4.<ending>`, or what -o and --suffix say; None = standard output."""
         if self.pipe or self.file is not None:
             return self.file
         given = source.below.suffix
         suffix = self.suffix or (given if can_write(given) else ".png")
-        name = f"{source.below.stem}_x{scale:g}{suffix}"
+        name = f"{source.below.stem}{f'_x{scale:g}' if self.mark is None else self.mark}{suffix}"
         if self.folder is not None:
             return self.folder / source.below.parent / name
         return source.path.parent / name
+
+    def stem_of_input(self, stem: str) -> str | None:
+        """Of which input a name without its ending could be the result, or the sheet; None = of none."""
+        match = OUTPUT_STEM.fullmatch(stem)
+        if self.mark:
+            match = match or re.fullmatch(rf"(?P<stem>.+){re.escape(self.mark)}({SHEET})?", stem)
+        elif self.mark == "" and self.compare:
+            match = match or re.fullmatch(rf"(?P<stem>.+?){SHEET}", stem)
+        return match and match["stem"]
 
     def folder_of(self, source: Source) -> Path | None:
         """Where a picture's result goes under a name made of its own; None = nowhere."""
@@ -254,8 +271,8 @@ def split_earlier_outputs(sources: list[Source], naming: Naming, overwrite: bool
                 known.add((_identity(folder), source.below.stem))
 
     def is_output(source: Source) -> bool:
-        match = OUTPUT_STEM.fullmatch(source.path.stem) if source.path is not None else None
-        return match is not None and (_identity(source.path.parent), match["stem"]) in known
+        stem = naming.stem_of_input(source.path.stem) if source.path is not None else None
+        return stem is not None and (_identity(source.path.parent), stem) in known
 
     kept: list[Source] = []
     outputs: list[Source] = []

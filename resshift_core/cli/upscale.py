@@ -67,6 +67,18 @@ def _add_files(group) -> None:
         "--format", metavar="EXT", help="write all outputs as png, jpg, webp, tiff, avif or bmp (default: as each input)"
     )
     group.add_argument(
+        "--quality",
+        type=types.whole(1, 100),
+        metavar="N",
+        help="of the formats with loss, 1 to 100 (default: jpg and webp 95, avif 90)",
+    )
+    group.add_argument(
+        "--suffix",
+        metavar="TEXT",
+        help="what the outputs' names have after the input's; '' = the same names, in a folder of their own (default: _x4, "
+        "with the scale)",
+    )
+    group.add_argument(
         "--recursive", action="store_true", help="also take the folders in the folders; the output keeps their structure"
     )
     group.add_argument(
@@ -162,7 +174,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     rank = Rank.from_environment()
     console.quiet = args.quiet
     console.prefix = f"[{rank.index}] " if rank.count > 1 else ""
-    naming = Naming.from_arguments(args.output, args.format, args.compare, args.inputs)
+    naming = Naming.from_arguments(args.output, args.format, args.compare, args.inputs, args.suffix)
     _check(args, naming)
     sources, inside, problems = find_sources(args.inputs, args.recursive, naming.folder)
     sources, outputs = split_earlier_outputs(sources, naming, args.overwrite)
@@ -231,7 +243,7 @@ def _run(args, console: Console, report: Report, model: ResShiftModel, jobs: lis
         model,
         lambda job: replace(chain, seed=seed_for(args.seed, args.noise, job)),
         _arguments(args),
-        Handling(args.overwrite, args.max_pixels, args.mask),
+        Handling(args.overwrite, args.max_pixels, args.mask, args.quality),
         console,
         report,
     )
