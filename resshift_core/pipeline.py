@@ -321,7 +321,7 @@ def _checked_and_run(
     )  # fmt: skip
     size = target_size(height, width, scale if scale is not None else model.scale)
     original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
-    rgb, hidden = fill_hidden(images) if channels == 4 else (original, [])
+    rgb, hidden = _without_hidden_colors(images, torus) if channels == 4 else (original, [])
 
     out = _run(model, rgb, mask, settings, torus, on_step)
     if color_fix != "none":
@@ -340,6 +340,14 @@ def _checked_and_run(
         put_back(out, alpha, hidden)
         return torch.cat([out, alpha], dim=1)
     return out
+
+
+def _without_hidden_colors(images: torch.Tensor, torus: Torus | None):
+    """`fill_hidden`, with the other side of a picture that wraps in sight."""
+    if torus is None:
+        return fill_hidden(images)
+    filled, hidden = fill_hidden(torus.extend(images))
+    return torus.cut(filled), hidden
 
 
 def _too_large(images: torch.Tensor, scale: float, reason: str) -> str:

@@ -60,6 +60,11 @@ class Torus:
         rows, columns = (side.extended().to(images.device) for side in (self.rows, self.columns))
         return images.index_select(-2, rows).index_select(-1, columns)
 
+    def cut(self, images: torch.Tensor) -> torch.Tensor:
+        """What `extend` was given, of its result."""
+        top, left = self.rows.before, self.columns.before
+        return images[..., top : top + self.rows.length, left : left + self.columns.length]
+
     def repeat(self, scale: int, factor: int) -> Repeat:
         """How the noise repeats, in latent positions."""
 

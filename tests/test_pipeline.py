@@ -537,6 +537,14 @@ def test_what_lies_under_transparent_pixels_does_not_show(model, color_fix, wrap
     assert results[0][:, :3][shown.expand(-1, 3, -1, -1)].min() > 0.3  # no dark rim around the visible part, which is 0.5 to 1
 
 
+def test_hidden_pixels_at_the_seam_get_the_colours_of_the_other_side():
+    images = torch.zeros(1, 4, 48, 64)
+    images[:, 2, :, 16:40] = images[:, 0, :, 40:] = images[:, 3, :, 16:] = 1  # hidden black, blue, red
+    out = rs.upscale(rs.load_model("builtin", device="cpu", dtype="fp32"), images, wrap="x")
+    red = torch.tensor([1.0, 0, 0])[:, None, None]
+    assert (out[0, :3, :, -24:] - red).abs().max() < 0.1  # 0.34 where the blue was brought beside the red
+
+
 def test_what_lies_under_transparent_pixels_may_mean_something(model):
     """Textures keep data in alpha: several colours under it are no filling."""
     lq = picture(40, 48, channels=4)
