@@ -134,7 +134,7 @@ def check_tile(model: ResShiftModel, tile, overlap, size: tuple[int, int]) -> tu
     tile = -(-tile // multiple) * multiple
     if overlap is None:
         overlap = min(model.config.overlap, tile // 4)
-    if overlap > tile // 2:
+    if overlap > tile // 2 and tile < max(size):  # of a single tile it means nothing
         log.warning("overlap %d is more than half of the tile of %d; %d is used.", overlap, tile, tile // 2)
     return tile, min(overlap, tile // 2)
 

@@ -226,10 +226,9 @@ def _agree(entry: Entry, confirm: Confirm | None) -> None:
             "torch to 2.6 or later, or convert the file on a machine that has it: resshift convert IN OUT.safetensors."
         )
     size = f"{entry.size / 1e6:.0f} MB" if entry.size else "size unknown"
-    # A front end that asks has shown the licence; without one this is where a person sees it.
-    level = logging.WARNING if confirm is None else logging.INFO
-    log.log(level, "%s (%s, %s) is under the %s.", entry.name, entry.file, size, entry.licence)
-    if confirm is not None and not confirm(entry):
+    if confirm is None:  # a front end that asks shows the licence; without one this is where a person sees it
+        log.warning("%s (%s, %s) is under the %s.", entry.name, entry.file, size, entry.licence)
+    elif not confirm(entry):
         raise Cancelled(f"{entry.name} was not downloaded: its licence, {entry.licence}, was not accepted.")
 
 

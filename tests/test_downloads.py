@@ -237,7 +237,7 @@ def test_the_licence_is_told_before_the_first_byte(server):
     assert requests_then == [0]
 
 
-def test_a_person_is_asked_before_the_first_byte(server):
+def test_a_person_is_asked_before_the_first_byte(server, caplog):
     asked = []
 
     def confirm(entry):
@@ -246,6 +246,7 @@ def test_a_person_is_asked_before_the_first_byte(server):
 
     rs.download("realsr_x4_s4", confirm=confirm)
     assert asked == [(registry.S_LAB, 0)]
+    assert "licence" not in caplog.text and "License" not in caplog.text  # who asks has shown it
 
 
 def test_no_means_no(server, models_dir):

@@ -94,6 +94,13 @@ def test_any_input_gives_the_exact_size_finite_and_in_range(
 
 
 class TestTiles:
+    def test_an_overlap_beyond_half_of_the_tile(self, model, caplog):
+        lq = picture(40, 40)
+        assert torch.equal(rs.upscale(model, lq, tile=0, overlap=30), rs.upscale(model, lq, tile=0))
+        assert not caplog.records  # a single tile overlaps with nothing
+        assert torch.equal(rs.upscale(model, lq, tile=32, overlap=30), rs.upscale(model, lq, tile=32, overlap=16))
+        assert "overlap 30 is more than half of the tile of 32; 16 is used" in caplog.text
+
     def test_whole_picture_and_tiles_agree(self, model):
         """No norm and a reach far below the overlap: tiles must not be visible at all."""
         lq = picture(150, 170)
