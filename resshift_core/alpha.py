@@ -37,6 +37,12 @@ def put_back(images: torch.Tensor, alpha: torch.Tensor, colors: list[Color | Non
             channel.masked_fill_(opacity == 0, value)
 
 
+def constant_around(alpha: torch.Tensor) -> torch.Tensor:
+    """(B, 1, H, W): 1 where all that resizing would look at, two pixels in every direction, is equal, else 0."""
+    highest, lowest = F.max_pool2d(alpha, 5, 1, 2), -F.max_pool2d(-alpha, 5, 1, 2)
+    return (highest == lowest).to(alpha.dtype)
+
+
 def _filling(picture: torch.Tensor, visible: torch.Tensor) -> Color | None:
     """The colour that all hidden pixels of (3, H, W) have; None where there are several, none, or nothing else."""
     if bool(visible.all()) or not bool(visible.any()):

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
-from .alpha import fill_hidden, put_back
+from .alpha import constant_around, fill_hidden, put_back
 from .arguments import (
     Settings,
     check_images,
@@ -23,11 +24,12 @@ from .arguments import (
     check_words,
     choose_schedule,
 )  # fmt: skip
+from .checkpoint import load_model
 from .device import free_bytes, is_out_of_memory, release_memory, without_autocast
 from .errors import InputError, OutOfMemory, brief
 from .model import ResShiftModel
 from .noise import NoiseField, Repeat, RepeatedNoise
-from .progress import Progress, StepEvent, pixels_by_fit, pixels_of_blocks
+from .progress import Progress, StepEvent, part_of_run, pixels_by_fit, pixels_of_blocks
 from .resize import bicubic, target_size
 from .sampler import sample
 from .tiles import lay_axis, reflect_index
@@ -38,6 +40,8 @@ __all__ = ["Progress", "StepEvent", "target_size", "upscale"]
 log = logging.getLogger("resshift")
 
 CONTEXT = 2  # low-resolution pixels that bicubic upsampling looks at beyond a tile
+ALPHA_MODEL = "builtin"
+ALPHA_SHARE = {"pixel": 0.5, "latent": 0.03}  # about what alpha takes of a run's time, by the space of the colours' model
 PERIOD = 480  # of noise="periodic", in low-resolution pixels: the distance of the tiles of ComfyUI's own upscaler
 
 
@@ -321,7 +325,11 @@ def _checked_and_run(
     )  # fmt: skip
     size = target_size(height, width, scale if scale is not None else model.scale)
     original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
-    rgb, hidden = _without_hidden_colors(images, torus) if channels == 4 else (original, [])
+    rgb, hidden, alpha = original, [], None
+    if channels == 4:
+        alpha, share = _upscaled_alpha(model, images[:, 3:], scale if scale is not None else model.scale, wrap, on_step)
+        on_step = part_of_run(on_step, share, 1)
+        rgb, hidden = _without_hidden_colors(images, torus)
 
     out = _run(model, rgb, mask, settings, torus, on_step)
     if color_fix != "none":
@@ -335,11 +343,37 @@ def _checked_and_run(
     out = resize_around(out, size, wrap).clamp_(0, 1)
     if channels == 1:
         return out.mean(1, keepdim=True)
-    if channels == 4:
-        alpha = resize_around(images[:, 3:], size, wrap)
+    if alpha is not None:
         put_back(out, alpha, hidden)
         return torch.cat([out, alpha], dim=1)
     return out
+
+
+def _upscaled_alpha(model: ResShiftModel, alpha, scale: float, wrap: str, on_step) -> tuple[torch.Tensor, float]:
+    """((B, 1, H, W) in [0, 1] at `scale` times its size, the share of the run's time that it took).
+
+    Where it has edges, by the built-in model: resized, they would be soft around crisp colours. By none else, for others give
+    soft shadows edges. What is constant stays exactly so.
+    """
+    upscaled = resize_around(alpha, target_size(*alpha.shape[-2:], scale), wrap)
+    if scale <= 1:
+        return upscaled, 0.0
+    edges = [i for i, picture in enumerate(alpha) if bool((picture != picture[0, 0, 0]).any())]
+    share = ALPHA_SHARE[model.config.space] if edges else 0.0
+    if share:
+        own = model.config.name == ALPHA_MODEL
+        faithful = model if own else load_model(ALPHA_MODEL, device=model.device, dtype=model.dtype)
+        upscaled[edges] = _checked_and_run(
+            faithful, alpha[edges], steps=None, kappa=None, p=None, seed=0, sampler="stochastic", tile="auto", overlap=None,
+            tile_batch=None, mask=None, color_fix="none", noise="shared", scale=scale, wrap=wrap,
+            on_step=part_of_run(on_step, 0, share),
+        )  # fmt: skip
+    torus = Torus.of(wrap, *alpha.shape[-2:], 1)
+    for picture, result in zip(alpha[:, None], upscaled):
+        constant = torus.cut(constant_around(torus.extend(picture)))
+        exact = F.interpolate(constant, size=result.shape[-2:])[0] > 0
+        result.copy_(torch.where(exact, F.interpolate(picture, size=result.shape[-2:])[0], result))
+    return upscaled, share
 
 
 def _without_hidden_colors(images: torch.Tensor, torus: Torus | None):
@@ -385,8 +419,8 @@ def upscale(
     """Upscale (or restore, or fill in) a batch of pictures with a ResShift chain.
 
     Args:
-        images: (B, C, H, W) floating point in [0, 1]; C = 3, or 1 (grey), or 4 (alpha last, resized beside the chain; a
-            colour that fills what is wholly transparent is not shown to the chain).
+        images: (B, C, H, W) floating point in [0, 1]; C = 3, or 1 (grey), or 4 (alpha last, upscaled by the
+            built-in model, whatever `model` is; a colour that fills what is wholly transparent is not shown to the chain).
         steps, kappa, p: None = as trained. Others lay a new schedule between the trained end points
             (`ShiftSchedule.retime`).
         seed: image i uses seed + i, or give a list of B seeds. The same seed gives the same noise on every device, alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,13 @@ class Progress:
         )  # fmt: skip
         if self.on_step(event) is False:
             raise Cancelled("The run was stopped.")
+
+
+def part_of_run(on_step: Callable | None, first: float, last: float) -> Callable | None:
+    """`on_step` for a part of a run: what is told as 0 to 1 is passed on as `first` to `last`."""
+    if on_step is None or (first, last) == (0, 1):
+        return on_step
+    return lambda event: on_step(replace(event, fraction=first + (last - first) * event.fraction))
 
 
 def pixels_of_blocks(latent: torch.Tensor) -> torch.Tensor:

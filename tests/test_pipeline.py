@@ -15,6 +15,7 @@ import resshift_core as rs
 from resshift_core import noise, pipeline
 from resshift_core.alpha import fill_hidden
 from resshift_core.arguments import check_images
+from resshift_core.resize import resize
 
 from . import standin
 from .test_unet import recording, relative
@@ -193,12 +194,36 @@ class TestChannels:
         out = rs.upscale(model, grey)
         torch.testing.assert_close(out, rs.upscale(model, grey.expand(-1, 3, -1, -1)).mean(1, keepdim=True))
 
-    def test_alpha_is_resized_beside_the_chain(self, model):
+    @pytest.mark.parametrize("scale", [None, 3, 5.3])
+    def test_alpha_is_upscaled_beside_the_colours(self, model, scale):
+        """By the built-in model, whatever the colours' is; what is constant stays so."""
+        rgba = picture(40, 50, channels=4, count=2)
+        rgba[1, 3] = 0.7
+        rgba[0, 3] = (torch.arange(50) > 25).float()
+        out = rs.upscale(model, rgba, scale=scale)
+        torch.testing.assert_close(out[:, :3], rs.upscale(model, rgba[:, :3], scale=scale))
+        builtin = rs.load_model("builtin", device="cpu", dtype="fp32")
+        column = out.shape[-1] / 50
+        near, far = slice(math.ceil(24 * column), int(28 * column)), int(23 * column)  # the edge is between 25 and 26
+        expected = rs.upscale(builtin, rgba[:1, 3:], scale=scale)
+        assert torch.equal(out[:1, 3:, :, near], expected[..., near])
+        assert (out[0, 3, :, :far] == 0).all() and (out[0, 3, :, -int(22 * column) :] == 1).all()
+        assert (out[1, 3] == rgba[1, 3, 0, 0]).all()
+        bicubic = F.interpolate(rgba[:1, 3:], size=out.shape[-2:], mode="bicubic").clamp(0, 1)
+        soft, softer = ((picture * (1 - picture)).sum() for picture in (expected, bicubic))
+        assert soft < 0.8 * softer, f"{soft} {softer}"
+
+    def test_alpha_shares_the_progress(self, model):
+        rgba, seen = picture(40, 50, channels=4), []
+        rs.upscale(model, rgba, on_step=lambda event: seen.append(event.fraction))
+        assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 1 and 0.5 in seen
+        with pytest.raises(rs.Cancelled):
+            rs.upscale(model, rgba, on_step=lambda event: event.fraction < 0.2)
+
+    def test_alpha_that_is_not_enlarged(self, model):
         rgba = picture(20, 30, channels=4)
-        out = rs.upscale(model, rgba, scale=3)
-        torch.testing.assert_close(out[:, :3], rs.upscale(model, rgba[:, :3], scale=3))
-        expected = F.interpolate(rgba[:, 3:], size=(60, 90), mode="bicubic").clamp(0, 1)
-        torch.testing.assert_close(out[:, 3:], expected)
+        assert torch.equal(rs.upscale(model, rgba, scale=1)[:, 3:], rgba[:, 3:])
+        assert torch.equal(rs.upscale(model, rgba, scale=0.5)[:, 3:], resize(rgba[:, 3:], (10, 15)))
 
     def test_other_dtypes_come_in_and_float32_goes_out(self, model):
         out = rs.upscale(model, picture(16, 16).double())
