@@ -33,6 +33,7 @@ class UpscaleModel:
         self.managed, self.settings = managed, settings
         self.scale = managed.model.scale
         self.model = managed.model.unet  # hosts count its bytes
+        self.patcher = managed.patchers[0]  # and newer ones ask for it to be loaded
         self.dtype = torch.float32
 
     @property
@@ -53,8 +54,8 @@ class UpscaleModel:
         """(B, C, h, w) -> (B, 3, h * scale, w * scale) float32 on the device of `image`."""
         rgb = image[:, :3] if image.shape[1] >= 3 else image[:, :1].expand(-1, 3, -1, -1)
         config = self.managed.model.config
-        self.managed.load(self.managed.bytes_per_run(min(config.tile, max(rgb.shape[-2:]) + config.multiple), 1))
-        return upscale_somehow(self.managed, rgb.float(), on_step=_stop_when_asked, **self.settings)
+        need = self.managed.bytes_per_run(min(config.tile, max(rgb.shape[-2:]) + config.multiple), 1)
+        return upscale_somehow(self.managed, need, rgb.float(), on_step=_stop_when_asked, **self.settings)
 
 
 def _stop_when_asked(event) -> None:

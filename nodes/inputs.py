@@ -160,7 +160,7 @@ ADAPTER = Node(
         "Such nodes cut the picture into tiles of their own and do not say where a tile lies. The adapter therefore samples "
         "deterministically with noise that repeats every 480 pixels, the distance of the tiles of Upscale Image (using "
         "Model). Where you can choose, ResShift Upscale gives the better picture: one noise field and smooth blending.",
-        "These nodes drop transparency; ResShift Upscale keeps it.",
+        "Many of these nodes drop transparency; ResShift Upscale keeps it.",
     ),
 )  # fmt: skip
 

@@ -6,6 +6,7 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
+from ..resshift_core.device import layout_for
 from ..resshift_core.model import ResShiftModel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -16,7 +17,9 @@ def choose_dtypes(word: str) -> tuple[torch.dtype, torch.dtype]:
     if word in DTYPES:
         return DTYPES[word], DTYPES[word]
     device = mm.get_torch_device()
-    network = mm.unet_dtype(device=device, supported_dtypes=[torch.bfloat16, torch.float16, torch.float32])
+    supported = [torch.bfloat16, torch.float16, torch.float32]
+    network = mm.unet_dtype(device=device, supported_dtypes=supported)
+    network = mm.unet_manual_cast(network, device, supported) or network  # some cards hold half precision and compute in another
     if network not in DTYPES.values():  # flags for 8 or 64 bit are meant for other networks
         network = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
     autoencoder = mm.vae_dtype(device, [network])
@@ -39,7 +42,10 @@ class ManagedModel:
     def __init__(self, model: ResShiftModel):
         self.model = model
         self.device = mm.get_torch_device()
-        patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+        for part in (model.unet, model.autoencoder):
+            part.to(memory_format=layout_for(self.device))  # the host moves weights as they lie
+        # not CoreModelPatcher: loading layer by layer is for ComfyUI's own layers, and hangs on modules what cannot be copied
+        patcher = comfy.model_patcher.ModelPatcher
         parts = ((model.unet, mm.unet_offload_device()), (model.autoencoder, mm.vae_offload_device()))
         self.patchers = [
             patcher(part, load_device=self.device, offload_device=offload)
@@ -51,18 +57,19 @@ class ManagedModel:
         """What a batch of tiles needs beside the weights."""
         return self.model.bytes_per_tile(tile, tile) * tiles
 
-    def load(self, memory_required: int = 0) -> None:
-        """Bring the weights to the device, all of them, and make room for `memory_required` bytes beside them."""
+    def load(self, memory_required: int = 0) -> ResShiftModel:
+        """The model with all weights on the device, and room for `memory_required` bytes beside them."""
         mm.load_models_gpu(self.patchers, memory_required=memory_required, force_full_load=True)
         for patcher in self.patchers:
             if not all(_same(weight.device, self.device) for weight in patcher.model.parameters()):
                 patcher.patch_model(device_to=self.device)  # --novram keeps whole networks back; ours need to be in one place
+        return self.model
 
-    def make_room(self) -> None:
+    def make_room(self) -> ResShiftModel:
         """Move every other model, and this one, off the device; then bring this one back."""
         mm.free_memory(1e30, self.device)
         mm.soft_empty_cache()
-        self.load()
+        return self.load()
 
     def on_cpu(self) -> ResShiftModel:
         """The model on the processor in float32, for pictures that the device cannot hold."""

@@ -9,6 +9,8 @@ import torch
 
 from .. import resshift_core as rs
 from ..resshift_core.arguments import check_numbers
+from ..resshift_core.device import is_out_of_memory
+from ..resshift_core.errors import brief
 from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
 from .comparison import compared
@@ -44,18 +46,31 @@ def fit_mask(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | 
     return mask
 
 
-def upscale_somehow(managed: ManagedModel, images: torch.Tensor, **settings) -> torch.Tensor:
-    """`upscale`; where even small tiles do not fit, with all other models moved away, and at last on the processor."""
-    for attempt in (managed.make_room, managed.on_cpu):
+def upscale_somehow(managed: ManagedModel, need: int, images: torch.Tensor, **settings) -> torch.Tensor:
+    """`upscale`, with room for `need` bytes beside the weights; where these, or even small tiles, do not fit, with all other
+    models moved away, and at last on the processor.
+    """
+    attempts = (
+        (lambda: managed.load(need), ""),
+        (managed.make_room, "again without other models"),
+        (managed.on_cpu, "the processor"),
+    )
+    failed = ""
+    for prepare, what in attempts:
+        if failed and managed.device.type == "cpu":
+            break
+        if failed:
+            log.warning("%s Trying %s.", failed, what)
         try:
-            return rs.upscale(managed.model, images, **settings)
-        except rs.OutOfMemory as error:
-            failed = str(error)
-        if managed.device.type == "cpu":
-            raise rs.OutOfMemory(failed)
-        log.warning("%s Trying %s.", failed, "again without other models" if attempt == managed.make_room else "the processor")
-        model = attempt()
-    return rs.upscale(model, images, **settings)
+            return rs.upscale(prepare(), images, **settings)
+        except Exception as error:
+            if isinstance(error, rs.OutOfMemory):
+                failed = str(error)
+            elif is_out_of_memory(error):
+                failed = f"Out of memory: the model's weights do not fit on {managed.device} ({brief(error)})."
+            else:
+                raise
+    raise rs.OutOfMemory(failed)
 
 
 def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None, **settings) -> torch.Tensor:
@@ -68,19 +83,18 @@ def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tenso
     check_numbers(settings.get("scale"), settings.get("tile_batch"))
     model, scale = managed.model, settings.get("scale") or managed.model.scale
     size = target_size(height, width, scale)
-    out = torch.empty(count, *size, channels, device=mm.intermediate_device())
+    out = torch.empty(count, *size, channels, dtype=torch.float32, device=mm.intermediate_device())
     per_frame = max(height * width * model.scale**2, size[0] * size[1])
     chunk = max(1, min(CHUNK_FRAMES, CHUNK_PIXELS // per_frame))
     seed, progress = settings.pop("seed"), Progress(count)
     tile = model.config.tile if settings["tile"] == "auto" else settings["tile"]
     need = managed.bytes_per_run(min(tile, max(height, width) + model.config.multiple), settings["tile_batch"] or 1)
     for first in range(0, count, chunk):
-        managed.load(need)  # every time: frames that did not fit may have moved the weights off
         part = images[first : first + chunk]
         progress.begin(first, part)
         part_mask = mask if mask is None or len(mask) == 1 else mask[first : first + chunk]
         own = seed + first if settings.get("noise") == "per_image" else seed
-        result = upscale_somehow(managed, part, mask=part_mask, seed=own, on_step=progress, **settings)
+        result = upscale_somehow(managed, need, part, mask=part_mask, seed=own, on_step=progress, **settings)
         out[first : first + chunk] = result.movedim(1, -1)
     return out
 

@@ -113,6 +113,13 @@ def without_autocast(device: torch.device):
         return contextlib.nullcontext()
 
 
+def layout_for(device: torch.device) -> torch.memory_format:
+    """How weights and activations lie: channels last, but on Apple's GPU, whose convolutions have a history of wrong results
+    with that.
+    """
+    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+
+
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be taken on the device, in bytes; None where it cannot be told."""
     if device.type == "cuda":

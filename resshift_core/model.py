@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 
 import torch
 
+from .device import layout_for
 from .limits import check_model
 from .schedule import ShiftSchedule
 from .space_to_depth import SpaceToDepth, SpaceToDepthConfig
@@ -137,13 +138,10 @@ class ResShiftModel:
         return self
 
     def to(self, device=None, dtype: torch.dtype | None = None) -> ResShiftModel:
-        """Move and convert in place, and return self; a number format may come first, as torch has it. Weights are laid out
-        channels last, but on Apple's GPU, whose convolutions have a history of wrong results with that.
-        """
+        """Move and convert in place, and return self; a number format may come first, as torch has it. See `layout_for`."""
         if isinstance(device, torch.dtype):
             device, dtype = dtype, device
-        apple = (self.device if device is None else torch.device(device)).type == "mps"
-        layout = torch.contiguous_format if apple else torch.channels_last
+        layout = layout_for(self.device if device is None else torch.device(device))
         for module in (self.unet, self.autoencoder):
             module.to(device=device, dtype=dtype, memory_format=layout)
         return self

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .device import layout_for
 from .normalization import NORMS
 from .swin import SwinBlock, SwinLayer
 from .winograd import Conv3x3
@@ -251,7 +252,7 @@ class SwinUNet(nn.Module):
         emb = self.time_embed(t) if constants is None else None
         if condition is None:
             condition = self.condition(lq, mask)
-        h = torch.cat([x.to(condition.dtype, memory_format=torch.channels_last), condition], dim=1)
+        h = torch.cat([x.to(condition.dtype, memory_format=layout_for(x.device)), condition], dim=1)
         skips = []
         for stage in self.input_blocks:
             h = stage(h, emb, constants)

@@ -89,6 +89,9 @@ class Comfy:
         def unet_dtype(device=None, model_params=0, supported_dtypes=(), weight_dtype=None):
             return self.flags.get("unet") or (torch.bfloat16 if self.bf16 else torch.float32)
 
+        def unet_manual_cast(weight_dtype, inference_device, supported_dtypes=()):
+            return self.flags.get("cast")
+
         def vae_dtype(device=None, allowed_dtypes=()):
             return self.flags.get("vae") or (allowed_dtypes[0] if self.bf16 else torch.float32)
 
@@ -100,6 +103,7 @@ class Comfy:
             intermediate_device=lambda: torch.device("cpu"),
             should_use_bf16=lambda device=None, model_params=0, prioritize_performance=True, manual_cast=False: self.bf16,
             unet_dtype=unet_dtype,
+            unet_manual_cast=unet_manual_cast,
             vae_dtype=vae_dtype,
             load_models_gpu=load_models_gpu,
             free_memory=lambda memory_required, device, keep_loaded=(): self.freed.append(memory_required) or [],

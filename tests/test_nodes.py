@@ -158,6 +158,8 @@ class TestLoader:
         assert choose("auto") == (torch.float16, torch.float32)
         host.flags = {"unet": torch.float8_e4m3fn}
         assert choose("auto")[0] == torch.bfloat16
+        host.flags = {"unet": torch.float16, "cast": torch.float32}  # held in half precision, computed in single
+        assert choose("auto")[0] == torch.float32
         socket = load(host, dtype="bf16")
         assert socket.model.dtype == torch.bfloat16
 
@@ -274,13 +276,39 @@ class TestMemory:
         assert all(isinstance(patcher, ModelPatcher) for patcher in patchers)
         assert [patcher.model for patcher in patchers] == [socket.model.unet]  # space to depth has no weights
 
-    def test_the_newer_patcher_is_taken_where_there_is_one(self, host, monkeypatch):
+    def test_loading_layer_by_layer_is_left_to_the_hosts_own_layers(self, host, monkeypatch):
+        """Newer hosts' patcher hangs pointers on modules, which no copy survives, and forbids `patch_model`."""
+
         class CoreModelPatcher(ModelPatcher):
-            pass
+            def __init__(self, *_, **__):
+                raise AssertionError
 
         monkeypatch.setattr(host.modules["comfy.model_patcher"], "CoreModelPatcher", CoreModelPatcher, raising=False)
         socket = load(host, inpainting_model())
-        assert [type(patcher) for patcher in socket.patchers] == [CoreModelPatcher, CoreModelPatcher]
+        assert [type(patcher) for patcher in socket.patchers] == [ModelPatcher, ModelPatcher]
+
+    @pytest.mark.parametrize("device, layout", [("mps", torch.contiguous_format), ("cuda", torch.channels_last)])
+    def test_weights_lie_as_the_device_likes(self, host, device, layout):
+        """The host moves them as they lie; Apple's convolutions want them contiguous."""
+        host.device = torch.device(device)
+        socket = load(host, inpainting_model())
+        weights = [weight for part in (socket.model.unet, socket.model.autoencoder) for weight in part.parameters()]
+        assert all(weight.is_contiguous(memory_format=layout) for weight in weights if weight.ndim == 4)
+
+    def test_weights_that_do_not_fit_end_on_the_processor(self, host, monkeypatch, caplog):
+        socket, image = load(host), picture(1, 16, 16, 3)
+
+        def full(*_, **__):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+        expected = of_library(socket.model, image)
+        monkeypatch.setattr(host.modules["comfy.model_management"], "load_models_gpu", full)
+        monkeypatch.setattr(socket, "device", torch.device("meta"))
+        torch.testing.assert_close(upscaled(host, "ResShiftUpscaleImage", socket, image), expected, **CLOSE)
+        assert "the model's weights do not fit on meta (CUDA out of memory" in caplog.text and "Trying the processor" in caplog.text
+        monkeypatch.setattr(socket, "device", torch.device("cpu"))
+        with pytest.raises(host.part("resshift_core").OutOfMemory, match="weights do not fit on cpu"):
+            upscaled(host, "ResShiftUpscaleImage", socket, image)
 
     def test_weights_that_the_host_kept_back_are_fetched(self, host, monkeypatch):
         socket = load(host)
@@ -301,7 +329,7 @@ class TestMemory:
 
         monkeypatch.setattr(core, "upscale", tight)
         monkeypatch.setattr(socket, "device", torch.device("meta"))
-        monkeypatch.setattr(socket, "load", lambda *_: None)
+        monkeypatch.setattr(socket, "load", lambda *_: socket.model)
         image = picture(1, 16, 16, 3)
         result = upscaled(host, "ResShiftUpscaleImage", socket, image)
         assert calls[0] is calls[1] is socket.model and calls[2].device.type == "cpu"
@@ -508,6 +536,15 @@ class TestAdapter:
         assert adapter.size_requirements.multiple_of == 1 and not adapter.tags
         out = adapter(torch.rand(1, 3, 12, 20))
         assert out.shape == (1, 3, 48, 80) and out.dtype == torch.float32
+
+    def test_newer_hosts_load_its_patcher(self, host):
+        """Core's Upscale Image (using Model) of 2026 asks for the device there, loads, and moves the model once more."""
+        adapter = self.make(host)
+        management = host.modules["comfy.model_management"]
+        device = adapter.patcher.load_device
+        management.load_models_gpu([adapter.patcher], memory_required=1 << 30, force_full_load=True)
+        adapter.to(device)
+        assert adapter(torch.rand(1, 3, 8, 8).to(device).float()).shape == (1, 3, 32, 32)
 
     @pytest.mark.parametrize("channels", [1, 4])
     def test_gives_rgb_for_any_channels(self, host, channels):
