@@ -19,7 +19,7 @@ def choose_dtypes(word: str) -> tuple[torch.dtype, torch.dtype]:
     device = mm.get_torch_device()
     supported = [torch.bfloat16, torch.float16, torch.float32]
     network = mm.unet_dtype(device=device, supported_dtypes=supported)
-    network = mm.unet_manual_cast(network, device, supported) or network  # some cards hold half precision and compute in another
+    network = mm.unet_manual_cast(network, device, supported) or network  # what the card computes in, not holds
     if network not in DTYPES.values():  # flags for 8 or 64 bit are meant for other networks
         network = torch.bfloat16 if mm.should_use_bf16(device) else torch.float32
     autoencoder = mm.vae_dtype(device, [network])

@@ -305,7 +305,10 @@ class TestMemory:
         monkeypatch.setattr(host.modules["comfy.model_management"], "load_models_gpu", full)
         monkeypatch.setattr(socket, "device", torch.device("meta"))
         torch.testing.assert_close(upscaled(host, "ResShiftUpscaleImage", socket, image), expected, **CLOSE)
-        assert "the model's weights do not fit on meta (CUDA out of memory" in caplog.text and "Trying the processor" in caplog.text
+        assert (
+            "the model's weights do not fit on meta (CUDA out of memory" in caplog.text
+            and "Trying the processor" in caplog.text
+        )
         monkeypatch.setattr(socket, "device", torch.device("cpu"))
         with pytest.raises(host.part("resshift_core").OutOfMemory, match="weights do not fit on cpu"):
             upscaled(host, "ResShiftUpscaleImage", socket, image)
