@@ -120,23 +120,27 @@ def check_mask(mask, images, model: ResShiftModel):
 
 def check_tile(model: ResShiftModel, tile, overlap, size: tuple[int, int]) -> tuple[int, int]:
     """(tile, overlap) in low-resolution pixels; a tile is rounded up to what the model can take."""
-    multiple = model.config.multiple
     if isinstance(tile, str) and tile != "auto":
         raise InputError(f"tile is {tile!r}; give a number of pixels, 0 for the whole picture, or 'auto'.")
     tile = _whole("tile", tile) if tile is not None and not isinstance(tile, str) else tile
     overlap = _whole("overlap", overlap) if overlap is not None else None
     if not isinstance(tile, str) and tile is not None and tile < 0 or overlap is not None and overlap < 0:
         raise InputError(f"tile and overlap must not be negative; they are {tile} and {overlap}.")
+    tile, used = laid_tile(model.config, tile, overlap, size)
+    if overlap is not None and overlap > used and tile < max(size):  # of a single tile it means nothing
+        log.warning("overlap %d is more than half of the tile of %d; %d is used.", overlap, tile, used)
+    return tile, used
+
+
+def laid_tile(config, tile: int | str | None, overlap: int | None, size: tuple[int, int]) -> tuple[int, int]:
+    """(tile, overlap) in low-resolution pixels that a valid choice comes to for a picture of (height, width)."""
+    multiple = config.multiple
     if tile == "auto":
-        tile = model.config.tile
+        tile = config.tile
     if not tile:
         tile = max(size) + multiple  # the whole picture
     tile = -(-tile // multiple) * multiple
-    if overlap is None:
-        overlap = min(model.config.overlap, tile // 4)
-    if overlap > tile // 2 and tile < max(size):  # of a single tile it means nothing
-        log.warning("overlap %d is more than half of the tile of %d; %d is used.", overlap, tile, tile // 2)
-    return tile, min(overlap, tile // 2)
+    return tile, min(config.overlap, tile // 4) if overlap is None else min(overlap, tile // 2)
 
 
 def check_seeds(seed: int | Sequence[int], count: int, noise: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 
 import gradio as gr
@@ -13,7 +14,7 @@ from resshift_core.inputs import SCALE
 
 from . import host, loaded
 from .controls import draw
-from .entries import BUILTIN, find_entry, list_entries
+from .entries import BUILTIN, find_entry, listed_or_builtins
 from .session import SESSION, settings_of_options
 from .settings import INPUTS, RANDOM, Settings, check_scale
 from .upscaler import host_size
@@ -34,21 +35,23 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
 
     name = "ResShift"
     order = 1015
+    drawn = itertools.count(1)  # times; begins anew with every page
 
     def ui(self):
-        settings = _defaults()
-        with _accordion() as enable:
+        settings, number = _defaults(), next(type(self).drawn)
+        after = f"_{number}" if number > 1 else ""  # the host can show it in txt2img and img2img, too, and finds parts by id
+        with _accordion(after) as enable:
             gr.HTML(f"<p class='resshift-note'>{NOTE}</p>")
             with gr.Row():
-                names = [entry.name for entry in list_entries()]
-                model = gr.Dropdown(label="Model", choices=names, value=BUILTIN, elem_id="resshift_model")
-                scale = draw(SCALE, 0.0)
+                names = [entry.name for entry in listed_or_builtins()]
+                model = gr.Dropdown(label="Model", choices=names, value=BUILTIN, elem_id=f"resshift_model{after}")
+                scale = draw(SCALE, 0.0, after)
             shown = {}
             for row in ROWS:
                 with gr.Row():
-                    shown |= {word: draw(INPUTS[word], getattr(settings, word)) for word in row}
+                    shown |= {word: draw(INPUTS[word], getattr(settings, word), after) for word in row}
                     if "seed" in row:
-                        _seed_buttons(shown["seed"])
+                        _seed_buttons(shown["seed"], after)
         return {"enable": enable, "model": model, "scale": scale, **shown}
 
     def process_firstpass(self, pp, enable=None, model=None, scale=None, **controls):
@@ -135,21 +138,21 @@ def _add_sheet(pp, sheet) -> None:
 
 
 @contextlib.contextmanager
-def _accordion():
+def _accordion(after: str):
     """The host's accordion that is a checkbox as well; hosts before it get one inside a plain accordion."""
     kind = getattr(ui_components, "InputAccordion", None)
     if kind is not None:
-        with kind(False, label="ResShift", elem_id="extras_resshift") as enable:
+        with kind(False, label="ResShift", elem_id=f"extras_resshift{after}") as enable:
             yield enable
         return
-    with gr.Accordion("ResShift", open=False, elem_id="extras_resshift"):
-        yield gr.Checkbox(label="Use these settings", value=False, elem_id="extras_resshift_enable")
+    with gr.Accordion("ResShift", open=False, elem_id=f"extras_resshift{after}"):
+        yield gr.Checkbox(label="Use these settings", value=False, elem_id=f"extras_resshift_enable{after}")
 
 
-def _seed_buttons(seed) -> None:
+def _seed_buttons(seed, after: str) -> None:
     kind = getattr(ui_components, "ToolButton", gr.Button)
-    draw_new = kind("\U0001f3b2", elem_id="resshift_seed_random")
-    reuse = kind("\u267b\ufe0f", elem_id="resshift_seed_reuse")
+    draw_new = kind("\U0001f3b2", elem_id=f"resshift_seed_random{after}")
+    reuse = kind("\u267b\ufe0f", elem_id=f"resshift_seed_reuse{after}")
     draw_new.click(fn=lambda: RANDOM, inputs=[], outputs=[seed])
     reuse.click(fn=_last_seed, inputs=[], outputs=[seed])
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, create_model
 from resshift_core.errors import InputError, ResShiftError
 from resshift_core.image_io import read_picture, to_image
 
+from . import host
 from .entries import BUILTIN, Entry, find_entry, list_entries
 from .session import SESSION, settings_of_options
 from .settings import INPUTS, Settings, check_scale
@@ -103,7 +104,8 @@ def _decoded(text: str) -> Image.Image:
         InputError: it is no picture, damaged or too large.
     """
     try:
-        data = base64.b64decode(text.partition("base64,")[2] or text, validate=True)
+        text = "".join((text.partition("base64,")[2] or text).split())  # many encoders break lines
+        data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InputError("image is not base64 text of a picture file.") from error
     picture = read_picture(data, "image")
@@ -113,7 +115,7 @@ def _decoded(text: str) -> Image.Image:
 def _encoded(image: Image.Image, info: dict) -> str:
     text = PngImagePlugin.PngInfo()
     if info:
-        text.add_text("postprocessing", ", ".join(f"{word}: {value}" for word, value in info.items()))
+        text.add_text("postprocessing", ", ".join(f"{word}: {host.quoted(value)}" for word, value in info.items()))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", pnginfo=text)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -44,10 +44,10 @@ def component(item: Input) -> tuple[type, dict]:
     return gr.Slider, {"minimum": item.minimum, "maximum": SLIDER_ENDS[item.id], "step": item.step or 1}
 
 
-def draw(item: Input, value):
-    """One control; hosts that can show its explanation when the mouse rests on it."""
+def draw(item: Input, value, after: str = ""):
+    """One control; hosts that can show its explanation when the mouse rests on it. `after` ends its id."""
     kind, arguments = component(item)
-    arguments |= {"label": LABELS[item.id], "value": value, "info": ZERO.get(item.id), "elem_id": f"resshift_{item.id}"}
+    arguments |= {"label": LABELS[item.id], "value": value, "info": ZERO.get(item.id), "elem_id": f"resshift_{item.id}{after}"}
     try:
         return kind(**arguments, tooltip=item.tooltip)
     except TypeError:  # Gradio itself knows no tooltips: A1111 and Forge add them

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +17,8 @@ from resshift_core.errors import InputError, ResShiftError
 from resshift_core.peek import peek_config
 
 from . import host
+
+log = logging.getLogger("resshift")
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 DEFAULT_SCALE = 4  # where only the weights would tell
@@ -39,6 +44,15 @@ def list_entries() -> list[Entry]:
     return [*BUILTINS, *_published(), *_files()]
 
 
+def listed_or_builtins() -> list[Entry]:
+    """`list_entries`, or the built-in ones alone where the folders cannot be read: the host must come up."""
+    try:
+        return list_entries()
+    except Exception as error:
+        log.warning("The models folder cannot be read (%s); only the built-in models are listed.", error)
+        return list(BUILTINS)
+
+
 def find_entry(word: str) -> Entry:
     """The entry of that name, that name in the registry, or that file name.
 
@@ -59,6 +73,7 @@ def selectable() -> list[registry.Entry]:
 
 def _published() -> list[Entry]:
     wanted = host.option("visible", [])
+    wanted = wanted if isinstance(wanted, (list, tuple)) else ()  # options may be set to anything
     return [
         Entry(f"ResShift {entry.name} {entry.scale}x", entry.name, entry.scale)
         for entry in selectable()
@@ -71,7 +86,7 @@ def _files() -> list[Entry]:
     found = [
         (path, path.relative_to(folder).as_posix())
         for folder in host.model_folders()
-        for path in sorted(folder.rglob("*"))
+        for path in _below(folder)
         if path.suffix.lower() in SUFFIXES and path.stem.lower() not in known and path.is_file()
     ]
     stems = Counter(Path(name).with_suffix("").as_posix() for _, name in found)
@@ -81,10 +96,30 @@ def _files() -> list[Entry]:
         if task in ("sr", "face"):
             stem = Path(name).with_suffix("").as_posix()
             shown = stem if stems[stem] == 1 else name
-            listed.append(
-                Entry(f"ResShift {shown} {scale}x" if scale else f"ResShift {shown}", str(path), scale or DEFAULT_SCALE)
-            )
+            listed.append(Entry(_name(shown, scale), str(path), scale or DEFAULT_SCALE))
     return listed
+
+
+def _name(shown: str, scale: int) -> str:
+    """The host takes the first factor in a name for the slider's, be it a size."""
+    if not scale:
+        return f"ResShift {shown}"
+    first = re.search(r"(\d)[xX]|[xX](\d)", shown)
+    misleads = first is not None and str(scale) not in first.groups()
+    return f"ResShift {scale}x {shown}" if misleads else f"ResShift {shown} {scale}x"
+
+
+def _below(folder: Path) -> list[Path]:
+    """Every file, behind links to folders, too, each folder once; not what is hidden, as macOS' companions of files are."""
+    found, seen = [], {os.path.realpath(folder)}
+    for place, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and (real := os.path.realpath(Path(place, name))) not in seen and not seen.add(real)
+        ]
+        found += [Path(place, name) for name in files if not name.startswith(".")]
+    return sorted(found)
 
 
 def _task_and_scale(path: Path) -> tuple[str, int]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 from modules import script_callbacks
 
 from . import api, host, loaded, page
+from .accordion import ScriptPostprocessingResShift
 from .upscaler import UpscalerResShift
 
 
@@ -17,5 +20,6 @@ def register() -> None:
 
 
 def _before_ui() -> None:
-    """Some hosts have a fixed list of upscalers."""
+    """A page is about to be drawn. Some hosts have a fixed list of upscalers."""
+    ScriptPostprocessingResShift.drawn = itertools.count(1)
     host.add_upscalers(UpscalerResShift().scalers)

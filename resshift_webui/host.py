@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 from pathlib import Path
@@ -101,6 +102,14 @@ def add_upscalers(data: list) -> None:
     """List `data` in a host whose list of upscalers is fixed; does nothing where they are listed already."""
     listed = {upscaler.name for upscaler in shared.sd_upscalers}
     shared.sd_upscalers.extend(item for item in data if item.name not in listed)
+
+
+def quoted(value) -> str:
+    """A value as the host writes it into a picture's text, so that it can be read back."""
+    for module in ("modules.infotext_utils", "modules.generation_parameters_copypaste", "modules.infotext"):
+        with contextlib.suppress(ImportError, AttributeError):
+            return str(importlib.import_module(module).quote(value))
+    return str(value)
 
 
 def make_folder() -> None:

@@ -8,7 +8,7 @@ import modules.upscaler
 from PIL import Image
 
 from . import host
-from .entries import BUILTINS, Entry, find_entry, list_entries
+from .entries import Entry, find_entry, listed_or_builtins
 from .session import SESSION
 from .upscaling import upscale_image
 
@@ -19,7 +19,8 @@ BLOCK = 8  # the host's upscalers give sides that are multiples of this
 
 def host_size(width: int, height: int, scale: float) -> tuple[int, int]:
     """(width, height) that the host's own upscalers give: floored to multiples of 8, except where nothing would be left."""
-    return tuple(int(side * scale) // BLOCK * BLOCK or max(1, int(side * scale)) for side in (width, height))
+    sides = (int(side * scale + 1e-6) for side in (width, height))  # 67 * (1856 / 67) is less than 1856
+    return tuple(side // BLOCK * BLOCK or max(1, side) for side in sides)
 
 
 class UpscalerResShift(modules.upscaler.Upscaler):
@@ -35,15 +36,9 @@ class UpscalerResShift(modules.upscaler.Upscaler):
         except Exception as error:
             log.warning("ResShift's models folder is not available: %s", error)
         self.name = "ResShift"
-        self.scalers = self._scalers()
-
-    def _scalers(self) -> list:
-        try:
-            entries = list_entries()
-        except Exception as error:
-            log.warning("The models folder cannot be read (%s); only the built-in models are listed.", error)
-            entries = list(BUILTINS)
-        return [modules.upscaler.UpscalerData(entry.name, entry.source, self, entry.scale) for entry in entries]
+        self.scalers = [
+            modules.upscaler.UpscalerData(entry.name, entry.source, self, entry.scale) for entry in listed_or_builtins()
+        ]
 
     def upscale(self, img: Image.Image, scale, selected_model: str | None = None) -> Image.Image:
         """img at `scale` times its size. Where the user stops the run, and for factors under 1, img merely resized.

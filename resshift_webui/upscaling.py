@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 import resshift_core as rs
+from resshift_core.arguments import laid_tile
 from resshift_core.cli.sheet import compare_sheet
 from resshift_core.image_io import Picture, pixels_of, to_image
 from resshift_core.resize import resize, target_size
@@ -52,7 +53,7 @@ def upscale_image(
         with Progress(images, owns_bar) as progress, loaded.on_device(entry.source, progress.fetching) as model:
             progress.begin()
             out = rs.upscale(model, images, on_step=progress, **settings.as_arguments())
-            made = Made(entry.name, _as_used(model, settings))
+            made = Made(entry.name, _as_used(model, settings, tuple(images.shape[-2:])))
     except rs.Cancelled:
         SESSION.stopped = True
         return None
@@ -62,16 +63,17 @@ def upscale_image(
     return Result(result, made, _sheet(picture, result, made) if settings.compare else None)
 
 
-def _as_used(model: rs.ResShiftModel, settings: Settings) -> Settings:
-    """The settings with zeros replaced by what they meant for this model."""
+def _as_used(model: rs.ResShiftModel, settings: Settings, size: tuple[int, int]) -> Settings:
+    """The settings with zeros replaced by what they meant for this model and a picture of (height, width)."""
     config = model.config
+    tile, overlap = laid_tile(config, settings.tile or "auto", settings.overlap or None, size)
     return replace(
         settings,
         steps=settings.steps or config.default_steps,
         kappa=settings.kappa or config.kappa,
         p=settings.p or config.p,
-        tile=settings.tile or config.tile,
-        overlap=settings.overlap or config.overlap,
+        tile=tile,
+        overlap=overlap,
     )
 
 

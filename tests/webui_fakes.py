@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import sys
 import threading
 import types
@@ -40,6 +41,11 @@ class Component:
 
     def __exit__(self, *_):
         return False
+
+
+def quoted(value):
+    """Words of a picture's text with what ends a word in them."""
+    return json.dumps(value) if set(",:\n") & set(str(value)) else value
 
 
 class State:
@@ -228,6 +234,7 @@ class WebUI:
             "script_callbacks": module("modules.script_callbacks", **callbacks),
             "scripts": module("modules.scripts", scripts_postproc=self.runner),
             "call_queue": module("modules.call_queue", queue_lock=threading.Lock()),
+            "infotext_utils": module("modules.infotext_utils", quote=quoted),
         }
         package = module("modules", __path__=[], **parts)
         forge = module("modules_forge.utils", prepare_free_memory=count("made_room"))
