@@ -26,6 +26,7 @@ from .detection import (
 )
 from .device import is_out_of_memory, release_memory, resolve_device, resolve_dtype
 from .errors import CheckpointError, InputError, NotHere, OutOfMemory, brief
+from .limits import check_model
 from .model import ModelConfig, ResShiftModel
 from .pins import check_pin
 from .registry import REGISTRY, VARIANTS, Entry, find_file, models_dir, search_dirs
@@ -267,9 +268,13 @@ def save_model(model: ResShiftModel, path: str | os.PathLike, metadata: dict[str
     with.
 
     Raises:
-        InputError: the name does not end in .safetensors.
+        InputError: the name does not end in .safetensors, or the configuration holds what `load_model` would refuse.
         CheckpointError: the folder cannot be written.
     """
+    try:
+        check_model(model.config)
+    except ValueError as error:
+        raise InputError(f"The model cannot be saved, for nobody could load it: {error}.") from error
     stored = {
         **model.metadata,
         **(metadata or {}),

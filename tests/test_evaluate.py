@@ -156,6 +156,39 @@ def test_pictures_without_truth(place, tmp_path, capsys, fake_pyiqa):
     assert "CLIPIQA ↑" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
+def test_nothing_is_lost_or_mixed_up(place, tmp_path):
+    """Pictures of one name in two folders, models of one path's end, and what the program has written itself."""
+    truth = tmp_path / "truth"
+    for number, name in enumerate(("a/x.png", "b/x.png", "y.png")):
+        (truth / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(place[0] / f"picture_{number}.png", truth / name)
+    files = [tmp_path / run / "out" / "best.safetensors" for run in ("one", "two")]
+    for file in files:
+        file.parent.mkdir(parents=True)
+        shutil.copy(place[1], file)
+    more = ("--models", *files, "--save", "True", "--steps", 1)
+    for _ in range(2):
+        assert evaluate.main(words("--truth", truth, "--output", truth / "tables", *more)) == 0
+    assert [row["model"] for row in table(truth / "tables")] == ["bicubic", "one/out/best", "two/out/best"]
+    saved = sorted(path.relative_to(truth / "tables").as_posix() for path in (truth / "tables").rglob("*.png"))
+    folders = ("bicubic", "one_out_best_1_0.1_0.3", "two_out_best_1_0.1_0.3")
+    assert saved == sorted(["plot.png", *(f"{folder}/{name}.png" for folder in folders for name in ("a/x", "b/x", "y"))])
+
+
+@pytest.mark.parametrize("word", ["--crop", "--limit", "--seed"])
+def test_numbers_below_zero_are_refused(place, tmp_path, capsys, word):
+    assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path, word, -2)) == 2
+    assert "must not be negative" in capsys.readouterr().err
+
+
+def test_partners_that_cannot_be_read_are_named(place, tmp_path, capsys):
+    low = tmp_path / "low"
+    shutil.copytree(place[0], low)
+    (low / "picture_0.png").write_bytes(b"no picture")
+    assert evaluate.main(words("--truth", place[0], "--lq", low, "--models", place[1], "--output", tmp_path / "out")) == 1
+    assert "picture_0.png cannot be read" in capsys.readouterr().err
+
+
 def test_what_is_missing_is_said(place, tmp_path, capsys):
     assert evaluate.main(words("--models", place[1], "--output", tmp_path)) == 2
     assert "Give --truth" in capsys.readouterr().err

@@ -29,6 +29,7 @@ from training import finetune
 from training.interrupts import Interrupts
 from training.trainer import Trainer
 
+from . import standin
 from .training_run import ROOT, arguments, command, environment, make_pictures, save_tiny_model, weights
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here; run --slow for fresh ones")
@@ -151,6 +152,50 @@ def test_the_schedule_is_retrained(place, tmp_path):
     assert finetune.main(words) == 0
     model = rs.load_model(tmp_path / "run" / "last.safetensors", device="cpu")
     assert (model.schedule.steps, model.schedule.kappa, model.schedule.p, model.config.default_steps) == (2, 0.3, 1, 2)
+
+
+def test_the_papers_schedule_of_fifteen_steps(place, tmp_path):
+    more = ("--iterations", 1, "--steps", 15, "--kappa", 2, "--p", 0.3, "--min-noise-level", 0.04)
+    assert finetune.main(arguments(place[0], tmp_path / "run", place[1], *more)) == 0
+    model = rs.load_model(tmp_path / "run" / "last.safetensors", device="cpu")
+    assert model.schedule.sqrt_eta[0] == pytest.approx(0.04 / 2) and model.schedule.steps == 15
+
+
+@pytest.mark.parametrize("folder", ["out\u3000\u72ac", "a\tb", "x" * 220])
+def test_whatever_the_folder_is_called_the_model_loads(place, tmp_path, folder):
+    assert finetune.main(arguments(place[0], tmp_path / folder, place[1], "--iterations", 1)) == 0
+    name = rs.load_model(tmp_path / folder / "last.safetensors", device="cpu").config.name
+    assert name.isprintable() and 0 < len(name) <= 200
+
+
+def test_a_recipe_says_nothing_of_another_models_kind_and_licence(place, tmp_path):
+    assert finetune.main(arguments(place[0], tmp_path / "one", place[1], "--iterations", 1)) == 0
+    recipe = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert recipe.pop("model")["licence"] == "" and not {"licence", "predict"} & set(recipe["training"])
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    theirs = standin.small_model(model_channels=8, licence="of theirs", predict="x0")
+    model = rs.save_model(theirs, tmp_path / "theirs.safetensors")
+    words = ("--config", tmp_path / "recipe.json", "--data", place[0], "--output", tmp_path / "two", "--model", model)
+    assert finetune.main([str(word) for word in (*words, "--device", "cpu")]) == 0
+    config = rs.load_model(tmp_path / "two" / "last.safetensors", device="cpu").config
+    assert (config.licence, config.predict, config.name) == ("of theirs", "x0", "two")
+
+
+def test_a_validation_that_was_broken_off_is_made_up_for(place, tmp_path, monkeypatch):
+    output, real = tmp_path / "run", finetune.Run.validate
+    words = arguments(place[0], output, place[1], "--iterations", 4, "--validate-every", 2, "--save-every", 2)
+
+    def interrupted(run):
+        if run.trainer.position.iteration == 4:
+            raise KeyboardInterrupt
+        real(run)
+
+    monkeypatch.setattr(finetune.Run, "validate", interrupted)
+    assert finetune.main(words) != 0
+    monkeypatch.setattr(finetune.Run, "validate", real)
+    assert finetune.main([*words, "--resume", "auto"]) == 0
+    with open(output / "validation.csv", newline="") as file:
+        assert [row["iteration"] for row in csv.DictReader(file)] == ["0", "2", "4"]
 
 
 def test_pairs_of_the_same_names(place, tmp_path):
@@ -512,6 +557,8 @@ def test_a_compiled_run_computes_the_same(place, tmp_path, checkpointing):
         (("--optimizer", "nosuch"), 2, "--optimizer nosuch is not among timm's: adabelief"),
         (("--optimizer", "bnbadamw8bit"), 2, "--optimizer bnbadamw8bit cannot be used here"),
         (("--data", "nowhere"), 1, "There is no folder nowhere"),
+        (("--validation", "locales"), 1, "There is no picture in locales to validate on"),
+        (("--licence", "x" * 201), 2, "settings that no file may have: licence is"),
         (("--degradation", "paired", "--pairs", "nowhere"), 1, "There is no folder nowhere"),
     ],
 )
@@ -612,7 +659,11 @@ def test_the_best_is_compared_by_one_yardstick(place, tmp_path, caplog):
     more = ("--iterations", 3, "--resume", "auto", "--best-by", "ssim")
     assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 0
     assert "best.safetensors will be the best from here on" in caplog.text
-    assert rs.load_model(output / "best.safetensors", device="cpu").metadata["steps_trained"] == "3"
+    caplog.clear()
+    more = ("--iterations", 4, "--resume", "auto", "--best-by", "ssim", "--degradation", "paper-b1")
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 0
+    assert "best.safetensors will be the best from here on" in caplog.text
+    assert rs.load_model(output / "best.safetensors", device="cpu").metadata["steps_trained"] == "4"
 
 
 @pytest.mark.parametrize(

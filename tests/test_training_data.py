@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from training.drawings import draw_page, usable_fonts
 from training.scan import DataError, Picture, find_images, inspect, read_rgb, scan
 from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
 from training.settings import TrainSettings as Settings
+from training.trainer import make_scheduler
 from training.validation import hold_out, middle
 
 from . import standin
@@ -285,6 +287,9 @@ def test_order_of_preset_file_and_command_line(tmp_path):
         ('{"training": {"iterations": "many"}}', "iterations is 'many'; it must be int"),
         ('{"training": {"degradation": "blurry"}}', "degradation is 'blurry'"),
         ("{", "cannot be read as a configuration"),
+        ('{"training": [1]}', r"training is .1.; it must be settings"),
+        ('{"training": {"betas": [0.9]}}', "betas is .*; it must be"),
+        ('{"training": {"betas": [0.9, "abc"]}}', "betas is .*; it must be"),
     ],
 )
 def test_wrong_files_are_said(tmp_path, text, message):
@@ -300,6 +305,7 @@ def test_wrong_files_are_said(tmp_path, text, message):
         (("--iterations", 0), "--iterations is 0; it must be above 0"),
         (("--degradation", "paired"), "needs --pairs"),
         (("--pairs", "low"), "Add --degradation paired"),
+        (("--clip", "nan"), "--clip is nan; it must be 0 or a number above it"),
     ],
 )
 def test_wrong_values_are_said(words, message):
@@ -322,13 +328,30 @@ def test_what_is_left_open_is_chosen_for_the_model():
         resolve(parse(line("--crop", 200)), rs.ModelConfig())
 
 
+def test_a_student_that_gets_steps_again_is_trained_at_all_of_them():
+    student = replace(standin.small_model().config, default_steps=1)
+    assert resolve(parse(line()), student).last_step_share == 1
+    assert resolve(parse(line("--steps", 4)), student).last_step_share == 0.5
+
+
+def test_models_made_larger_warm_up():
+    weight = torch.nn.Parameter(torch.zeros(1))
+    first = {}
+    for word in (("--width", 64), ()):
+        settings = replace(parse(line("--iterations", 60, *word)), learning_rate=1.0)
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        make_scheduler(optimizer, settings).step_update(5)
+        first[bool(word)] = optimizer.param_groups[0]["lr"]
+    assert first[True] < 0.3 < 0.9 < first[False]
+
+
 @pytest.mark.parametrize(("loss", "least"), [("--spectrum", 16), ("--adversarial", 9)])
 def test_crops_smaller_than_a_losss_windows_are_refused(loss, least):
     model = rs.ModelConfig.from_dict(read_config(ROOT / "training/configs/builtin.json")["model"])
     with pytest.raises(SettingsError, match=f"--crop is 8; .* need {least} pixels"):
         resolve(parse(line("--crop", 8, loss, 0.1)), model)
     assert resolve(parse(line("--crop", 16, loss, 0.1)), model).crop == 16
-    with pytest.raises(SettingsError, match=f"{loss} must not be negative"):
+    with pytest.raises(SettingsError, match=f"{loss} is -1.0; it must be 0 or a number above it"):
         parse(line(loss, -1))
 
 
@@ -399,6 +422,8 @@ def test_links_to_folders_are_followed_and_circles_end(folder, tmp_path):
     (tmp_path / "deep" / "circle").symlink_to(tmp_path / "deep", target_is_directory=True)
     assert [path.name for path in find_images(tmp_path)] == [path.name for path in find_images(folder)]
     assert find_images(tmp_path, without=folder) == []
+    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    assert not [path for path in find_images(folder) if "loop" in path.parts]
 
 
 def test_deep_pictures_are_read_as_deep_or_refused(tmp_path):

@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from resshift_core.errors import brief
+
 from .drawings import draw_hole, draw_page
 from .scan import DataError, Picture, find_images, read_rgb
 
@@ -210,7 +212,11 @@ def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale
         if partner is None:
             wrong.append(f"{path.name} has no partner")
             continue
-        height, width = read_rgb(partner).shape[1:]
+        try:
+            height, width = read_rgb(partner).shape[1:]
+        except Exception as error:  # Pillow raises a dozen kinds
+            wrong.append(f"{partner} cannot be read ({brief(error)})")
+            continue
         if (height * scale, width * scale) != (picture.height, picture.width):
             wrong.append(f"{path.name} is {picture.width}x{picture.height}, its partner {width}x{height}, not 1/{scale} of it")
         partners[picture.path] = partner

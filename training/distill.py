@@ -45,7 +45,7 @@ from training.trainer import Trainer
 from training.validation import Validator
 
 NOT_HERE = (
-    "steps", "kappa", "p", "predict", "width", "last_step_share", "rollout_share", "lpips", "spectrum", "adversarial", "eq8_weight",
+    "steps", "kappa", "p", "min_noise_level", "predict", "width", "last_step_share", "rollout_share", "lpips", "spectrum", "adversarial", "eq8_weight",
 )  # fmt: skip
 
 

@@ -103,12 +103,12 @@ class Candidate:
 
 
 def short_names(words: Sequence[str]) -> list[str]:
-    """Names of models for the table: of a file its bare name, with its folder where two would be called the same."""
-    bare = [Path(word).stem if Path(word).suffix else word for word in words]
-    return [
-        f"{Path(word).resolve().parent.name}/{name}" if bare.count(name) > 1 and Path(word).suffix else name
-        for word, name in zip(words, bare)
-    ]
+    """Names of models for the table: of a file its bare name, with as many folders as tell it from the others."""
+    paths = [Path(word).resolve().with_suffix("").parts if Path(word).suffix else (word,) for word in words]
+    names = ["/".join(parts[-1:]) for parts in paths]
+    for depth in range(2, max(map(len, paths), default=0) + 1):
+        names = ["/".join(parts[-depth:]) if names.count(name) > 1 else name for name, parts in zip(names, paths)]
+    return names
 
 
 def _own_candidates(settings: EvaluationSettings, model: rs.ResShiftModel, name: str) -> Iterator[Candidate]:
@@ -140,6 +140,10 @@ def load_other(path: Path, scale: int, device) -> Candidate:
         raise SettingsError(f"{path} cannot be read by spandrel ({error}).") from error
     if not isinstance(model, spandrel.ImageModelDescriptor) or model.scale != scale:
         raise SettingsError(f"{path.name} is no upscaler by {scale}; all rows of a table must have one scale.")
+    if (model.input_channels, model.output_channels) != (3, 3):
+        raise SettingsError(
+            f"{path.name} takes {model.input_channels} and returns {model.output_channels} channels; pictures here have 3."
+        )
     model.eval()
 
     @torch.inference_mode()
@@ -169,6 +173,13 @@ class Sample:
     hole: torch.Tensor | None = None
 
 
+def _names_below(root: Path, paths: Sequence[Path]) -> list[str]:
+    """Paths below a folder without their endings, but where two differ by these alone."""
+    inner = [path.relative_to(root) for path in paths]
+    bare = [path.with_suffix("").as_posix() for path in inner]
+    return [name if bare.count(name) == 1 else path.as_posix() for name, path in zip(bare, inner)]
+
+
 def load_samples(settings: EvaluationSettings, scale: int, holes: bool = False) -> list[Sample]:
     """The pictures, degraded or paired; `holes`: with a hole in each.
 
@@ -177,11 +188,12 @@ def load_samples(settings: EvaluationSettings, scale: int, holes: bool = False) 
     """
     if settings.truth is None and settings.lq is None:
         raise SettingsError("Give --truth, a folder of pictures to be degraded and restored, or --lq, or both as pairs.")
-    found = scan(find_images(settings.truth or settings.lq), 1 if settings.truth is None else scale * 2, quiet=False)
+    root = settings.truth or settings.lq
+    found = scan(find_images(root, without=settings.output), 1 if settings.truth is None else scale * 2, quiet=False)
     if found.unreadable or found.tiny or found.duplicate:
         print(found.report())
     pictures = sorted(found.used, key=lambda picture: picture.path)[: settings.limit or None]
-    names = [Path(picture.path).stem for picture in pictures]
+    names = _names_below(root, [Path(picture.path) for picture in pictures])
     if settings.truth is None and holes:
         raise SettingsError("Inpainting is measured against the truth: give --truth; holes are drawn into its pictures.")
     if settings.truth is None:
@@ -321,6 +333,8 @@ def run(settings: EvaluationSettings) -> list[dict]:
     Raises:
         SettingsError, DataError, OfflineError, rs.ResShiftError: told as sentences.
     """
+    if settings.crop < 0 or settings.limit < 0 or settings.seed < 0:
+        raise SettingsError("--crop, --limit and --seed must not be negative.")
     models = [
         rs.load_model(
             word, autoencoder=settings.autoencoder, variant=settings.variant, device=settings.device, dtype=settings.dtype

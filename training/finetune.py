@@ -13,7 +13,7 @@ and OUT/best.safetensors (averaged weights), which the nodes, WebUI and the comm
     --preset 12gb                        settings for a GPU's memory (8gb, 12gb, 16gb, 24gb, 80gb)
     --resume auto                        go on where OUT stopped, exactly: after Ctrl-C, a crash or a power cut
     --dry-run True --contact-sheet True  check data, memory and speed; look at what the network would be shown
-    --steps 4 --kappa 2 --p 0.3          retrain the schedule
+    --steps 4 --kappa 2 --p 0.3          retrain the schedule (--min-noise-level 0.04 with the paper's 15 steps)
     --config training/configs/builtin.json   train a new network of that configuration from nothing; a file that has no
                                          `model` is a recipe: settings for whatever --model is
     torchrun --nproc_per_node=8 training/finetune.py ...   several GPUs; --batch-size counts the crops of all of them
@@ -86,7 +86,9 @@ def _held_out(settings: TrainSettings, pictures: list[Picture]) -> tuple[list[Pi
     """(to train on, to validate on)."""
     listed = find_images(settings.data, "val") if (settings.data / "MANIFEST.csv").is_file() else []
     if settings.validation is not None:
-        listed = find_images(settings.validation)
+        listed = find_images(settings.validation, without=settings.output)
+        if not listed:
+            raise DataError(f"There is no picture in {settings.validation} to validate on. Give another --validation, or none.")
     if listed:
         held = list(scan(listed, 16).used)
         secret = {picture.digest for picture in held}
@@ -221,7 +223,9 @@ class Run:
     @property
     def yardstick(self) -> list[str]:
         """What scores can be compared by."""
-        return [self.settings.best_by, *self.data.held]
+        settings = self.settings
+        kind = (settings.best_by, settings.degradation, settings.damaged_share, settings.validation_crop, settings.seed)
+        return [*map(str, kind), *self.data.held]
 
     def _compare(self, state: dict) -> dict:
         before, now = json.loads(state["settings"]), to_dict(self.settings)
@@ -272,9 +276,20 @@ class Run:
             self.best = value
             self.export("best.safetensors")
 
+    def _validation_is_missing(self) -> bool:
+        """Whether the run was stopped in the validation that was due at the state it goes on from."""
+        iteration = self.trainer.position.iteration
+        due = iteration % self.settings.validate_every == 0 or iteration == self.settings.iterations
+        return due and all(row["iteration"] != iteration for row in self.report.scores.read(self.report.scores.path))
+
     def write_config(self) -> None:
+        """OUTPUT/config.json. What the parent brought along is not said of a model that the file makes, or is a recipe for."""
         self.output.mkdir(parents=True, exist_ok=True)
-        values = {"model": self.trainer.model.config.to_dict(), "training": to_dict(self.settings)}
+        config, training = self.trainer.model.config, to_dict(self.settings)
+        for word in ("predict", "licence"):
+            if training[word] == getattr(self.start.as_loaded, word):
+                del training[word]
+        values = {"model": replace(config, name="", licence="").to_dict(), "training": training}
         if self.settings.not_here:  # a student is made from its teacher: its file is a recipe, without a model
             values = {"training": {k: v for k, v in values["training"].items() if k not in self.settings.not_here}}
         (self.output / "config.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
@@ -300,7 +315,7 @@ class Run:
                 "mse", "psnr", "l1", "charbonnier", "lpips", "spectrum", "adversarial", "discriminator", "truth", "inverse", "consistency",
             ]  # fmt: skip
             self.report = Report(self.output, settings.iterations, trainer.position.iteration, names)
-            if trainer.position.iteration == 0:
+            if trainer.position.iteration == 0 or self._validation_is_missing():
                 self.validate()
         interrupts = Interrupts(hold=self.processes.world > 1)
         try:

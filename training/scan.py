@@ -109,7 +109,7 @@ def _listed(manifest: Path) -> list[tuple[str, str]]:
 
 def _below(root: Path, without: Path | None) -> Iterator[Path]:
     """Every file below a folder, behind links to folders, too; each folder once."""
-    seen = {without.resolve()} if without is not None else set()
+    seen = {root.resolve()} | ({without.resolve()} if without is not None else set())
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [
             name for name in sorted(folders) if (place := Path(folder, name).resolve()) not in seen and not seen.add(place)

@@ -48,6 +48,7 @@ class TrainSettings:
     steps: int | None = None  # T
     kappa: float | None = None  # noise scale
     p: float | None = None  # exponent of the schedule
+    min_noise_level: float | None = None  # kappa * sqrt(eta_1), at most; the paper's is 0.2 for T = 4 and 0.04 for T = 15
     predict: Literal["x0", "residual"] | None = None  # what the network returns
     last_step_share: float | None = None  # of samples trained at t = T, where the picture is made; the rest is uniform in t
     rollout_share: float | None = None  # of samples at t < T whose x_t is what the network's own chain arrives at
@@ -133,6 +134,9 @@ def read_config(path: Path) -> dict:
     if not isinstance(values, dict) or set(values) - {"model", "training"}:
         words = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise SettingsError(f"{path} holds {words}; a configuration has 'model' and 'training' and nothing else.")
+    for word, part in values.items():
+        if not isinstance(part, dict) and part is not None:
+            raise SettingsError(f"{path}: {word} is {part!r:.60}; it must be settings with their values.")
     return values
 
 
@@ -157,8 +161,9 @@ def _convert(value, hint, name: str):
     if typing.get_origin(kind) is Literal:
         fits = value in typing.get_args(kind)
     elif typing.get_origin(kind) is tuple:
-        value = tuple(value) if isinstance(value, list) else value
-        fits = isinstance(value, tuple)
+        value = tuple(_number(part) for part in value) if isinstance(value, (list, tuple)) else value
+        fits = isinstance(value, tuple) and len(value) == len(typing.get_args(kind))
+        fits = fits and all(isinstance(part, (int, float)) and not isinstance(part, bool) for part in value)
     elif kind is float:
         value = _number(value)
         fits = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -239,8 +244,8 @@ def check(settings: TrainSettings) -> None:
             f"--pairs is given, but --degradation is {settings.degradation or 'left out'}. Add --degradation paired."
         )
     for name in ("lpips", "spectrum", "adversarial", "clip", "weight_decay", "seed", "cache_mib", "workers"):
-        if (getattr(settings, name) or 0) < 0:
-            raise SettingsError(f"--{name.replace('_', '-')} must not be negative.")
+        if not 0 <= (getattr(settings, name) or 0) < math.inf:  # nor NaN
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be 0 or a number above it.")
     if not all(0 <= beta < 1 for beta in settings.betas):
         raise SettingsError(f"--betas are {settings.betas}; they must lie between 0 and 1, below 1.")
     for name, least in (("validation_count", 1), ("validation_crop", 16)):
@@ -260,7 +265,7 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
     multiple = crop_multiple(model)
     chosen["crop"] = -(-chosen["crop"] // multiple) * multiple
     chosen["predict"] = model.predict
-    if model.default_steps == 1:  # a one-step student runs at t = T alone
+    if model.default_steps == 1 and settings.steps in (None, 1):  # a one-step student runs at t = T alone
         chosen["last_step_share"] = 1.0
     chosen["validate_every"] = max(50, -(-settings.iterations // 10))
     chosen["save_every"] = max(50, min(1000, -(-settings.iterations // 10)))

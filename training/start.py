@@ -8,6 +8,7 @@ import torch
 
 import resshift_core as rs
 from resshift_core.checkpoint import load_autoencoder, resolve_path
+from resshift_core.limits import MAX_TEXT, check_model
 
 from .settings import SettingsError, TrainSettings, read_config
 from .state import sha256_of
@@ -22,14 +23,27 @@ class Start:
     parent: str  # name of the model it came from, "" = none
     parent_sha256: str
 
+    def __post_init__(self):
+        self.as_loaded = self.model.config
+
     def retrain_schedule(self, settings: TrainSettings) -> None:
-        """Give the model the chain that the settings ask for, its new name and licence."""
+        """Give the model the chain that the settings ask for, the output folder's name, and its licence.
+
+        Raises:
+            SettingsError: no file could hold these settings.
+        """
         config = self.model.config
-        given = {name: getattr(settings, name) for name in ("steps", "kappa", "p") if getattr(settings, name) is not None}
+        words = ("steps", "kappa", "p", "min_noise_level")
+        given = {name: getattr(settings, name) for name in words if getattr(settings, name) is not None}
         if "steps" in given:
             given["default_steps"] = given["steps"]
-        name = settings.output.name if self.parent else config.name or settings.output.name
+        folder = settings.output.resolve().name or "model"
+        name = "".join(letter if letter.isprintable() else "_" for letter in folder)[:MAX_TEXT]
         config = replace(config, **given, predict=settings.predict, name=name, licence=settings.licence)
+        try:
+            check_model(config)
+        except ValueError as error:
+            raise SettingsError(f"The model would have settings that no file may have: {error}.") from error
         self.model.config = config
         self.model.schedule = rs.ShiftSchedule(config.steps, config.kappa, config.p, config.min_noise_level, config.sqrt_eta_T)
 

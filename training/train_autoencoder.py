@@ -34,6 +34,7 @@ import resshift_core as rs
 from resshift_core.checkpoint import save_weights
 from resshift_core.device import resolve_device
 from resshift_core.errors import brief
+from resshift_core.limits import check_settings
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
 from training.interrupts import Interrupts, Stopped
 from training.losses import DETAIL_WINDOW, Discriminator, make_lpips, relativistic
@@ -251,6 +252,8 @@ def run(settings: AutoencoderSettings) -> None:
     for name in ("iterations", "batch_size", "save_every", "n_embed", "ch", "z_channels", "embed_dim", "learning_rate"):
         if not 0 < getattr(settings, name) < math.inf:
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be above 0.")
+    if not 0 <= settings.ema <= 1:
+        raise SettingsError(f"--ema is {settings.ema}; it must lie between 0 and 1.")
     if settings.seed < 0 or (settings.workers or 0) < 0:
         raise SettingsError("--seed and --workers must not be negative.")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -260,6 +263,10 @@ def run(settings: AutoencoderSettings) -> None:
         multiple = factor if len(settings.ch_mult) == len(settings.num_res_blocks) else 0
     except ValueError as error:
         raise SettingsError(str(error)) from error
+    try:
+        check_settings(settings.architecture)
+    except ValueError as error:
+        raise SettingsError(f"There is no such autoencoder: {error}.") from error
     if not multiple or settings.crop % multiple:
         raise SettingsError(
             f"--ch-mult and --num-res-blocks need one number per level, and --crop ({settings.crop}) must be a multiple of {factor}."

@@ -130,12 +130,18 @@ def _orthogonalise_in_float32() -> None:
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
 
+GROWN_WARMUP = 20  # iterations, at least, of a model that was made longer or wider
+
+
 def make_scheduler(optimizer, settings: TrainSettings):
     """timm's cosine over the iterations; it keeps no state of its own. A constant rate is a cosine that ends where it starts."""
     final = settings.final_rate if settings.schedule == "cosine" else 1.0
+    warmup = round(settings.warmup_share * settings.iterations)
+    if settings.width is not None or settings.trunk_blocks is not None:  # new weights explode at the full rate
+        warmup = max(warmup, min(GROWN_WARMUP, settings.iterations // 2))
     scheduler, _ = create_scheduler_v2(
         optimizer, "cosine", num_epochs=settings.iterations, min_lr=settings.learning_rate * final,
-        warmup_epochs=round(settings.warmup_share * settings.iterations), warmup_lr=settings.learning_rate * 1e-3,
+        warmup_epochs=warmup, warmup_lr=settings.learning_rate * 1e-3,
         step_on_epochs=False, updates_per_epoch=1,
     )  # fmt: skip
     return scheduler
