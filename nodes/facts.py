@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from ..resshift_core.errors import InputError
-from ..resshift_core.model import ModelConfig
+from ..resshift_core.model import SMALLEST, ModelConfig
 from ..resshift_core.peek import peek_config, without_weights
 from .folders import locate, plain_name
 
@@ -37,6 +37,8 @@ def _of(config: ModelConfig) -> dict:
         "tile": config.tile,
         "overlap": config.overlap,
         "multiple": config.multiple,
+        "padding": config.padding,
+        "smallest": SMALLEST,
         "tile_multiple": config.tile_multiple,
         "unit": config.unit,
         "bytes_per_pixel": model.bytes_per_tile(config.tile, config.tile) / config.tile**2,  # of a tile, in fp32

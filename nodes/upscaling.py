@@ -8,6 +8,7 @@ import comfy.model_management as mm
 import torch
 
 from .. import resshift_core as rs
+from ..resshift_core.alpha import resize_visible
 from ..resshift_core.arguments import check_numbers
 from ..resshift_core.device import is_out_of_memory
 from ..resshift_core.errors import brief
@@ -117,7 +118,7 @@ def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor) -
     """The result where the mask is white, plain bicubic enlargement elsewhere, frame by frame, in place. (B, H, W, C)."""
     images, size = to_channels_first(image), tuple(result.shape[1:3])
     for i in range(len(result)):
-        plain = resize(images[i : i + 1].nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result)
+        plain = resize_visible(images[i : i + 1].nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result)
         weight = resize(mask[min(i, len(mask) - 1)][None], size)[0, 0, :, :, None].to(result)
         result[i].sub_(plain).mul_(weight).add_(plain)
     return result

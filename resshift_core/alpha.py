@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .resize import resize
+
 Color = tuple[float, ...]
 
 
@@ -35,6 +37,16 @@ def put_back(images: torch.Tensor, alpha: torch.Tensor, colors: list[Color | Non
     for picture, opacity, color in zip(images, alpha[:, 0], colors):
         for channel, value in zip(picture, color or ()):
             channel.masked_fill_(opacity == 0, value)
+
+
+def resize_visible(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """As `resize`, (B, C, H, W) -> (B, C, *size); where C = 4, the colours of `fill_hidden` do not bleed into visible ones."""
+    if images.shape[1] != 4:
+        return resize(images, size)
+    filled, colors = fill_hidden(images)
+    resized, alpha = resize(filled, size), resize(images[:, 3:], size)
+    put_back(resized, alpha, colors)
+    return torch.cat([resized, alpha], dim=1)
 
 
 def constant_around(alpha: torch.Tensor) -> torch.Tensor:

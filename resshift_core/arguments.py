@@ -13,6 +13,7 @@ from .color import COLOR_FIXES
 from .errors import InputError
 from .model import ResShiftModel
 from .noise import Repeat
+from .resize import target_size
 from .sampler import SAMPLERS
 from .schedule import ShiftSchedule
 from .wrap import WRAPS
@@ -64,14 +65,30 @@ def _number(name: str, value) -> float:
     raise InputError(f"{name} is {value!r:.60}; it must be a number.")
 
 
-def check_numbers(scale: float | None, tile_batch: int | None) -> float | None:
-    """The scale as Python's number."""
+def check_numbers(scale: float | None, tile_batch: int | None) -> tuple[float | None, int | None]:
+    """Both as Python's numbers."""
     scale = None if scale is None else _number("scale", scale)
     if scale is not None and not 0 < scale <= MAX_SCALE:
         raise InputError(f"scale is {scale!r}; it must be a number above 0, at most {MAX_SCALE}.")
-    if tile_batch is not None and _whole("tile_batch", tile_batch) < 0:
+    tile_batch = None if tile_batch is None else _whole("tile_batch", tile_batch)
+    if tile_batch is not None and tile_batch < 0:
         raise InputError(f"tile_batch is {tile_batch}; it must not be negative.")
-    return scale
+    return scale, tile_batch
+
+
+def choose_size(size: Sequence[int] | None, scale: float | None, model: ResShiftModel, images) -> tuple[int, int]:
+    """(height, width) of the result."""
+    height, width = images.shape[-2:]
+    if size is None:
+        return target_size(height, width, model.scale if scale is None else scale)
+    if scale is not None:
+        raise InputError(f"size is {size!r} and scale {scale:g}; give one of them.")
+    if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2:
+        raise InputError(f"size is {size!r}; it must be (height, width).")
+    sides = tuple(_whole("size", side) for side in size)
+    if not all(0 < side <= MAX_SCALE * old for side, old in zip(sides, (height, width))):
+        raise InputError(f"size is {size!r}; sides must be above 0, at most {MAX_SCALE} times those of the picture.")
+    return sides
 
 
 def _check_tensor(name: str, value) -> None:
@@ -162,10 +179,8 @@ def choose_schedule(model: ResShiftModel, steps, kappa, p) -> ShiftSchedule:
         model.config.default_steps if steps is None else _whole("steps", steps), kappa, None if p is None else _number("p", p)
     )
     if kappa is not None and trained.kappa > 0 and not 0.5 <= kappa / trained.kappa <= 1.5:
-        log.warning(
-            "kappa %g is far from the %g that this model was trained with: expect left-over noise or lost texture.",
-            kappa, trained.kappa,
-        )  # fmt: skip
+        expect = "grain on flat areas and lost detail" if kappa > trained.kappa else "sharper pictures, or hardly another one"
+        log.warning("kappa %g is far from the %g that this model was trained with: expect %s.", kappa, trained.kappa, expect)
     if chosen.steps > 1 and model.config.default_steps == 1:
         log.warning("This model was distilled to run in one step; with %d steps its pictures are usually worse.", chosen.steps)
     return chosen

@@ -1,6 +1,6 @@
 """Colour transfer: the upscaled picture takes its low frequencies, or its mean and contrast, from the original.
 
-All in float32. References are the low-resolution picture upsampled to the result's size.
+All in float32.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from .errors import InputError
+from .resize import resize
 
 COLOR_FIXES = ("none", "wavelet", "adain")
 WAVELET_LEVELS = 5
@@ -34,8 +35,10 @@ def low_frequency(image: torch.Tensor, levels: int = WAVELET_LEVELS) -> torch.Te
 def match_color(result: torch.Tensor, reference: torch.Tensor, method: str) -> torch.Tensor:
     """Changes `result` in place and returns it. Both (B, C, H, W) float32 in [0, 1].
 
-    "wavelet": high frequencies of `result` plus low frequencies of `reference`, in bands of rows, so that memory does not
-    grow with the picture. "adain": mean and standard deviation of each channel as in `reference`.
+    "wavelet": high frequencies of `result` plus low frequencies of `reference`, the original at the result's size, in bands of
+    rows, so that memory does not grow with the picture. "adain": mean and standard deviation of each channel as in `reference`,
+    the original at its own size; the result is shrunk to that before it is measured, for otherwise its sharpness would count as
+    contrast.
 
     Raises:
         InputError: `method` is none of "none", "wavelet", "adain".
@@ -43,7 +46,7 @@ def match_color(result: torch.Tensor, reference: torch.Tensor, method: str) -> t
     if method not in COLOR_FIXES:
         raise InputError(f"color_fix is {method!r}; known are {', '.join(COLOR_FIXES)}.")
     if method == "adain":
-        std, mean = torch.std_mean(result, dim=(2, 3), correction=0, keepdim=True)
+        std, mean = torch.std_mean(resize(result, reference.shape[-2:]), dim=(2, 3), correction=0, keepdim=True)
         std_reference, mean_reference = torch.std_mean(reference, dim=(2, 3), correction=0, keepdim=True)
         result.sub_(mean).mul_(std_reference / std.clamp_min(1e-5)).add_(mean_reference)
     elif method == "wavelet":

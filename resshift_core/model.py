@@ -16,6 +16,7 @@ from .unet import SwinUNet, UNetConfig
 from .vqgan import VQGAN, VQGANConfig
 
 AUTOENCODERS = {"vqgan": (VQGAN, VQGANConfig), "space_to_depth": (SpaceToDepth, SpaceToDepthConfig)}
+SMALLEST = 8  # low-resolution pixels that smaller sides are padded to: less is all border
 NOISE_BLOCK = 16  # padded latents are multiples of this, so that large noise fields can be drawn in bands
 
 
@@ -44,8 +45,15 @@ class ModelConfig:
 
     @property
     def multiple(self) -> int:
-        """Pictures are padded to multiples of this many low-resolution pixels: the network's, and those that noise is drawn in."""
+        """Noise is drawn for sides that are multiples of this many low-resolution pixels, which the network can take, too."""
         return self.unit * math.lcm(self.unet.latent_multiple, NOISE_BLOCK)
+
+    @property
+    def padding(self) -> int:
+        """Pictures are padded to multiples of this many low-resolution pixels: as the reference does, or no further than the
+        network needs. Pixel-space models were trained on crops that end as pictures do.
+        """
+        return self.unit * self.unet.latent_multiple if self.space == "pixel" else self.multiple
 
     @property
     def tile_multiple(self) -> int:
@@ -54,7 +62,11 @@ class ModelConfig:
 
     def padded(self, length: int) -> int:
         """What a side of a picture of so many pixels is padded to."""
-        return -(-length // self.multiple) * self.multiple
+        return -(-max(length, SMALLEST) // self.padding) * self.padding
+
+    def noise_side(self, length: int) -> int:
+        """Latent positions that noise is drawn for along a side of so many pixels."""
+        return -(-length // self.multiple) * self.multiple * self.scale // self.autoencoder.factor
 
     @property
     def unit(self) -> int:
@@ -130,6 +142,12 @@ class ResShiftModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.unet.parameters()).dtype
+
+    @property
+    def computes_in_half(self) -> bool:
+        """Whether one of the networks is in a number format that may overflow; hosts may give them different ones."""
+        weights = (next(module.parameters(), None) for module in (self.unet, self.autoencoder))
+        return any(weight is not None and weight.dtype != torch.float32 for weight in weights)
 
     def eval(self) -> ResShiftModel:
         """Inference mode of both networks; no gradients."""

@@ -23,6 +23,7 @@ from .arguments import (
     check_tile,
     check_words,
     choose_schedule,
+    choose_size,
 )  # fmt: skip
 from .checkpoint import load_model
 from .device import free_bytes, is_out_of_memory, release_memory, without_autocast
@@ -32,7 +33,7 @@ from .noise import NoiseField, Repeat, RepeatedNoise
 from .progress import Progress, StepEvent, part_of_run, pixels_by_fit, pixels_of_blocks
 from .resize import bicubic, target_size
 from .sampler import sample
-from .tiles import lay_axis, reflect_index
+from .tiles import lay_axis, mirror_index, reflect_index
 from .wrap import Torus, match_color_around, resize_around
 
 __all__ = ["Progress", "StepEvent", "target_size", "upscale"]
@@ -57,14 +58,15 @@ class _Picture:
             lay_axis(padded, settings.tile, settings.overlap, config.unit, config.tile_multiple) for padded in self.padded
         )
         self.places = [(i, j) for i in range(len(self.axes[0].starts)) for j in range(len(self.axes[1].starts))]
-        self.latent_padded = tuple(side * config.scale // config.autoencoder.factor for side in self.padded)
+        self.noise_size = config.noise_side(height), config.noise_side(width)
+        self.mirrored = mirror_index if config.space == "pixel" else reflect_index
         self.draws = draws
 
     def crop(self, place: tuple[int, int], margin: int, source=None) -> torch.Tensor:
-        """Low-resolution pixels of one tile and `margin` around it, reflected beyond the picture. (C, h, w)."""
+        """Low-resolution pixels of one tile and `margin` around it, mirrored beyond the picture. (C, h, w)."""
         source = self.rgb if source is None else source
         rows, columns = (
-            reflect_index(axis.starts[i] - margin, axis.starts[i] + axis.tile + margin, padded, length)
+            self.mirrored(axis.starts[i] - margin, axis.starts[i] + axis.tile + margin, padded, length)
             for axis, i, padded, length in zip(self.axes, place, self.padded, source.shape[-2:])
         )
         top, bottom = int(rows.min()), int(rows.max()) + 1  # index a small block, not the whole picture
@@ -112,12 +114,12 @@ class _Shared:
     def noise(self, picture: _Picture) -> NoiseField | RepeatedNoise:
         """The noise field of a picture; pictures with the same seed and size have one."""
         seed, repeat = self.settings.seeds[picture.index], self.settings.repeat
-        key = (seed, picture.latent_padded)
+        key = (seed, picture.noise_size)
         if key not in self._fields:
             while len(self._fields) >= self.keep:  # pictures come in order; the oldest are done
                 self._fields.pop(next(iter(self._fields)))
             kind, more = (RepeatedNoise, (repeat,)) if repeat else (NoiseField, ())
-            self._fields[key] = kind(seed, self.draws, self.channels, *picture.latent_padded, *more)
+            self._fields[key] = kind(seed, self.draws, self.channels, *picture.noise_size, *more)
         return self._fields[key]
 
     def constants(self, model: ResShiftModel) -> list[dict]:
@@ -197,7 +199,7 @@ def _preview(model: ResShiftModel, x0, y0, lq) -> torch.Tensor:
 def _run_tiles_safely(model, jobs, shared: _Shared, progress) -> torch.Tensor:
     """As `_run_tiles`; a batch that comes out non-finite is done again in float32."""
     result = _run_tiles(model, jobs, shared, progress)
-    if result is None and model.dtype != torch.float32:
+    if result is None and model.computes_in_half:
         result = _run_tiles(shared.in_float32(model), jobs, shared, None)
     if result is None:
         raise InputError("The model returns numbers that are not finite, in float32 too. Its weights are probably damaged.")
@@ -307,13 +309,13 @@ def _run(model, rgb, mask, settings: Settings, torus: Torus | None, on_step) -> 
 
 
 def _checked_and_run(
-    model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, wrap, on_step
+    model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, size, wrap, on_step
 ) -> torch.Tensor:
     """`upscale`, but for memory that is missing beside the tiles."""
     images = check_images(images)
     mask = check_mask(mask, images, model)
     check_words(sampler, color_fix, wrap)
-    scale = check_numbers(scale, tile_batch)
+    scale, tile_batch = check_numbers(scale, tile_batch)
     count, channels, height, width = images.shape
     torus = Torus.of(wrap, height, width, model.config.multiple) if wrap != "none" else None
     tile, overlap = check_tile(model, tile, overlap, torus.size if torus else (height, width))
@@ -323,18 +325,23 @@ def _checked_and_run(
         schedule, sampler, check_seeds(seed, count, noise), tile, overlap, tile_batch or None,
         Repeat(period, period) if noise == "periodic" else None,
     )  # fmt: skip
-    size = target_size(height, width, scale if scale is not None else model.scale)
+    size = choose_size(size, scale, model, images)
     original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
     rgb, hidden, alpha = original, [], None
     if channels == 4:
-        alpha, share = _upscaled_alpha(model, images[:, 3:], scale if scale is not None else model.scale, wrap, on_step)
+        alpha, share = _upscaled_alpha(model, images[:, 3:], size, wrap, on_step)
         on_step = part_of_run(on_step, share, 1)
         rgb, hidden = _without_hidden_colors(images, torus)
 
     out = _run(model, rgb, mask, settings, torus, on_step)
+    for picture, result in zip(rgb, out) if model.config.task == "sr" else ():
+        if bool((picture == picture[:1]).all()):  # grey, whatever it is stored as
+            result.copy_(result.mean(0, keepdim=True).expand_as(result))
     if color_fix != "none":
         for i in range(count):
-            part, reference = out[i : i + 1], resize_around(rgb[i : i + 1], out.shape[-2:], wrap)
+            part, reference = out[i : i + 1], rgb[i : i + 1].float()
+            if color_fix == "wavelet":
+                reference = resize_around(reference, out.shape[-2:], wrap)
             if mask is not None:  # what lies under the hole must not show
                 reference = torch.where(mask[i : i + 1] > 0, part, reference)
             match_color_around(part, reference, color_fix, wrap)
@@ -349,14 +356,14 @@ def _checked_and_run(
     return out
 
 
-def _upscaled_alpha(model: ResShiftModel, alpha, scale: float, wrap: str, on_step) -> tuple[torch.Tensor, float]:
-    """((B, 1, H, W) in [0, 1] at `scale` times its size, the share of the run's time that it took).
+def _upscaled_alpha(model: ResShiftModel, alpha, size: tuple[int, int], wrap: str, on_step) -> tuple[torch.Tensor, float]:
+    """((B, 1, H, W) in [0, 1] as (B, 1, *size), the share of the run's time that it took).
 
     Where it has edges, by the built-in model: resized, they would be soft around crisp colours. By none else, for others give
     soft shadows edges. What is constant stays exactly so.
     """
-    upscaled = resize_around(alpha, target_size(*alpha.shape[-2:], scale), wrap)
-    if scale <= 1:
+    upscaled = resize_around(alpha, size, wrap)
+    if size[0] <= alpha.shape[-2] or size[1] <= alpha.shape[-1]:
         return upscaled, 0.0
     edges = [i for i, picture in enumerate(alpha) if bool((picture != picture[0, 0, 0]).any())]
     share = ALPHA_SHARE[model.config.space] if edges else 0.0
@@ -365,7 +372,7 @@ def _upscaled_alpha(model: ResShiftModel, alpha, scale: float, wrap: str, on_ste
         faithful = model if own else load_model(ALPHA_MODEL, device=model.device, dtype=model.dtype)
         upscaled[edges] = _checked_and_run(
             faithful, alpha[edges], steps=None, kappa=None, p=None, seed=0, sampler="stochastic", tile="auto", overlap=None,
-            tile_batch=None, mask=None, color_fix="none", noise="shared", scale=scale, wrap=wrap,
+            tile_batch=None, mask=None, color_fix="none", noise="shared", scale=None, size=size, wrap=wrap,
             on_step=part_of_run(on_step, 0, share),
         )  # fmt: skip
     torus = Torus.of(wrap, *alpha.shape[-2:], 1)
@@ -384,10 +391,9 @@ def _without_hidden_colors(images: torch.Tensor, torus: Torus | None):
     return torus.cut(filled), hidden
 
 
-def _too_large(images: torch.Tensor, scale: float, reason: str) -> str:
+def _too_large(images: torch.Tensor, size: tuple[int, int], reason: str) -> str:
     """For pictures whose result, or what is made of it, does not fit into memory: smaller tiles would not help."""
-    count, channels, height, width = images.shape
-    height, width = target_size(height, width, scale)
+    (count, channels), (height, width) = images.shape[:2], size
     need = count * max(channels, 3) * height * width * 4 / 2**20
     return (
         f"Out of memory: the result, {count} x {channels} x {height} x {width} numbers, takes {need:.0f} MiB, and two to three "
@@ -413,6 +419,7 @@ def upscale(
     color_fix: str = "none",
     noise: str = "per_image",
     scale: float | None = None,
+    size: Sequence[int] | None = None,
     wrap: str = "none",
     on_step: Callable[[StepEvent], bool | None] | None = None,
 ) -> torch.Tensor:
@@ -433,11 +440,12 @@ def upscale(
         noise: "per_image"; "shared": all pictures of the batch use `seed` itself, for frames of a film; "periodic": shared,
             and repeating every 480 pixels, for hosts that cut tiles and do not say where they lie.
         scale: output size over input size, any number; None = the model's own.
+        size: exact (height, width) of the result, instead of `scale`.
         wrap: "none", or the directions in which the picture continues at its opposite side: "x", "y", "both".
         on_step: called with a StepEvent; returning False raises Cancelled, an exception of its own passes through.
 
     Returns:
-        (B, C, round(H * scale), round(W * scale)) float32 in [0, 1] on the device of `images`.
+        (B, C, round(H * scale), round(W * scale)), or (B, C, *size), float32 in [0, 1] on the device of `images`.
 
     Raises:
         InputError: an argument is out of range. OutOfMemory: not even one small tile, or the result itself, fits. Cancelled:
@@ -449,8 +457,8 @@ def upscale(
     try:
         with without_autocast(model.device):
             return _checked_and_run(
-                model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, wrap,
-                on_step,
+                model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, size,
+                wrap, on_step,
             )  # fmt: skip
     except OutOfMemory:
         raise
@@ -458,4 +466,5 @@ def upscale(
         if not is_out_of_memory(error):
             raise
         failed = brief(error)
-    raise OutOfMemory(_too_large(images, scale or model.scale, failed))  # not above: the traceback would keep tensors alive
+    # not above: the traceback would keep tensors alive
+    raise OutOfMemory(_too_large(images, choose_size(size, scale, model, images), failed))

@@ -66,6 +66,15 @@ def lay_axis(padded: int, tile: int, overlap: int, unit: int = 1, multiple: int 
     return Axis(padded, tile, tuple(starts), overlap)
 
 
+def mirror_index(first: int, last: int, padded: int, length: int) -> torch.Tensor:
+    """As `reflect_index`, mirrored at the picture's edge instead of at the middle of its last pixel, which so occurs twice.
+
+    Half a pixel further out lies the edge of the large picture, too.
+    """
+    index = torch.arange(first, last).clamp(0, padded - 1) % (2 * length)
+    return torch.where(index < length, index, 2 * length - 1 - index)
+
+
 def reflect_index(first: int, last: int, padded: int, length: int) -> torch.Tensor:
     """Source rows for rows first..last-1 of a side of `length` pixels, reflected to `padded`, then replicated beyond.
 

@@ -10,7 +10,7 @@ import resshift_core as rs
 from resshift_core.arguments import laid_tile
 from resshift_core.cli.sheet import compare_sheet
 from resshift_core.image_io import Picture, pixels_of, to_image
-from resshift_core.resize import resize, target_size
+from resshift_core.resize import target_size
 
 from . import loaded
 from .entries import Entry
@@ -49,17 +49,17 @@ def upscale_image(
         settings = replace(settings, seed=draw_seed())
     picture = pixels_of(image)
     images = picture.tensor()
+    height, width = images.shape[-2:]
+    wanted = target_size(height, width, scale or entry.scale) if size is None else (size[1], size[0])
     try:
         with Progress(images, owns_bar) as progress, loaded.on_device(entry.source, progress.fetching) as model:
             progress.begin()
-            out = rs.upscale(model, images, on_step=progress, **settings.as_arguments())
+            out = rs.upscale(model, images, size=wanted, on_step=progress, **settings.as_arguments())
             made = Made(entry.name, _as_used(model, settings, tuple(images.shape[-2:])))
     except rs.Cancelled:
         SESSION.stopped = True
         return None
-    height, width = images.shape[-2:]
-    wanted = target_size(height, width, scale or entry.scale) if size is None else (size[1], size[0])
-    result = to_image(resize(out, wanted)[0], picture.mode)
+    result = to_image(out[0], picture.mode)
     return Result(result, made, _sheet(picture, result, made) if settings.compare else None)
 
 

@@ -52,6 +52,16 @@ def test_none_and_unknown():
         match_color(result, result, "lab")
 
 
+def test_adain_leaves_paper_white():
+    """A sharper picture of lines has more contrast than its enlargement; taking that away would make white paper grey."""
+    small = torch.ones(1, 3, 32, 32)
+    small[..., 16] = 0.4
+    large = torch.ones(1, 3, 128, 128)
+    large[..., 65:67] = 0.0  # the line, thinner and darker, and as much ink when shrunk
+    out = match_color(large, small, "adain")
+    assert out[..., :60].min() > 0.995
+
+
 def test_adain_of_a_single_pixel():
     """Its contrast is 0, not a division of nothing by nothing."""
     reference = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)

@@ -447,6 +447,17 @@ class TestUpscale:
             upscaled(host, "ResShiftUpscaleImage", socket, picture(1, 16, 16, 3), steps=50)
         assert steps[-1] == 3
 
+    def test_a_mask_on_a_cut_out_brings_no_rim(self, host):
+        """Where the mask is black the picture is plainly enlarged; the black under alpha 0 must not bleed into it."""
+        y, x = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
+        alpha = (9 - ((y - 12) ** 2 + (x - 12) ** 2).sqrt()).clamp(0, 1)
+        image = torch.cat([(alpha > 0).float()[..., None].expand(-1, -1, 3), alpha[..., None]], dim=-1)[None]
+        mask = torch.zeros(1, 24, 24)
+        mask[:, :12] = 1
+        result = upscaled(host, "ResShiftUpscaleImage", load(host), image, mask=mask)
+        plain = result[:, 60:]  # 0.75 at its darkest where the black bled
+        assert (plain[..., :3] * plain[..., 3:] + 1 - plain[..., 3:]).min() > 0.97
+
     def test_an_empty_batch_of_masks_is_none(self, host):
         socket, image = load(host), picture(1, 8, 8, 3)
         plain = upscaled(host, "ResShiftUpscaleImage", socket, image)

@@ -94,6 +94,32 @@ def test_any_input_gives_the_exact_size_finite_and_in_range(
     assert count == 0 or (out.min() >= 0 and out.max() <= 1)
 
 
+class TestSize:
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_an_exact_size(self, model, channels):
+        lq = picture(20, 30, channels=channels)
+        assert rs.upscale(model, lq, size=(61, 100)).shape == (1, channels, 61, 100)
+        assert torch.equal(rs.upscale(model, lq, size=(60, 90)), rs.upscale(model, lq, scale=3))
+
+    @pytest.mark.parametrize(
+        "words, sentence",
+        [
+            ({"size": (80, 120), "scale": 4}, "give one of them"),
+            ({"size": 80}, r"it must be \(height, width\)"),
+            ({"size": (0, 120)}, "sides must be above 0"),
+            ({"size": (10**6, 120)}, "at most"),
+            ({"size": (80, 1.5)}, "size"),
+        ],
+    )
+    def test_sizes_that_cannot_be(self, model, words, sentence):
+        with pytest.raises(rs.InputError, match=sentence):
+            rs.upscale(model, picture(20, 30), **words)
+
+    def test_whole_numbers_of_another_kind(self, model):
+        lq = picture(20, 30)
+        assert torch.equal(rs.upscale(model, lq, tile_batch=2.0), rs.upscale(model, lq))
+
+
 class TestTiles:
     def test_an_overlap_beyond_half_of_the_tile(self, model, caplog):
         lq = picture(40, 40)
@@ -212,6 +238,16 @@ class TestChannels:
         bicubic = F.interpolate(rgba[:1, 3:], size=out.shape[-2:], mode="bicubic").clamp(0, 1)
         soft, softer = ((picture * (1 - picture)).sum() for picture in (expected, bicubic))
         assert soft < 0.8 * softer, f"{soft} {softer}"
+
+    @pytest.mark.parametrize("name", ["builtin", "builtin-real"])
+    def test_grey_stays_grey_however_it_is_stored(self, name):
+        """Hosts hand over three equal channels; a network makes faint colours of them."""
+        grey = (torch.rand(1, 1, 24, 30, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+        images = torch.cat([grey.expand(-1, 3, -1, -1), picture(24, 30)])
+        model = rs.load_model(name, device="cpu", dtype="fp32")
+        out = rs.upscale(model, images, noise="shared")
+        assert (out[0] == out[0, :1]).all() and (out[1] - out[1].mean(0)).abs().max() > 0.05
+        torch.testing.assert_close(out[:1], rs.upscale(model, grey).expand(-1, 3, -1, -1))
 
     def test_alpha_shares_the_progress(self, model):
         rgba, seen = picture(40, 50, channels=4), []
@@ -414,6 +450,22 @@ class TestFaults:
         out = rs.upscale(model.to(dtype=torch.float16), lq)
         assert caplog.text.count("it is done again in float32") == 1
         assert (out - expected).abs().mean() < 0.02
+
+    @pytest.mark.parametrize("half", ["unet", "autoencoder"])
+    def test_either_of_two_formats_may_overflow(self, caplog, half):
+        """ComfyUI's flags set them apart."""
+        unet = rs.UNetConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1, swin_channels=32, head_channels=16)
+        model = standin.standin_model(rs.ModelConfig(unet, rs.VQGANConfig(32, (1, 1, 1), (1, 1, 1), n_embed=64), tile=64))
+        first = model.unet.input_blocks[0][0] if half == "unet" else model.autoencoder.encoder.conv_in
+        with torch.no_grad():
+            first.weight.mul_(3e4 / first.weight.abs().max())
+        lq = picture(24, 24)
+        expected = rs.upscale(model, lq)
+        getattr(model, half).to(torch.float16)
+        if half == "autoencoder":
+            model.autoencoder.quantize.float()
+        assert (rs.upscale(model, lq) - expected).abs().mean() < 0.02
+        assert caplog.text.count("it is done again in float32") == 1
 
     def test_damaged_weights_are_told_as_such(self):
         broken = standin.small_model()

@@ -1,11 +1,12 @@
 """Tiles cover every pixel, have one size, and their weights sum to one without a jump."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resshift_core.tiles import lay_axis, reflect_index
+from resshift_core.tiles import lay_axis, mirror_index, reflect_index
 
 
 @given(
@@ -57,10 +58,16 @@ def test_little_is_computed_twice(length):
 
 @given(length=st.integers(1, 40), padded=st.integers(1, 200))
 def test_reflection_agrees_with_numpy(length, padded):
-    np = pytest.importorskip("numpy")
     padded = max(length, padded)
     expected = np.pad(np.arange(length), (0, padded - length), mode="reflect" if length > 1 else "edge")
     assert reflect_index(0, padded, padded, length).tolist() == expected.tolist()
+
+
+@given(length=st.integers(1, 40), padded=st.integers(1, 200))
+def test_mirroring_agrees_with_numpy(length, padded):
+    padded = max(length, padded)
+    expected = np.pad(np.arange(length), (0, padded - length), mode="symmetric")
+    assert mirror_index(0, padded, padded, length).tolist() == expected.tolist()
 
 
 def test_beyond_the_padded_side_the_border_is_replicated():

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resshift_core.arguments import check_tile
+from resshift_core.model import SMALLEST
 from resshift_core.schedule import ShiftSchedule
 from resshift_core.tiles import lay_axis
 from resshift_core.wrap import Torus
@@ -164,7 +165,8 @@ class TestArithmetic:
         side, shared = check_tile(model, tile or "auto", overlap or None, size)
         padded = (config.padded(size[0]), config.padded(size[1]))
         rows, columns = (lay_axis(length, side, shared, config.unit, config.tile_multiple) for length in padded)
-        facts = {word: getattr(config, word) for word in ("tile", "overlap", "multiple", "tile_multiple", "unit")}
+        facts = {word: getattr(config, word) for word in ("tile", "overlap", "multiple", "padding", "tile_multiple", "unit")}
+        facts["smallest"] = SMALLEST
         facts["bytes_per_pixel"] = model.bytes_per_tile(64, 64) / 64**2
         asked = {"tile": tile, "overlap": overlap, "tile_batch": 1, "wrap": wrap}
         drawn = javascript(f"layTiles({json.dumps(facts)}, {width}, {height}, {json.dumps(asked)})")

@@ -295,6 +295,16 @@ class TestUpscaler:
         want = np.asarray(image.getchannel("A").resize((80, 48), Image.Resampling.BICUBIC)).astype(float)
         assert np.abs(alpha - want).max() <= 8  # 22 levels a pixel, upscaled by the model
 
+    @pytest.mark.parametrize("scale", [2, 3, 4])
+    def test_a_cut_out_has_no_rim_at_any_size(self, host, scale):
+        y, x = np.mgrid[:47, :65]
+        alpha = (20 - np.hypot(y - 23, x - 32)).clip(0, 1)
+        levels = np.dstack([*[255 * (alpha > 0)] * 3, 255 * alpha]).astype(np.uint8)  # white, and black under alpha 0
+        data = host.shared.sd_upscalers[0]
+        result = data.scaler.upscale(Image.fromarray(levels), scale, data.data_path)
+        on_white = Image.alpha_composite(Image.new("RGBA", result.size, "white"), result)
+        assert np.asarray(on_white.convert("L")).min() >= 253
+
     def test_do_upscale_gives_the_models_own_scale(self, host):
         data = host.shared.sd_upscalers[0]
         assert data.scaler.do_upscale(picture(size=(65, 47)), data.data_path).size == (260, 188)

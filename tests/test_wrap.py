@@ -172,4 +172,4 @@ class TestPreview:
         rs.upscale(small_model(), picture(40, 40).expand(2, -1, -1, -1), tile=32, overlap=16, tile_batch=3, on_step=note)
         assert len(boxes) == len(set(boxes)) == 8
         assert {box[0] for box in boxes} == {0, 1} and all(box[3:] == (32, 32) for box in boxes)
-        assert {box[1] for box in boxes} == {0, 16}
+        assert {box[1] for box in boxes} == {0, 8}

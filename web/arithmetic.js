@@ -9,8 +9,8 @@ export function sqrtEta(steps, p, first, last) {
 }
 
 /** Where tiles start along one side, and how long they are. All in pixels of the input. */
-export function layAxis(length, tile, overlap, { multiple, tile_multiple, unit }) {
-  const padded = Math.ceil(length / multiple) * multiple
+export function layAxis(length, tile, overlap, { padding, smallest, tile_multiple, unit }) {
+  const padded = Math.ceil(Math.max(length, smallest) / padding) * padding
   if (padded <= tile) return { tile: padded, starts: [0] }
   const shared = Math.min(Math.ceil(overlap / unit), Math.floor(Math.floor(tile / 2) / unit)) * unit
   const count = Math.ceil((padded - shared) / (tile - shared))
