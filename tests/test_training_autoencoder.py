@@ -47,6 +47,42 @@ def test_a_trained_autoencoder_loads_and_resumes_exactly(tmp_path):
     assert list((tmp_path / "whole" / "pictures").glob("*.png"))
 
 
+def test_a_resumed_run_takes_the_settings_given_now(tmp_path, monkeypatch, caplog):
+    """A lower rate is what the sentence about losses that are not finite advises."""
+    data, seen = make_pictures(tmp_path / "pictures", 3, 48), []
+    output = tmp_path / "run"
+    assert train_autoencoder.main(words(data, output, "--iterations", 5, "--adversarial-from", 0)) == 0
+    step = train_autoencoder.AutoencoderTrainer.step
+
+    def noted(trainer, image):
+        seen.extend(group["lr"] for part in (trainer.optimizer, trainer.judge_optimizer) for group in part.param_groups)
+        assert trainer.optimizer.state and trainer.judge_optimizer.state  # the moments go on
+        return step(trainer, image)
+
+    monkeypatch.setattr(train_autoencoder.AutoencoderTrainer, "step", noted)
+    more = ("--iterations", 7, "--adversarial-from", 0, "--resume", "auto", "--learning-rate", 1e-5)
+    assert train_autoencoder.main(words(data, output, *more)) == 0
+    assert seen == [1e-5] * 4
+    assert "iterations was 5, is 7" in caplog.text and "learning_rate was 0.001, is 1e-05" in caplog.text
+    assert "ch_mult" not in caplog.text and "resume" not in caplog.text
+
+
+def test_the_file_does_not_say_where_the_pictures_lay(tmp_path):
+    data = make_pictures(tmp_path / "pictures", 2, 48)
+    assert train_autoencoder.main(words(data, tmp_path / "run", "--iterations", 1, "--adversarial", 0)) == 0
+    _, notes = read_file(tmp_path / "run" / "autoencoder.safetensors")
+    assert '"learning_rate": 0.001' in notes["training"] and str(tmp_path) not in str(notes)
+
+
+@pytest.mark.parametrize(("found", "wanted"), [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_there_is_no_half_precision_without_a_scaler(tmp_path, monkeypatch, found, wanted):
+    monkeypatch.setattr(train_autoencoder, "resolve_dtype", lambda name, device: {"auto": found}[name])
+    settings = train_autoencoder.AutoencoderSettings(
+        data=tmp_path, output=tmp_path, ch=32, ch_mult=(1, 2), num_res_blocks=(1, 1), n_embed=32, lpips=0.0
+    )
+    assert train_autoencoder.AutoencoderTrainer(settings, torch.device("cpu")).precision == wanted
+
+
 def test_training_makes_reconstructions_better(tmp_path):
     """Of the same pictures, by what is written."""
     data, errors = make_pictures(tmp_path / "pictures", 3, 48), []

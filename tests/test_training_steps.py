@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -292,6 +293,31 @@ def test_every_weight_learns_from_texture_and_its_own_chain(tmp_path, precision)
     assert math.isfinite(values["discriminator"]) and not values["skipped"]
     moved = [not torch.equal(old, new) for old, new in zip(judge, trainer.objective.discriminator.parameters())]
     assert all(moved[:-1])  # the last bias cancels: judgements are compared with each other
+
+
+def test_a_lower_rate_given_when_resuming_is_the_discriminators_too(tmp_path):
+    before = trainer_for(tiny(), tmp_path, adversarial=0.1, learning_rate=1e-3)
+    before.step([0, 1, 2, 3], crops())
+    after = trainer_for(tiny(), tmp_path, adversarial=0.1, learning_rate=1e-4)
+    after.load_state_dict(before.state_dict())
+    after.step([4, 5, 6, 7], crops())
+    assert {group["lr"] for group in after.judge_optimizer.param_groups} == {1e-4}
+
+
+@pytest.mark.parametrize(
+    ("name", "major", "amd", "dtype"),
+    [
+        ("NVIDIA GeForce GTX 1660 SUPER", 7, None, torch.float32), ("NVIDIA GeForce RTX 2080 Ti", 7, None, torch.float16),
+        ("NVIDIA GeForce RTX 3060", 8, None, torch.bfloat16), ("Radeon RX 6800 XT", 10, "gfx1030", torch.float16),
+    ],
+)  # fmt: skip
+def test_training_and_the_engine_choose_the_same_number_format(tmp_path, monkeypatch, name, major, amd, dtype):
+    """In fp16, convolutions of NVIDIA's 16 series come out as NaN; older AMD cards emulate bf16."""
+    trainer, card = trainer_for(tiny(), tmp_path, precision="auto"), SimpleNamespace(name=name, major=major, gcnArchName=amd)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
+    monkeypatch.setattr(torch.version, "hip", amd and "6.2")
+    pretended = Processes(0, 1, torch.device("cuda"))
+    assert Trainer(trainer.model, trainer.settings, trainer.objective, pretended).precision == dtype
 
 
 def test_a_judgement_that_is_not_finite_skips_the_step(tmp_path):

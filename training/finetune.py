@@ -56,7 +56,7 @@ from training.program import exit_status
 from training.report import Report, memory_text, save_picture, write_summary
 from training.resize import resize
 from training.scan import DataError, Picture, Scan, find_images, scan
-from training.settings import SettingsError, TrainSettings, describe, parse, resolve, to_dict
+from training.settings import SettingsError, TrainSettings, describe, parse, resolve, tell_changes, to_dict
 from training.start import Start, load_start
 from training.state import load_state, save_state
 from training.trainer import Trainer
@@ -228,12 +228,7 @@ class Run:
         return [*map(str, kind), *self.data.held]
 
     def _compare(self, state: dict) -> dict:
-        before, now = json.loads(state["settings"]), to_dict(self.settings)
-        fresh = to_dict(type(self.settings)(self.settings.data, self.settings.output))  # a run may be older than a setting
-        before = {name: before.get(name, fresh.get(name)) for name in now}
-        changed = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
-        if changed:
-            log.warning("The settings differ from those of the run so far: %s.", "; ".join(changed))
+        before = tell_changes(json.loads(state["settings"]), self.settings)
         if state["data"] != self.data.fingerprint:
             log.warning("The pictures are not those of the run so far: it goes on, but not as it would have.")
         return before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
 import types
 import typing
@@ -17,6 +18,8 @@ import yaml
 import resshift_core as rs
 
 from .losses import DETAIL_WINDOW, SPECTRUM_WINDOW
+
+log = logging.getLogger("resshift.training")
 
 
 class SettingsError(ValueError):
@@ -295,6 +298,17 @@ def to_dict(settings: TrainSettings) -> dict:
         for name, value in asdict(settings).items()
         if name not in PLACES
     }
+
+
+def tell_changes(before: dict, settings) -> dict:
+    """Warn of what differs from the settings of the run so far, as `to_dict` gave them. -> those, with what they lack."""
+    now = to_dict(settings)
+    fresh = to_dict(type(settings)(settings.data, settings.output))  # a run may be older than a setting
+    before = {name: before.get(name, fresh.get(name)) for name in now}
+    changed = [f"{name} was {before[name]}, is {now[name]}" for name in now if before[name] != now[name]]
+    if changed:
+        log.warning("The settings differ from those of the run so far: %s.", "; ".join(changed))
+    return before
 
 
 def describe(settings: TrainSettings) -> str:

@@ -22,7 +22,7 @@ import json
 import logging
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import resshift_core as rs
 from resshift_core.checkpoint import save_weights
-from resshift_core.device import resolve_device
+from resshift_core.device import resolve_device, resolve_dtype
 from resshift_core.errors import brief
 from resshift_core.limits import check_settings
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
@@ -42,9 +42,9 @@ from training.metrics import psnr
 from training.program import exit_status
 from training.report import Table, save_picture
 from training.scan import find_images, scan
-from training.settings import SettingsError
+from training.settings import SettingsError, tell_changes, to_dict
 from training.state import load_state, save_state
-from training.trainer import BAD_STEPS, NotFinite, choose_precision, make_average
+from training.trainer import BAD_STEPS, NotFinite, load_moments, make_average
 
 log = logging.getLogger("resshift.training")
 
@@ -103,9 +103,9 @@ class AutoencoderTrainer:
         self.optimizer = torch.optim.Adam(self.net.parameters(), settings.learning_rate, betas=betas)
         self.judge_optimizer = torch.optim.Adam(self.judge.parameters(), settings.learning_rate, betas=betas)
         self.lpips = make_lpips("vgg", device) if settings.lpips else None
-        self.precision = choose_precision("bf16" if settings.precision == "bf16" else settings.precision, device)
+        self.precision = resolve_dtype(settings.precision, device)
         if self.precision == torch.float16:
-            self.precision = torch.float32  # without a scaler
+            self.precision = torch.float32  # fp16 wants a scaler, which is not here
 
     def parts(self) -> dict:
         return {
@@ -173,21 +173,32 @@ class AutoencoderTrainer:
         """State, and OUTPUT/autoencoder.safetensors with the averaged weights."""
         output = self.settings.output
         state = {name: part.state_dict() for name, part in self.parts().items()}
-        save_state(output / "state", self.iteration, {**state, "iteration": self.iteration})
+        settings = json.dumps(to_dict(self.settings))
+        save_state(output / "state", self.iteration, {**state, "iteration": self.iteration, "settings": settings})
         notes = {
             "format": "pt",
             "steps_trained": str(self.iteration),
-            "training": json.dumps(asdict(self.settings), default=str),
+            "training": settings,
         }
         save_weights(self.average.module.state_dict(), notes, output / "autoencoder.safetensors")
 
     def resume(self) -> bool:
+        """Take over the newest state, with the settings given now; False where there is none.
+
+        Raises:
+            SettingsError: it is of another autoencoder.
+        """
         state = load_state(self.settings.output / "state")
         if state is None:
             return False
+        if "settings" in state:  # a run may be older than this note
+            tell_changes(json.loads(state["settings"]), self.settings)
         try:
             for name, part in self.parts().items():
-                part.load_state_dict(state[name])
+                if isinstance(part, torch.optim.Optimizer):
+                    load_moments(part, state[name])
+                else:
+                    part.load_state_dict(state[name])
         except RuntimeError as error:
             raise SettingsError(
                 f"The state in {self.settings.output / 'state'} is of another autoencoder than this run's ({brief(error)}). Give "

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import resshift_core as rs
-from resshift_core.device import cpu_has_bf16
+from resshift_core.device import cpu_has_bf16, resolve_dtype
 from resshift_core.unet import ResBlock, Stage
 
 from .chain import Chain
@@ -81,22 +81,6 @@ def recompute_activations(net: rs.SwinUNet) -> None:
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def choose_precision(word: str, device: torch.device) -> torch.dtype:
-    """The type of autocast; float32 = none. "auto": bf16 where the hardware multiplies it, else fp16 on CUDA, else fp32."""
-    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-    if word != "auto":
-        return named[word]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    if device.type == "cpu":
-        fast = (
-            getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-            or getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        )
-        return torch.bfloat16 if fast else torch.float32
-    return torch.float32
-
-
 def make_optimizer(parameters, settings: TrainSettings):
     """timm's, by name.
 
@@ -116,9 +100,9 @@ def make_optimizer(parameters, settings: TrainSettings):
         raise SettingsError(f"--optimizer {name} cannot be used here ({error}).") from error
 
 
-def _load_moments(optimizer, state: dict) -> None:
-    """The state of an optimiser, with the settings that it has now."""
-    names = ("betas", "weight_decay", "eps", "momentum")
+def load_moments(optimizer, state: dict) -> None:
+    """The state of an optimiser, with the settings that it has now; its rate among them, for where no scheduler sets it."""
+    names = ("lr", "betas", "weight_decay", "eps", "momentum")
     settings = [{name: group[name] for name in names if name in group} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, settings):
@@ -158,7 +142,7 @@ class Trainer:
         self.average = make_average(self.raw, settings.ema)
         if settings.checkpointing:
             recompute_activations(self.raw)
-        self.precision = choose_precision(settings.precision, self.device)
+        self.precision = resolve_dtype(settings.precision, self.device)  # of autocast; float32 = none
         self.optimizer = make_optimizer(self.raw, settings)
         self.scheduler = make_scheduler(self.optimizer, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
@@ -309,7 +293,7 @@ class Trainer:
         known = optimizer in (None, settings.optimizer)
         known &= weight_decay is None or bool(weight_decay) == bool(settings.weight_decay)  # it makes groups of parameters
         if known:
-            _load_moments(self.optimizer, state["optimizer"])
+            load_moments(self.optimizer, state["optimizer"])
         else:
             log.warning("The optimiser is another one than in the run so far: its moments begin anew.")
         if self.scaler.is_enabled() and state["scaler"]:
@@ -321,7 +305,7 @@ class Trainer:
             return
         self.objective.discriminator.load_state_dict(state["discriminator"])
         if known:
-            _load_moments(self.judge_optimizer, state["discriminator_optimizer"])
+            load_moments(self.judge_optimizer, state["discriminator_optimizer"])
 
     def averaged_model(self) -> rs.ResShiftModel:
         """A model of its own with the averaged weights, for validation and export, on the training device."""
