@@ -116,7 +116,7 @@ def machine(device: torch.device) -> dict:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "load average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # Windows has none
         "peaks": {dtype: timing.matmul_peak(device, dtype) for dtype in dtypes},
         "copy": timing.bandwidth(device),
     }
@@ -174,9 +174,8 @@ def main() -> None:
     peaks = {str(dtype).removeprefix("torch."): value for dtype, value in host["peaks"].items()}
     results: dict = {"machine": {**host, "peaks": peaks}}
     print(", ".join(f"{dtype} product {value / 1e9:.0f} GFLOP/s" for dtype, value in peaks.items()), end="; ")
-    print(
-        f"copy {host['copy'] / 1e9:.1f} GB/s; torch {host['torch']}, {host['threads']} threads, load {host['load average']:.1f}"
-    )
+    load = "" if host["load average"] is None else f", load {host['load average']:.1f}"
+    print(f"copy {host['copy'] / 1e9:.1f} GB/s; torch {host['torch']}, {host['threads']} threads{load}")
     if "stages" in args.only:
         results["stages"] = {}
         for model, side in ((published(device, "auto"), 64), (rs.load_model("builtin", device=str(device)), 256)):

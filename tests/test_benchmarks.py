@@ -76,7 +76,10 @@ def test_stages_of_both_kinds(latent_model):
     assert all(stage.seconds > 0 for stage in small) and small[1].tflop > 0
 
 
-def test_the_command_prints_and_saves(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("windows", [False, True])
+def test_the_command_prints_and_saves(windows, tmp_path, monkeypatch, capsys):
+    if windows:
+        monkeypatch.delattr(benchmark.os, "getloadavg", raising=False)
     monkeypatch.setattr(benchmark, "published", lambda device, dtype: standin.small_model(name="published x4"))
     monkeypatch.setattr(timing, "matmul_peak", lambda device, dtype: 1e11)
     monkeypatch.setattr(timing, "bandwidth", lambda device: 1e10)
@@ -85,4 +88,5 @@ def test_the_command_prints_and_saves(tmp_path, monkeypatch, capsys):
     benchmark.main()
     saved = json.loads((tmp_path / "all.json").read_text())
     assert len(saved["stages"]) == 2 and saved["machine"]["threads"] > 0
-    assert "| network, one step |" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "| network, one step |" in shown and (", load " in shown) == (saved["machine"]["load average"] is not None)
