@@ -23,7 +23,7 @@ def _read(folder: Path) -> dict[str, dict]:
         return {}
     try:
         pins = json.loads(path.read_text(encoding="utf-8"))
-        return {str(name): {"sha256": str(pin["sha256"]), **pin} for name, pin in pins.items()}
+        return {str(name): {**pin, "sha256": str(pin["sha256"])} for name, pin in pins.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({brief(error)}). Delete it; hashes are noted again at the next download."

@@ -59,6 +59,12 @@ def test_a_damaged_list_is_told(model, text):
         check_pin(model)
 
 
+def test_a_hash_that_is_not_text_is_compared_as_text(model):
+    """Somebody may have written the list by hand: a hash of digits alone is a number then."""
+    (model.parent / pins.PINS).write_text('{"model.pth": {"sha256": 12345}}')
+    assert pinned_sha256(model) == "12345"
+
+
 def test_many_at_once_lose_no_entry(tmp_path, monkeypatch):
     monkeypatch.setattr("resshift_core.file_lock.POLL_S", 0.001)
     files = [tmp_path / f"{i}.pth" for i in range(12)]
