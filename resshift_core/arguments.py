@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +12,8 @@ from .color import COLOR_FIXES
 from .errors import InputError
 from .model import ResShiftModel
 from .noise import Repeat
+from .numeric import finite as _number
+from .numeric import whole as _whole
 from .resize import target_size
 from .sampler import SAMPLERS
 from .schedule import ShiftSchedule
@@ -42,27 +43,6 @@ def check_words(sampler: str, color_fix: str, wrap: str) -> None:
     for word, value, known in (("sampler", sampler, SAMPLERS), ("color_fix", color_fix, COLOR_FIXES), ("wrap", wrap, WRAPS)):
         if value not in known:
             raise InputError(f"{word} is {value!r}; known are {', '.join(known)}.")
-
-
-def _whole(name: str, value) -> int:
-    try:
-        number = int(value)
-        if number == value and not isinstance(value, bool):
-            return number
-    except (TypeError, ValueError, OverflowError):  # words, NaN, infinity
-        pass
-    raise InputError(f"{name} is {value!r}; it must be a whole number.")
-
-
-def _number(name: str, value) -> float:
-    """A finite number of Python's, numpy's or torch's."""
-    try:
-        number = float(value)
-        if math.isfinite(number) and not isinstance(value, (bool, str, bytes)):
-            return number
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # RuntimeError: torch's, of several numbers
-        pass
-    raise InputError(f"{name} is {value!r:.60}; it must be a number.")
 
 
 def check_numbers(scale: float | None, tile_batch: int | None) -> tuple[float | None, int | None]:

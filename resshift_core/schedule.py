@@ -13,13 +13,31 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .errors import InputError
+from .numeric import finite, whole
 
 MAX_STEPS = 10000
+MAX_KAPPA = 1e6  # its square, of which the tables are made, is still a number
 
 
-def _check_steps(steps) -> None:
-    if int(steps) != steps or not 1 <= steps <= MAX_STEPS:
+def _check_steps(steps) -> int:
+    number = whole("steps", steps)
+    if not 1 <= number <= MAX_STEPS:
         raise InputError(f"steps is {steps!r}; it must be a whole number from 1 to {MAX_STEPS}.")
+    return number
+
+
+def _check_kappa(kappa) -> float:
+    number = finite("kappa", kappa)
+    if not 0 <= number <= MAX_KAPPA:
+        raise InputError(f"kappa is {kappa!r}; it must be a number from 0 to {MAX_KAPPA:g}.")
+    return number
+
+
+def _positive(name: str, value) -> float:
+    number = finite(name, value)
+    if number <= 0:
+        raise InputError(f"{name} is {value!r}; it must be a positive number.")
+    return number
 
 
 def _sqrt_eta_table(steps: int, p: float, sqrt_eta_1: float, sqrt_eta_T: float) -> np.ndarray:
@@ -38,7 +56,7 @@ class ShiftSchedule:
 
     Args:
         steps: T, the number of diffusion steps, 1 to 10000.
-        kappa: noise scale, >= 0 (0 makes the chain noise free).
+        kappa: noise scale, 0 to 1e6 (0 makes the chain noise free).
         p: exponent of eq. 10, > 0; larger values spend more steps at small eta (fidelity).
         min_noise_level: m; checkpoints use sqrt(eta_1) = min(m / kappa, m).
         sqrt_eta_T: sqrt(eta) at the last step, in (0, 1].
@@ -46,7 +64,7 @@ class ShiftSchedule:
         tau: the trained network's time input for every step, counted from 0, possibly fractional; None = 0..T-1.
 
     Raises:
-        InputError: a value is outside its range.
+        InputError: a value is no number, or outside its range.
     """
 
     steps: int = 15
@@ -63,21 +81,20 @@ class ShiftSchedule:
     posterior_variance: np.ndarray = field(init=False, compare=False, repr=False)
 
     def __post_init__(self):
-        _check_steps(self.steps)
-        if not (math.isfinite(self.kappa) and self.kappa >= 0):
-            raise InputError(f"kappa is {self.kappa!r}; it must be a number of at least 0.")
-        if not (math.isfinite(self.p) and self.p > 0):
-            raise InputError(f"p is {self.p!r}; it must be a positive number.")
-        if not 0 < self.sqrt_eta_T <= 1:
-            raise InputError(f"sqrt_eta_T is {self.sqrt_eta_T!r}; it must lie in (0, 1].")
-        if self.sqrt_eta_1 is None:
-            m = self.min_noise_level
-            if not 0 < m:
-                raise InputError(f"min_noise_level is {m!r}; it must be a positive number.")
-            object.__setattr__(self, "sqrt_eta_1", min(m / self.kappa, m) if self.kappa > 0 else m)
-        if not 0 < self.sqrt_eta_1 <= self.sqrt_eta_T:
-            raise InputError(f"sqrt_eta_1 is {self.sqrt_eta_1!r}; it must lie in (0, sqrt_eta_T = {self.sqrt_eta_T}].")
-        self._fill(_sqrt_eta_table(int(self.steps), self.p, self.sqrt_eta_1, self.sqrt_eta_T))
+        steps, kappa, p = _check_steps(self.steps), _check_kappa(self.kappa), _positive("p", self.p)
+        m, last = _positive("min_noise_level", self.min_noise_level), finite("sqrt_eta_T", self.sqrt_eta_T)
+        if not 0 < last <= 1:
+            raise InputError(f"sqrt_eta_T is {last!r}; it must lie in (0, 1].")
+        if self.sqrt_eta_1 is not None:
+            first = finite("sqrt_eta_1", self.sqrt_eta_1)
+        else:
+            first = min(m / kappa, m) if kappa > 0 else m
+        if not 0 < first <= last:
+            raise InputError(f"sqrt_eta_1 is {first!r}; it must lie in (0, sqrt_eta_T = {last}].")
+        numbers = {"steps": steps, "kappa": kappa, "p": p, "min_noise_level": m, "sqrt_eta_T": last, "sqrt_eta_1": first}
+        for name, number in numbers.items():
+            object.__setattr__(self, name, number)
+        self._fill(_sqrt_eta_table(self.steps, self.p, self.sqrt_eta_1, self.sqrt_eta_T))
 
     def _fill(self, sqrt_eta: np.ndarray) -> None:
         eta = sqrt_eta**2
@@ -97,8 +114,8 @@ class ShiftSchedule:
     @classmethod
     def paper(cls, steps: int = 15, kappa: float = 2.0, p: float = 0.3) -> ShiftSchedule:
         """The schedule as the paper prints it (eq. 9-10): eta_1 = min((0.04/kappa)^2, 0.001), eta_T = 0.999."""
-        eta_1 = min((0.04 / kappa) ** 2, 0.001) if kappa > 0 else 0.001
-        return cls(steps, kappa, p, sqrt_eta_T=math.sqrt(0.999), sqrt_eta_1=math.sqrt(eta_1))
+        kappa, most = _check_kappa(kappa), math.sqrt(0.001)
+        return cls(steps, kappa, p, sqrt_eta_T=math.sqrt(0.999), sqrt_eta_1=min(0.04 / kappa, most) if kappa > 0 else most)
 
     def retime(self, steps: int | None = None, kappa: float | None = None, p: float | None = None) -> ShiftSchedule:
         """Another schedule for the network that was trained with this one; None keeps the trained value.
@@ -110,13 +127,9 @@ class ShiftSchedule:
         Raises:
             InputError: a value is out of range, or a one-step schedule is asked for more steps.
         """
-        new_steps = self.steps if steps is None else steps
-        new_p = self.p if p is None else float(p)
-        new_kappa = self.kappa if kappa is None else float(kappa)
-        _check_steps(new_steps)
-        new_steps = int(new_steps)
-        if not (math.isfinite(new_p) and new_p > 0):
-            raise InputError(f"p is {new_p!r}; it must be a positive number.")
+        new_steps = self.steps if steps is None else _check_steps(steps)
+        new_p = self.p if p is None else _positive("p", p)
+        new_kappa = self.kappa if kappa is None else _check_kappa(kappa)
         if new_steps == self.steps and new_p == self.p:
             tau = self.tau
         elif self.steps == 1 and new_steps > 1:

@@ -167,11 +167,34 @@ class TestRetime:
         ({"steps": 0}, "steps is 0"), ({"steps": 2.5}, "steps is 2.5"), ({"p": 0}, "p is 0"), ({"p": -1}, "p is -1"),
         ({"kappa": -0.1}, "kappa is -0.1"), ({"kappa": math.nan}, "kappa is nan"), ({"sqrt_eta_T": 0}, "sqrt_eta_T is 0"),
         ({"min_noise_level": 0}, "min_noise_level is 0"), ({"sqrt_eta_1": 2.0}, "sqrt_eta_1 is 2.0"),
+        ({"steps": math.nan}, "steps is nan"), ({"steps": math.inf}, "steps is inf"), ({"steps": "4"}, "steps is '4'"),
+        ({"steps": None}, "steps is None"), ({"kappa": "2"}, "kappa is '2'"), ({"kappa": 1e200}, "kappa is 1e[+]200"),
+        ({"p": "x"}, "p is 'x'"), ({"p": None}, "p is None"), ({"p": [0.3, 0.4]}, "p is .0.3, 0.4"),
+        ({"sqrt_eta_T": None}, "sqrt_eta_T is None"), ({"sqrt_eta_1": "0.1"}, "sqrt_eta_1 is '0.1'"),
+        ({"min_noise_level": math.nan}, "min_noise_level is nan"), ({"min_noise_level": 0.0, "sqrt_eta_1": 0.1}, "min_noise_level"),
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_sentences(words, sentence):
     with pytest.raises(rs.InputError, match=sentence):
         rs.ShiftSchedule(**words)
+
+
+@pytest.mark.parametrize(
+    "words", [{"steps": math.nan}, {"steps": "4"}, {"kappa": "2"}, {"kappa": math.inf}, {"kappa": -1}, {"p": "x"}, {"p": 0}]
+)
+def test_new_times_that_are_no_numbers_are_sentences(words):
+    for make in (rs.ShiftSchedule().retime, rs.ShiftSchedule.paper):
+        with pytest.raises(rs.InputError, match=f"{next(iter(words))} is "):
+            make(**words)
+
+
+@pytest.mark.parametrize("four", [4.0, np.int64(4), np.float32(4), torch.tensor(4)])
+def test_numbers_of_every_kind_become_pythons(four):
+    given, plain = rs.ShiftSchedule(four, four / 2, four / 10, min_noise_level=four / 20), rs.ShiftSchedule(4, 2.0, 0.4, 0.2)
+    again = plain.retime(steps=four)
+    assert type(given.steps) is int and type(again.steps) is int and {type(given.kappa), type(given.p)} == {float}
+    np.testing.assert_allclose(given.sqrt_eta, plain.sqrt_eta, rtol=1e-6)
+    assert again == plain and [given.posterior_coefficients(t) for t in range(1, given.steps + 1)]
 
 
 def test_tables_cannot_be_changed():
