@@ -41,10 +41,6 @@ class Processes:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def wait(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
 
 def start(device: str = "auto") -> Processes:
     """Join the other processes, if torchrun's variables are set. device: "auto", "cuda", "cpu", "cuda:1", ..."""
