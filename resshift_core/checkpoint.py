@@ -64,7 +64,7 @@ def resolve_path(model: str | os.PathLike, entry: Entry | None = None) -> Path:
             )
         return path
     name = os.path.basename(str(model))
-    found = find_file(name) if name == str(model) else None
+    found = find_file(name, exact=True) if name == str(model) else None
     if found is not None:
         return found
     folders = ", ".join(str(folder) for folder in search_dirs())

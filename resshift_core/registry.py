@@ -158,18 +158,26 @@ def search_dirs() -> list[Path]:
         return list(_extra_dirs)
 
 
-def find_file(file: str) -> Path | None:
+def find_file(file: str, exact: bool = False) -> Path | None:
     """`file`, or the same stem converted to .safetensors, in the search folders or below; letter case does not matter.
 
-    All search folders themselves come first, then what lies in them.
+    All search folders themselves come first, then what lies in them. Of two that lie side by side it is the converted one,
+    which every torch opens; `exact` takes it only where `file` itself is not there.
     """
-    wanted = [file.lower(), f"{Path(file).stem}.safetensors".lower()]
     for depth in (0, DEPTH):
         for folder in search_dirs():
-            for names in _names(folder, depth):
-                for name in wanted:
-                    if name in names:
-                        return names[name]
+            if (found := find_in(folder, file, exact, depth)) is not None:
+                return found
+    return None
+
+
+def find_in(folder: Path, file: str, exact: bool = False, depth: int = 0) -> Path | None:
+    """As `find_file`, in one folder and `depth` levels below it."""
+    wanted = [f"{Path(file).stem}.safetensors".lower(), file.lower()]
+    for names in _names(folder, depth):
+        for name in reversed(wanted) if exact else wanted:
+            if name in names:
+                return names[name]
     return None
 
 

@@ -470,6 +470,13 @@ def test_plain_file_names_are_found_in_the_models_folders(models_dir, tmp_path):
     assert load("other.safetensors").config.name == "other"
 
 
+def test_a_file_name_in_full_means_that_file(models_dir):
+    """Also where a converted one lies beside it, which a registry name would mean."""
+    rs.save_model(small_model(), models_dir / "mine.safetensors")
+    (models_dir / "mine.pth").write_bytes(b"")
+    assert resolve_path("mine.pth") == models_dir / "mine.pth"
+
+
 def test_a_home_is_expanded(tmp_path, monkeypatch):
     monkeypatch.setenv("USERPROFILE" if sys.platform == "win32" else "HOME", str(tmp_path))
     rs.save_model(small_model(), tmp_path / "mine.safetensors")

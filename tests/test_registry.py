@@ -153,6 +153,10 @@ def test_a_converted_file_counts(models_dir):
     converted = touch(models_dir / "SinSR_v1.safetensors")
     assert find_file("SinSR_v1.pth") == converted
     original = touch(models_dir / "SinSR_v1.pth")
+    assert find_file("SinSR_v1.pth") == converted  # torch before 2.6 would not open the other
+    assert get_entry("sinsr_x4_s1").find() == converted
+    assert find_file("SinSR_v1.pth", exact=True) == original
+    converted.unlink()
     assert find_file("SinSR_v1.pth") == original
 
 
