@@ -21,7 +21,10 @@ from .errors import CheckpointError, InputError, OutOfMemory, brief
 from .registry import REGISTRY
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
-WRAPPERS = ("params_ema", "ema", "state_dict", "params", "model")  # averaged weights first: they are the better ones
+AVERAGED = ("params_ema", "ema", "state_dict_ema", "model_ema", "ema_model")
+WRAPPERS = (*AVERAGED, "state_dict", "params", "model")  # averaged weights first: they are the better ones
+NESTED = 4  # wrappers in one another
+MAX_NAMES = 100  # in a dictionary around the weights; a hostile file may have any number, each to be looked into
 WRAPPED_MODULES = re.compile(r"(^|\.)(?:(?:module|_orig_mod)\.)+")  # left by DataParallel and torch.compile
 BUFFERS = ("relative_position_index", "attn_mask")  # recomputed, never loaded
 HEAD = 512  # bytes that tell what a file is
@@ -186,28 +189,76 @@ def read_file(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[st
         raise CheckpointError(f"{path} cannot be opened ({brief(error)}). Check its permissions.") from error
 
 
+def _has_tensors(state) -> bool:
+    """Whether a dictionary has tensors with dimensions, which a counter of steps lacks."""
+    return isinstance(state, dict) and any(isinstance(value, torch.Tensor) and value.ndim for value in state.values())
+
+
+def _holds_weights(thing) -> bool:
+    """Whether a dictionary has tensors, itself or in a dictionary below. An optimiser's go by numbers, and do not count."""
+    level, seen = [thing], set()
+    for _ in range(NESTED):
+        level = list({id(each): each for each in level if isinstance(each, dict) and id(each) not in seen}.values())
+        if any(_has_tensors(each) for each in level):
+            return True
+        seen |= {id(each) for each in level}
+        few = [each for each in level if len(each) <= MAX_NAMES]
+        level = [value for each in few for key, value in each.items() if isinstance(key, str)]
+    return False
+
+
+def _wrapped(state: dict) -> list[str]:
+    """The names in a dictionary under which weights lie."""
+    few = state if len(state) <= MAX_NAMES else {}
+    return [key for key, value in few.items() if isinstance(key, str) and _holds_weights(value)]
+
+
 def _unwrap(state):
-    """The innermost dictionary below the usual wrappers, which may nest."""
-    for _ in range(4):
+    """The innermost dictionary below the usual wrappers, which may nest, or below one of another name that is the only one."""
+    for _ in range(NESTED):
         if not isinstance(state, dict):
             break
-        inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict) and state[key]), None)
+        inner = next((key for key in WRAPPERS if _holds_weights(state.get(key))), None)
+        if inner is None and not _has_tensors(state):
+            found = _wrapped(state)
+            inner = found[0] if len(found) == 1 else None
         if inner is None:
             break
-        state = inner
+        state = state[inner]
     return state
+
+
+def _no_weights(state, name: str) -> str:
+    """Why nothing could be taken out of a file, with what is in it."""
+    wrappers = ", ".join(WRAPPERS)
+    if not isinstance(state, dict):
+        return f"{name} holds no weights: it is a {type(state).__name__}, not a dictionary of tensors. Get the original file."
+    if found := _wrapped(state):
+        return (
+            f"{name} holds several sets of weights: {_listed(found)}. Save the one that is meant alone, or under one of the names "
+            f"that are looked for first: {wrappers}."
+        )
+    inside = _listed([f"{key} ({type(value).__name__})" for key, value in state.items()]) or "nothing"
+    return (
+        f"{name} holds no weights: there is no dictionary of tensors in it, neither under {wrappers} nor under another name. "
+        f"Inside is {inside}. Get the original file."
+    )
+
+
+def _listed(words: list[str], most: int = 8) -> str:
+    return ", ".join([*(brief(word, 60) for word in words[:most]), *(["..."] if len(words) > most else [])])
 
 
 def canonical(state, name: str = "the file") -> dict[str, torch.Tensor]:
     """Unwrap nested dictionaries, strip prefixes of DataParallel and torch.compile, drop buffers.
 
     Raises:
-        CheckpointError: there is no dictionary of tensors in it, it has far too many, two of its keys become the same, or one
+        CheckpointError: there is no dictionary of tensors in it, or several, it has far too many weights, two of its keys become the same, or one
             is no name.
     """
     state = _unwrap(state)
     if not isinstance(state, dict) or not any(isinstance(value, torch.Tensor) for value in state.values()):
-        raise CheckpointError(f"{name} holds no weights: there is no dictionary of tensors in it.")
+        raise CheckpointError(_no_weights(state, name))
     if len(state) > MAX_WEIGHTS:
         raise CheckpointError(f"{name} holds {len(state)} weights, more than any network of this family. Choose another file.")
     weights = {}

@@ -113,6 +113,22 @@ def test_weights_live_on_when_the_file_changes(tmp_path):
         lambda state: {"ema": {}, "state_dict": state},
         lambda state: OrderedDict(state_dict=OrderedDict(state)),
         lambda state: {**state, "n_averaged": torch.tensor(7)},
+        lambda state: {"state_dict": {"a.bias": torch.zeros(1)}, "state_dict_ema": state},
+        lambda state: {"model": {"a.bias": torch.zeros(1)}, "model_ema": state},
+        lambda state: {"model": {"a.bias": torch.zeros(1)}, "ema_model": {"module": state}},
+        lambda state: {"ema": {"decay": 0.999, "shadow_params": [torch.zeros(1)]}, "state_dict": state},
+        lambda state: {"ema": {"decay": torch.tensor(0.999), "shadow": {}}, "model": state},
+        lambda state: {"ema": {"decay": 0.999, "shadow": state}, "model": {"a.bias": torch.zeros(1)}},
+        *(
+            lambda state, word=word: {
+                "step": torch.tensor(5),
+                "epoch": 3,
+                word: state,
+                "optimizer": {"state": {0: {"exp_avg": torch.zeros(2)}}, "param_groups": [{"lr": 1}]},
+            }
+            for word in ("model_state_dict", "net", "net_g", "weights")
+        ),
+        lambda state: {"model": {"net": state}},
         lambda state: {**state, "version": 3, "name": "x", "nothing": None},
     ],
 )
@@ -142,6 +158,29 @@ def test_buffers_are_dropped():
 def test_no_dictionary_of_tensors(thing):
     with pytest.raises(rs.CheckpointError, match="^x.pth holds no weights"):
         canonical(thing, "x.pth")
+
+
+def test_what_is_inside_is_told():
+    with pytest.raises(rs.CheckpointError, match=r"under params_ema, .*Inside is epoch \(int\), args\? \(list\)\. Get"):
+        canonical({"epoch": 3, "args\t": [1]}, "x.pth")
+    with pytest.raises(rs.CheckpointError, match=r"it is a list, not a dictionary"):
+        canonical([1], "x.pth")
+    two = {"net_d": weights(), "net_g": weights()}
+    with pytest.raises(rs.CheckpointError, match=r"^x\.pth holds several sets of weights: net_d, net_g\..*params_ema, ema,"):
+        canonical(two, "x.pth")
+    with pytest.raises(rs.CheckpointError, match="holds several"):
+        canonical({"wrapper": two}, "x.pth")
+
+
+def test_dictionaries_in_circles_and_in_each_other_cost_nothing():
+    circle: dict = {}
+    circle["model"] = circle["other"] = circle
+    many, more = {}, {}
+    for _ in range(6):
+        many, more = {str(i): many for i in range(100)}, {str(i): more for i in range(2000)}
+    for thing in (circle, many, more):
+        with pytest.raises(rs.CheckpointError, match="holds no weights"):
+            canonical(thing, "x.pth")
 
 
 def test_two_keys_that_become_one():
