@@ -97,23 +97,38 @@ def _note(path: Path, found: str | None) -> None:
         log.warning("%s could not be written (%s).", path.parent / PINS, error)
 
 
+def _can_be_fetched(entry: Entry) -> bool:
+    """Whether this torch can check what would come."""
+    return entry.sha256 is not None or pickles_are_safe()
+
+
+def _needs_torch(entry: Entry) -> str:
+    return (
+        f"{entry.file} is a pickle whose hash nobody has published, and this torch cannot open such a file safely. Update "
+        "torch to 2.6 or later, or convert the file on a machine that has it: resshift convert IN OUT.safetensors."
+    )
+
+
 def _present(entry: Entry, level: int = logging.WARNING) -> Path | None:
     """The file if it is on this machine and intact. A converted copy is taken as it is.
 
     Raises:
-        DownloadError: it is there, but cannot be opened.
+        DownloadError: it is there, but cannot be opened, or this torch cannot check it.
     """
     path = entry.find()
     if path is None or entry.bundled or path.suffix.lower() != Path(entry.file).suffix.lower():
         return path
     noted = pinned_sha256(path)
+    if entry.sha256 is None and noted is None and not pickles_are_safe():
+        raise DownloadError(f"{path} is there and cannot be checked on this torch. {_needs_torch(entry)}")
     try:
         if entry.sha256 is None and noted is not None:
             check_pin(path)
         else:
             _note(path, _check(path, entry, None))
     except CheckpointError as error:
-        log.log(level, "%s is not usable and will be replaced. %s", path, error)
+        replaced = " and will be replaced" if _can_be_fetched(entry) else ""
+        log.log(level, "%s is not usable%s. %s", path, replaced, error)
         return None
     except OSError as error:
         raise DownloadError(f"{path} cannot be opened ({brief(error)}). Check its permissions.") from error
@@ -220,11 +235,8 @@ def _agree(entry: Entry, confirm: Confirm | None) -> None:
     """Tell the licence, and ask."""
     if entry.bundled:
         raise DownloadError(f"{entry.name} is part of this package, but its file is missing. Install the package again.")
-    if entry.sha256 is None and not pickles_are_safe():
-        raise DownloadError(
-            f"{entry.file} is a pickle whose hash nobody has published, and this torch cannot open such a file safely. Update "
-            "torch to 2.6 or later, or convert the file on a machine that has it: resshift convert IN OUT.safetensors."
-        )
+    if not _can_be_fetched(entry):
+        raise DownloadError(_needs_torch(entry))
     size = f"{entry.size / 1e6:.0f} MB" if entry.size else "size unknown"
     if confirm is None:  # a front end that asks shows the licence; without one this is where a person sees it
         log.warning("%s (%s, %s) is under the %s.", entry.name, entry.file, size, entry.licence)

@@ -26,6 +26,7 @@ import resshift_core as rs
 from resshift_core import detection, downloads, registry, transfer
 from resshift_core.checkpoint import load_autoencoder
 from resshift_core.downloads import download_missing, download_url, download_with_autoencoder, missing_files
+from resshift_core.pins import pin
 
 from .file_server import PAGE, answer, redirect, say, status
 from .standin import fill
@@ -376,6 +377,25 @@ def test_an_old_torch_cannot_check_contents(unhashed, models_dir, monkeypatch):
     with pytest.raises(rs.DownloadError, match="Update torch to 2.6 or later, or convert"):
         rs.download("vq_f8_face")
     assert not unhashed.requests and not models_dir.exists()
+
+
+def test_an_old_torch_leaves_a_file_placed_by_hand(unhashed, models_dir, monkeypatch, caplog):
+    """Nothing is said to be replaced, for nothing is fetched; a file that was noted and has changed is told as such."""
+    models_dir.mkdir()
+    path = models_dir / "ffhq512_vq_f8_dim8_face.pth"
+    path.write_bytes(unhashed.content)
+    monkeypatch.setattr(torch, "__version__", "2.3.1")
+    with pytest.raises(
+        rs.DownloadError, match=f"{path.name} is there and cannot be checked on this torch.*Update torch to 2.6"
+    ):
+        rs.download("vq_f8_face")
+    pin(path, hashlib.sha256(unhashed.content).hexdigest())
+    assert rs.download("vq_f8_face") == path
+    path.write_bytes(unhashed.content[:-1])
+    with pytest.raises(rs.DownloadError, match="Update torch to 2.6"):
+        rs.download("vq_f8_face")
+    assert "not usable. " in caplog.text and "will be replaced" not in caplog.text
+    assert path.read_bytes() == unhashed.content[:-1] and not unhashed.requests
 
 
 # ------------------------------------------------------------------------------------------------ mirror and network
