@@ -6,6 +6,7 @@ What the weights are is the business of `detection`, what becomes of them that o
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 import os
 import re
@@ -289,8 +290,25 @@ def _storable(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return stored
 
 
+def _sort_metadata(path: Path) -> None:
+    """Put a .safetensors file's metadata in the order of their names: they are written in another one each time.
+
+    The rest of the header stays, and so does its length, which the offsets of the weights are counted from.
+    """
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" not in header:
+            return
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # else another writer's spelling, which is as good in its own order
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
 def save_weights(state: dict[str, torch.Tensor], metadata: dict[str, str], path: str | os.PathLike) -> Path:
-    """Write a .safetensors by atomic rename: the file is there whole or not at all.
+    """Write a .safetensors by atomic rename: the file is there whole or not at all. Equal contents make equal bytes.
 
     Raises:
         InputError: the name does not end in .safetensors.
@@ -304,6 +322,7 @@ def save_weights(state: dict[str, torch.Tensor], metadata: dict[str, str], path:
         remove_leftovers(path.parent)
         with atomic_path(path) as part:
             save_file(_storable(state), part, metadata=metadata)
+            _sort_metadata(part)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be written ({brief(error)}). Choose another folder, or make room.") from error
     return path

@@ -346,6 +346,19 @@ def test_saved_weights_come_back_as_they_were(tmp_path):
     assert metadata == {"a": "b"} and os.listdir(path.parent) == ["m.safetensors"]
 
 
+def test_the_same_weights_make_the_same_bytes(tmp_path):
+    metadata = {f'{letter}\u00fc\U0001f600\n\t"\\/\x01\x7f': f"{letter}\r{{}}" for letter in "qwertyuiop"}
+    files = [save_weights(weights(), dict(metadata), tmp_path / f"{i}.safetensors") for i in range(3)]
+    files.append(save_weights(weights(), dict(reversed(metadata.items())), tmp_path / "other.safetensors"))
+    assert len({path.read_bytes() for path in files}) == 1
+    state, found = read_file(files[0])
+    assert_equal(state, weights())
+    assert found == metadata
+    with open(files[0], "rb") as file:  # as long as it was: nothing had to be left in the writer's order
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert list(header["__metadata__"]) == sorted(metadata)
+
+
 def test_shared_and_strided_memory_is_saved_plainly(tmp_path):
     base = torch.randn(6, 4, 3, 3)
     state = {
