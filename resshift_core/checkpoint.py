@@ -29,7 +29,7 @@ from .errors import CheckpointError, InputError, NotHere, OutOfMemory, brief
 from .limits import check_model
 from .model import ModelConfig, ResShiftModel
 from .pins import check_pin
-from .registry import REGISTRY, VARIANTS, Entry, find_file, models_dir, search_dirs
+from .registry import REGISTRY, VARIANTS, Entry, find_file, find_in, models_dir, search_dirs
 from .unet import UNetConfig
 from .vqgan import VQGANConfig
 
@@ -183,8 +183,8 @@ def _check_pair(unet: UNetConfig, autoencoder: VQGANConfig, word: str, name: str
 
 def _autoencoder_for(path: Path, name: str) -> str | Path:
     """The autoencoder `name` of the registry: from the search folders, else from beside the network's file."""
-    beside = path.with_name(REGISTRY[name].file)
-    return beside if REGISTRY[name].find() is None and beside.is_file() else name
+    beside = find_in(path.parent, REGISTRY[name].file) if REGISTRY[name].find() is None else None
+    return name if beside is None else beside
 
 
 def _load_published(path: Path, state: dict, metadata: dict, autoencoder, variant: str | None, entry) -> ResShiftModel:

@@ -443,6 +443,15 @@ def test_an_autoencoder_beside_the_network_is_found(narrow, models_dir, tmp_path
     assert_same_weights(load(path), unet, autoencoder)
 
 
+@pytest.mark.parametrize("spelling", [str, str.upper])
+def test_a_converted_autoencoder_beside_the_network_is_found(narrow, tmp_path, spelling):
+    unet, autoencoder = narrow("realsr_x4_s4")
+    path = Dress().write(unet, tmp_path / "realsr_x4_s4")
+    beside = Dress(".safetensors").write(autoencoder, tmp_path / "autoencoder_vq_f4")
+    beside.rename(beside.with_name(spelling(beside.name)))
+    assert_same_weights(load(path), unet, autoencoder)
+
+
 def test_a_missing_autoencoder_is_told_as_such(narrow, tmp_path):
     path = Dress().write(narrow("realsr_x4_s4")[0], tmp_path / "model")
     with pytest.raises(rs.CheckpointError, match="vq_f4 .*is not on this machine. Run `resshift download vq_f4`"):
