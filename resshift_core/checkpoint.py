@@ -15,11 +15,11 @@ import torch
 
 from .checkpoint_file import is_file, read_file, save_weights
 from .detection import (
-    SHAPE_TELLS_NOTHING,
     autoencoder_of,
     check_state,
     describe,
     find_variant,
+    fitting_variants,
     is_autoencoder,
     is_unet,
     unet_of,
@@ -91,7 +91,7 @@ def load_autoencoder(path: str | os.PathLike) -> tuple[VQGANConfig, dict[str, to
         inner = _without("autoencoder.", state)
         if not is_autoencoder(inner):
             raise CheckpointError(
-                f"{path.name} is not an autoencoder but {describe(state)}. Published ones are called autoencoder_vq_f4.pth."
+                f"{path.name} is not an autoencoder but {describe(state)}. Published autoencoders are called autoencoder_vq_f4.pth."
             )
         state = inner
     return autoencoder_of(state, path.name), state
@@ -289,10 +289,11 @@ def _told_variant(unet: UNetConfig, source: Path, asked: str | None, metadata: d
     """The metadata that a converted network gets: its kind and licence where they can be told."""
     try:
         word = find_variant(unet, source, asked, metadata)
-    except CheckpointError:
+    except CheckpointError as error:
         if asked:
             raise
-        log.warning("%s: %s The converted file will ask again.", source.name, SHAPE_TELLS_NOTHING)
+        again = " The converted file will ask again." if fitting_variants(unet) else ""
+        log.warning("%s%s", error, again)
         return metadata
     licence = next((entry.licence for entry in REGISTRY.values() if entry.variant == word), None)
     return {**({"licence": licence} if licence else {}), **metadata, "variant": word}

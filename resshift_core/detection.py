@@ -30,9 +30,6 @@ PUBLISHED_VQGANS = {
     "vq_f4_face": VQGANConfig(),
     "vq_f8_face": VQGANConfig(64, (1, 2, 4, 8), (1, 2, 3, 4), z_channels=8, embed_dim=8, n_embed=4096),
 }
-SHAPE_TELLS_NOTHING = (
-    f"Its weights fit several models that differ in steps and scale. Say which one it is with variant=: {', '.join(VARIANTS)}."
-)
 
 
 def published_unet(variant: str) -> UNetConfig:
@@ -48,7 +45,7 @@ def published_unet(variant: str) -> UNetConfig:
 
 
 def is_unet(state: State) -> bool:
-    return "input_blocks.0.0.weight" in state and "time_embed.0.weight" in state
+    return "input_blocks.0.0.weight" in state
 
 
 def is_autoencoder(state: State) -> bool:
@@ -61,6 +58,8 @@ def describe(state: State) -> str:
         return "a diffusion network"
     if is_autoencoder(state):
         return "an autoencoder"
+    if "unet.input_blocks.0.0.weight" in state:
+        return "a whole model, network and autoencoder in one"
     return f"something else: its weights are called {', '.join(sorted(state)[:3])} ..."
 
 
@@ -243,9 +242,17 @@ def variant_from_name(name: str) -> str:
     for variant in VARIANTS:
         task, *_, steps = variant.split("_")
         if task in stem.replace("inpainting", "inpaint") and re.search(rf"(?<![a-z]){steps}(?![0-9])", stem):
-            if all((word in variant) == _has_word(word, stem) for word in ("face", "x2")):
+            if _fits_name(variant, stem):
                 return variant
     return ""
+
+
+def _fits_name(variant: str, stem: str) -> bool:
+    """Of what to fill in, a name must say what is in the pictures: faces and photographs need different autoencoders."""
+    if VARIANTS[variant].task == "inpaint":
+        face = _has_word("face", stem) or "ffhq" in stem or "celeba" in stem
+        return ("face" in variant, "imagenet" in variant) == (face, "imagenet" in stem)
+    return all((word in variant) == _has_word(word, stem) for word in ("face", "x2"))
 
 
 def _has_word(word: str, stem: str) -> bool:
@@ -308,4 +315,7 @@ def find_variant(unet: UNetConfig, path: Path, asked: str | None, metadata: dict
     for word in (_variant_from_hash(path), variant_from_name(path.name)):
         if word in candidates:
             return word
-    raise CheckpointError(f"{path.name}: {SHAPE_TELLS_NOTHING}")
+    raise CheckpointError(
+        f"{path.name}: Its weights fit several models that differ in what weights do not tell. Say which one it is with variant= "
+        f"(--variant on the command line): {', '.join(candidates)}."
+    )

@@ -365,6 +365,17 @@ def test_files_in_each_other_s_place(x4, narrow, tmp_path):
         load(x4, variant="realsr_x4_s4", autoencoder=x4)
 
 
+def test_a_whole_model_without_a_vqgan_is_no_autoencoder(x4):
+    with pytest.raises(rs.CheckpointError, match="builtin.safetensors is not an autoencoder but a whole model, network and"):
+        load(x4, variant="realsr_x4_s4", autoencoder="builtin")
+
+
+def test_a_network_of_no_kind_is_converted_without_a_question(tmp_path, caplog):
+    unet = standin_unet(rs.UNetConfig(model_channels=16, swin_channels=32, lq_stages=4))
+    rs.convert(Dress().write(unet.state_dict(), tmp_path / "model"), tmp_path / "c.safetensors")
+    assert "of no published kind" in caplog.text and "ask again" not in caplog.text and "several" not in caplog.text
+
+
 def test_the_autoencoder_inside_a_saved_model_can_be_used(x4, tmp_path, narrow):
     whole = rs.save_model(load(x4, variant="realsr_x4_s4"), tmp_path / "whole.safetensors")
     config, state = load_autoencoder(whole)

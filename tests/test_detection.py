@@ -177,6 +177,7 @@ def damaged(state, **changes):
     ("changes", "told"),
     [
         ({"out.2.weight": None}, "the weight out.2.weight is missing"),
+        ({"time_embed.0.weight": None}, "the weight time_embed.0.weight is missing"),
         ({"middle_block.0.in_layers.2.bias": None}, "1 weights are missing .first: middle_block.0.in_layers.2.bias"),
         ({"extra.weight": torch.zeros(3)}, "1 are unknown .first: extra.weight"),
         (
@@ -197,6 +198,12 @@ def test_damage_to_a_network_is_told(changes, told):
         state = rs.SwinUNet(config).state_dict()
     with pytest.raises(rs.CheckpointError, match=rf"^model\.pth.*{told}.*Get the"):
         unet_of(damaged(state, **changes), "model.pth")
+
+
+def test_a_network_without_one_of_its_ends_is_still_called_one():
+    state = on_meta(manifest("unet_realsr_x4"))
+    del state["time_embed.0.weight"]
+    assert is_unet(state) and detection.describe(state) == "a diffusion network"
 
 
 def test_damage_to_an_autoencoder_is_told():
@@ -234,14 +241,20 @@ def test_networks_that_share_some_keys_are_told_apart():
         ("SinSR.pth", "sinsr_x4_s1"),
         ("sinsr_x4_s1_fp16.safetensors", "sinsr_x4_s1"),
         ("inpainting-face-s4.pth", "inpaint_face_s4"),
-        ("inpaint_s4.pth", "inpaint_imagenet_s4"),
+        ("inpaint_s4.pth", ""),  # nothing says of what
+        ("inpainting_imagenet_s4_ema.pth", "inpaint_imagenet_s4"),
+        ("inpaint-ImageNet256-s4.pth", "inpaint_imagenet_s4"),
+        ("inpaint_ffhq_s4.pth", "inpaint_face_s4"),
+        ("inpaint_celebahq256_s4.pth", "inpaint_face_s4"),
+        ("inpaint_imagenet_celeba_s4.pth", ""),
         ("faceir_s4.pth", "faceir_s4"),
         ("realsr_x4.pth", ""),
         ("realsr_x4_s40.pth", ""),
         ("model.pth", ""),
         ("s4.pth", ""),
         ("cars4.pth", ""),
-        ("inpaint_s4_surfaces.pth", "inpaint_imagenet_s4"),
+        ("inpaint_s4_surfaces.pth", ""),
+        ("inpaint_imagenet_s4_surfaces.pth", "inpaint_imagenet_s4"),
         ("inpaint_s4_faces.pth", "inpaint_face_s4"),
         ("realsr_x4_s4_x2blur.pth", "realsr_x4_s4"),
     ],
@@ -268,6 +281,9 @@ def renamed(path: Path, name: str) -> Path:
 def test_what_stays_open_is_asked_with_the_choices(path):
     with pytest.raises(rs.CheckpointError, match="model.pth.*variant=.*realsr_x4_s15, realsr_x4_s4, bicsr_x4_s4.*sinsr_x4_s1"):
         find(path)
+    with pytest.raises(rs.CheckpointError, match="variant= .--variant on.*: inpaint_imagenet_s4, inpaint_face_s4.$") as asked:
+        find(path, unet="unet_inpaint")
+    assert "realsr" not in str(asked.value)  # which these weights cannot be
 
 
 def test_shapes_alone_decide_where_only_one_kind_fits(path):
