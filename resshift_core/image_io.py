@@ -72,15 +72,14 @@ class Picture:
         pixels = torch.from_numpy(self.pixels).permute(2, 0, 1)[None]
         return pixels.float().div_(255) if self.pixels.dtype == np.uint8 else pixels
 
-    def hole(self) -> torch.Tensor:
-        """The picture as a mask, (1, 1, H, W): 1 where it is at least half bright, else 0 (lossy files have no clean black).
-
-        On black, where it is transparent.
-        """
+    def brightness(self) -> torch.Tensor:
+        """(1, 1, H, W) in [0, 1]: the mean of the channels; on black, where the picture is transparent."""
         bright = self.tensor()[:, :3].mean(1, keepdim=True)
-        if self.mode in ("LA", "RGBA"):
-            bright = bright * self.tensor()[:, 3:]
-        return (bright >= 0.5).float()
+        return bright * self.tensor()[:, 3:] if self.mode in ("LA", "RGBA") else bright
+
+    def hole(self) -> torch.Tensor:
+        """The picture as a mask, (1, 1, H, W): 1 where it is at least half bright, else 0 (lossy files have no clean black)."""
+        return (self.brightness() >= 0.5).float()
 
 
 # ---------------------------------------------------------------------------------------------------- reading

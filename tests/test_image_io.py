@@ -475,6 +475,8 @@ class TestWriting:
     def test_masks_are_cut_at_half_brightness(self):
         picture = Picture(np.array([[[0], [127], [128], [255]]], np.uint8), "L", "PNG")
         assert picture.hole().flatten().tolist() == [0, 0, 1, 1]
+        red = Picture(np.array([[[255, 0, 0]]], np.uint8), "RGB", "PNG")
+        assert not red.hole().any() and red.brightness().item() == pytest.approx(1 / 3)
         grey = np.array([[[255, 255, 255, 0], [255, 255, 255, 127], [255, 255, 255, 128], [0, 0, 0, 255]]], np.uint8)
         for mode in ("RGBA", "LA"):
             assert Picture(grey, mode, "PNG").hole().flatten().tolist() == [0, 0, 1, 0]

@@ -165,7 +165,10 @@ class Batch:
             )
         hole = mask.hole()
         if not hole.any():
-            self.console.warn(f"The mask {path} is black everywhere, so that nothing of {job.source.label} is filled in.")
+            self.console.warn(
+                f"The mask {path} is nowhere half bright (its brightest value is {255 * mask.brightness().max().item():.4g} of 255), "
+                f"so that nothing of {job.source.label} is filled in. Paint 255 (white) where it is to be, and 0 elsewhere."
+            )
         return hole
 
     def _compute(self, job: Job, loaded: Loaded, progress: Progress, weight: float) -> tuple[torch.Tensor, float]:

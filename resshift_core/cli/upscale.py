@@ -89,7 +89,8 @@ def _add_files(group) -> None:
         "--mask",
         type=Path,
         metavar="FILE",
-        help="for inpainting models: white is filled in; or a folder with a mask of the same name for each input",
+        help="for inpainting models: white is filled in (255; from half bright, 128, on), black is kept (0); or a folder with a "
+        "mask of the same name for each input",
     )
     group.add_argument(
         "--max-pixels",
