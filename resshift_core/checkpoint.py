@@ -29,7 +29,7 @@ from .errors import CheckpointError, InputError, NotHere, OutOfMemory, brief
 from .limits import check_model
 from .model import ModelConfig, ResShiftModel
 from .pins import check_pin
-from .registry import REGISTRY, VARIANTS, Entry, find_file, find_in, models_dir, search_dirs
+from .registry import REGISTRY, VARIANTS, Entry, find_file, find_in, kind_not_model, models_dir, search_dirs
 from .unet import UNetConfig
 from .vqgan import VQGANConfig
 
@@ -67,6 +67,8 @@ def resolve_path(model: str | os.PathLike, entry: Entry | None = None) -> Path:
     found = find_file(name, exact=True) if name == str(model) else None
     if found is not None:
         return found
+    if kind := kind_not_model(str(model)):
+        raise CheckpointError(kind)
     folders = ", ".join(str(folder) for folder in search_dirs())
     raise CheckpointError(f"There is no model file {model!s}, nor a model of that name in {folders}. See `resshift models`.")
 
@@ -156,14 +158,32 @@ def _unreadable(name: str, error: Exception) -> CheckpointError:
     )
 
 
+def as_variant(config: ModelConfig, path: Path, variant: str | None) -> ModelConfig:
+    """The configuration that a file of `save_model` carries, as the kind that was asked for.
+
+    Raises:
+        InputError: the model is of no published kind.
+        CheckpointError: its shapes contradict that kind.
+    """
+    if not variant or variant == config.variant:
+        return config
+    if not config.variant:
+        raise InputError(
+            f"{path.name} carries a configuration of its own; variant={variant!r} cannot change it. Leave the variant out."
+        )
+    find_variant(config.unet, path, variant, {"variant": config.variant})  # warns, or refuses
+    return replace(published_config(config.unet, config.autoencoder, variant), licence=config.licence)
+
+
+def refuse_variant(path: Path, variant: str | None) -> None:
+    """An autoencoder serves several kinds, and is of none."""
+    if variant:
+        raise InputError(f"{path.name} is an autoencoder, of which there are no variants. Leave the variant {variant} out.")
+
+
 def _load_own(path: Path, state: dict, metadata: dict[str, str], variant: str | None) -> ResShiftModel:
     """A file that `save_model` wrote: configuration in the metadata, both networks' weights."""
-    config = own_config(metadata, path.name)
-    if variant and variant != config.variant:
-        if not config.variant:
-            raise InputError(f"{path.name} carries a configuration of its own; variant={variant!r} cannot change it.")
-        find_variant(config.unet, path, variant, {"variant": config.variant})  # warns, or refuses
-        config = replace(published_config(config.unet, config.autoencoder, variant), licence=config.licence)
+    config = as_variant(own_config(metadata, path.name), path, variant)
     try:
         model = _build(config, metadata)
     except Exception as error:  # numbers that are right one by one, and make no network
@@ -318,6 +338,7 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, variant: str |
     elif is_unet(state):
         metadata = _told_variant(unet_of(state, source.name), source, variant, metadata)
     elif is_autoencoder(state):
+        refuse_variant(source, variant)
         autoencoder_of(state, source.name)
     else:
         raise CheckpointError(f"{source.name} is not a ResShift model but {describe(state)}. It was not converted.")

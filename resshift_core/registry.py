@@ -202,8 +202,20 @@ def get_entry(name: str) -> Entry:
         InputError: there is none; the text lists the names.
     """
     if name not in REGISTRY:
-        raise InputError(f"There is no model called {name!r}. Known are: {', '.join(REGISTRY)}.")
+        raise InputError(kind_not_model(name) or f"There is no model called {name!r}. Known are: {', '.join(REGISTRY)}.")
     return REGISTRY[name]
+
+
+def kind_not_model(name: str) -> str:
+    """For a word of `VARIANTS` that is no model's name: a sentence that says which models are of that kind. Else ""."""
+    if name not in VARIANTS or name in REGISTRY:
+        return ""
+    if models := [entry.name for entry in REGISTRY.values() if entry.variant == name]:
+        return f"{name} is a kind of model, not a model. Of that kind are: {', '.join(models)}."
+    return (
+        f"{name} is a kind of model of which no weights were published. Give a file of your own in place of the name, and say "
+        f"--variant {name} where its weights leave it open."
+    )
 
 
 def list_models() -> list[dict]:

@@ -481,6 +481,13 @@ def test_nothing_of_that_name(name):
         load(name)
 
 
+def test_a_kind_is_no_model():
+    with pytest.raises(rs.CheckpointError, match="Of that kind are: realsr_x4_s15_v1, realsr_x4_s15_v2"):
+        load("realsr_x4_s15")
+    with pytest.raises(rs.CheckpointError, match="no weights were published"):
+        load("realsr_x2_s4")
+
+
 def test_plain_file_names_are_found_in_the_models_folders(models_dir, tmp_path):
     rs.save_model(small_model(), models_dir / "mine.safetensors")
     assert load("mine.safetensors").config.name == "small"
@@ -504,6 +511,18 @@ def test_a_home_is_expanded(tmp_path, monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------------- convert
+
+
+def test_an_autoencoder_is_of_no_variant(narrow, tmp_path):
+    path = Dress().write(narrow("realsr_x4_s4")[1], tmp_path / "vq")
+    with pytest.raises(
+        rs.InputError, match="vq.pth is an autoencoder, of which there are no variants. Leave .*realsr_x4_s4 out"
+    ):
+        rs.convert(path, tmp_path / "c.safetensors", variant="realsr_x4_s4")
+    own = rs.save_model(small_model(), tmp_path / "m.safetensors")
+    with pytest.raises(rs.InputError, match="carries a configuration of its own"):
+        rs.convert(own, tmp_path / "c.safetensors", variant="realsr_x4_s4")
+    assert not (tmp_path / "c.safetensors").exists()
 
 
 def test_convert_keeps_numbers_and_cleans_names(narrow, tmp_path):

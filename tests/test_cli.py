@@ -538,11 +538,12 @@ class TestMasks:
         assert main(arguments) == 0
         changed = (pixels_of("a_x1.png") != before).any(-1)
         assert changed[10:30, 20:40].mean() > 0.5 and changed.sum() == changed[10:30, 20:40].sum()
-        mask[..., 3] = 0
-        Image.fromarray(mask).save("hole.png")
         capsys.readouterr()
-        assert main(arguments) == 0
-        assert "The mask hole.png is black everywhere" in capsys.readouterr().err
+        for colour, brightest in (((255, 255, 255, 0), 0), ((1, 1, 1, 255), 1), ((255, 0, 0, 255), 85)):
+            mask[...] = colour
+            Image.fromarray(mask).save("hole.png")
+            assert main(arguments) == 0
+            assert f"hole.png is nowhere half bright (its brightest value is {brightest} of 255)" in capsys.readouterr().err
 
     def test_a_folder_of_masks(self, folder, inpainter, capsys):
         for i, name in enumerate(("in/a.png", "in/b.png", "in/c.png")):
@@ -1011,6 +1012,12 @@ class TestModels:
         assert main(["info", "vq.pth", "--json"]) == 0
         facts = json.loads(capsys.readouterr().out)
         assert facts["kind"] == "autoencoder" and facts["config"]["n_embed"] == 16
+        assert main(["info", "vq.pth"]) == 0
+        assert not re.search(r"^variant", capsys.readouterr().out, re.MULTILINE)
+        rs.save_model(standin.small_model(), "own.safetensors")
+        for name, told in (("vq.pth", "there are no variants"), ("own.safetensors", "configuration of its own")):
+            assert main(["info", name, "--variant", "bicsr_x4_s4"]) == 2
+            assert told in capsys.readouterr().err
 
     def test_info_of_something_else(self, folder, capsys):
         torch.save({"layer.weight": torch.zeros(2)}, "other.pth")

@@ -79,6 +79,14 @@ def test_an_unknown_name_is_answered_with_the_known_ones():
         get_entry("realsr")
 
 
+def test_a_kind_is_told_from_a_model():
+    with pytest.raises(rs.InputError, match="realsr_x4_s15 is a kind.* Of that kind are: realsr_x4_s15_v1, realsr_x4_s15_v2.$"):
+        get_entry("realsr_x4_s15")
+    with pytest.raises(rs.InputError, match="no weights were published. Give a file of your own.*--variant realsr_x2_s4"):
+        get_entry("realsr_x2_s4")
+    assert not any(registry.kind_not_model(name) for name in (*REGISTRY, "nothing"))
+
+
 def test_the_documentation_says_the_same():
     text = (Path(__file__).parent.parent / "docs" / "models.md").read_text(encoding="utf-8")
     rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `")}

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..checkpoint import CONFIG_KEY, PARTS, resolve_path
+from ..checkpoint import CONFIG_KEY, PARTS, as_variant, refuse_variant, resolve_path
 from ..checkpoint_file import read_file, sha256_of
 from ..detection import autoencoder_of, check_state, describe, find_variant, is_autoencoder, is_unet, unet_of
 from ..errors import CheckpointError
@@ -38,7 +38,7 @@ def describe_file(asked: str, variant: str | None = None) -> ModelFile:
 
     Raises:
         CheckpointError: it is missing, damaged, or no model of this family.
-        InputError: `variant` is unknown.
+        InputError: `variant` is unknown, or the file is of none.
     """
     path = resolve_path(asked)
     state, metadata = read_file(path)
@@ -58,10 +58,11 @@ def describe_file(asked: str, variant: str | None = None) -> ModelFile:
 def _recognised(path: Path, state, metadata, variant: str | None) -> tuple[str, str, str, dict]:
     """(kind, variant, why the variant is open, configuration)."""
     if CONFIG_KEY in metadata:
-        config = peek_config(path)
+        config = as_variant(peek_config(path), path, variant)
         _check_own(config, state, path.name)
         return "model", config.variant, "", config.to_dict()
     if is_autoencoder(state):
+        refuse_variant(path, variant)
         return "autoencoder", "", "", asdict(autoencoder_of(state, path.name))
     if not is_unet(state):
         raise CheckpointError(f"{path.name} is not a ResShift model but {describe(state)}.")

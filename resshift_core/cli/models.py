@@ -122,10 +122,11 @@ def run_info(args: argparse.Namespace, console: Console) -> int:
         "network": "a ResShift network; its autoencoder is a file of its own",
         "autoencoder": "an autoencoder",
     }
+    variant = facts.variant or facts.open_question or "none of the published ones"
     lines = [
         ("file", facts.file),
         ("kind", kinds[facts.kind]),
-        ("variant", facts.variant or facts.open_question or "none of the published ones"),
+        *([("variant", variant)] if facts.kind != "autoencoder" else []),
         ("registered as", ", ".join(facts.registered_as) or "nothing known by this hash"),
         ("parameters", f"{facts.parameters / 1e6:.2f} M"),
         ("number format", ", ".join(f"{name} ({count / 1e6:.2f} M)" for name, count in facts.dtypes.items())),
