@@ -329,7 +329,7 @@ def _checked_and_run(
     original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
     rgb, hidden, alpha = original, [], None
     if channels == 4:
-        alpha, share = _upscaled_alpha(model, images[:, 3:], size, wrap, on_step)
+        alpha, share = _upscaled_alpha(model, images[:, 3:].float(), size, wrap, on_step)
         on_step = part_of_run(on_step, share, 1)
         rgb, hidden = _without_hidden_colors(images, torus)
 
@@ -369,7 +369,8 @@ def _upscaled_alpha(model: ResShiftModel, alpha, size: tuple[int, int], wrap: st
     share = ALPHA_SHARE[model.config.space] if edges else 0.0
     if share:
         own = model.config.name == ALPHA_MODEL
-        faithful = model if own else load_model(ALPHA_MODEL, device=model.device, dtype=model.dtype)
+        kind = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else torch.float32
+        faithful = model if own else load_model(ALPHA_MODEL, device=model.device, dtype=kind)
         upscaled[edges] = _checked_and_run(
             faithful, alpha[edges], steps=None, kappa=None, p=None, seed=0, sampler="stochastic", tile="auto", overlap=None,
             tile_batch=None, mask=None, color_fix="none", noise="shared", scale=None, size=size, wrap=wrap,
