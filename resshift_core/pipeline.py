@@ -371,11 +371,13 @@ def _upscaled_alpha(model: ResShiftModel, alpha, size: tuple[int, int], wrap: st
         own = model.config.name == ALPHA_MODEL
         kind = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else torch.float32
         faithful = model if own else load_model(ALPHA_MODEL, device=model.device, dtype=kind)
-        upscaled[edges] = _checked_and_run(
-            faithful, alpha[edges], steps=None, kappa=None, p=None, seed=0, sampler="stochastic", tile="auto", overlap=None,
-            tile_batch=None, mask=None, color_fix="none", noise="shared", scale=None, size=size, wrap=wrap,
-            on_step=part_of_run(on_step, 0, share),
+        results = _checked_and_run(
+            faithful, torch.stack([alpha[i] for i in edges]), steps=None, kappa=None, p=None, seed=0, sampler="stochastic",
+            tile="auto", overlap=None, tile_batch=None, mask=None, color_fix="none", noise="shared", scale=None, size=size,
+            wrap=wrap, on_step=part_of_run(on_step, 0, share),
         )  # fmt: skip
+        for i, result in zip(edges, results):
+            upscaled[i].copy_(result)
     torus = Torus.of(wrap, *alpha.shape[-2:], 1)
     for picture, result in zip(alpha[:, None], upscaled):
         constant = torus.cut(constant_around(torus.extend(picture)))
