@@ -1,4 +1,4 @@
-"""The arguments of `upscale`: checked, filled in from the model, and told off in sentences."""
+"""The arguments of `upscale`: checked, filled in from the model, and refused in sentences."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ log = logging.getLogger("resshift")
 
 NOISES = ("per_image", "shared", "periodic")
 MAX_SCALE = 64
+MAX_SIDE = 2**19  # pixels of a result's side
 FAR_BEYOND_WHITE = 2.0  # an overshoot of resizing stays below
 
 
@@ -58,16 +59,15 @@ def check_numbers(scale: float | None, tile_batch: int | None) -> tuple[float | 
 
 def choose_size(size: Sequence[int] | None, scale: float | None, model: ResShiftModel, images) -> tuple[int, int]:
     """(height, width) of the result."""
-    height, width = images.shape[-2:]
     if size is None:
-        return target_size(height, width, model.scale if scale is None else scale)
+        return target_size(*images.shape[-2:], model.scale if scale is None else scale)
     if scale is not None:
         raise InputError(f"size is {size!r} and scale {scale:g}; give one of them.")
     if isinstance(size, str) or not isinstance(size, Sequence) or len(size) != 2:
         raise InputError(f"size is {size!r}; it must be (height, width).")
     sides = tuple(_whole("size", side) for side in size)
-    if not all(0 < side <= MAX_SCALE * old for side, old in zip(sides, (height, width))):
-        raise InputError(f"size is {size!r}; sides must be above 0, at most {MAX_SCALE} times those of the picture.")
+    if not all(0 < side <= MAX_SIDE for side in sides):  # hosts ask for any size, of pictures of a few pixels, too
+        raise InputError(f"size is {size!r}; sides must be above 0, at most {MAX_SIDE}.")
     return sides
 
 

@@ -1,4 +1,4 @@
-"""Numbers as callers give them: Python's, numpy's or torch's, told off in sentences where they are something else."""
+"""Numbers as callers give them: Python's, numpy's or torch's, refused in sentences where they are something else."""
 
 from __future__ import annotations
 

@@ -100,6 +100,7 @@ class TestSize:
         lq = picture(20, 30, channels=channels)
         assert rs.upscale(model, lq, size=(61, 100)).shape == (1, channels, 61, 100)
         assert torch.equal(rs.upscale(model, lq, size=(60, 90)), rs.upscale(model, lq, scale=3))
+        assert rs.upscale(model, lq[..., :2, :3], size=(200, 300)).shape == (1, channels, 200, 300)  # an icon
 
     @pytest.mark.parametrize(
         "words, sentence",
