@@ -8,9 +8,9 @@ from pathlib import Path
 import folder_paths
 
 from ..resshift_core import registry
+from ..resshift_core.checkpoint_file import SUFFIXES
 
 KEY = "resshift"
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 AUTO = "auto"
 VAE = "vae/"  # prefix of files that lie in ComfyUI's folder for autoencoders
 FULL_SIZE = "about 480 MB"  # of published networks whose exact size is not known: they all have the same layers

@@ -11,7 +11,7 @@ import torch
 
 from .. import resshift_core as rs
 from ..resshift_core.downloads import download_missing, missing_files
-from ..resshift_core.errors import NotHere
+from ..resshift_core.errors import NotHere, VariantOpen
 from ..resshift_core.registry import REGISTRY, Entry, find_file
 from .described import described
 from .folders import AUTO, download_folder, locate, plain_name
@@ -97,9 +97,7 @@ class LoadResShiftModel:
         decoder_file = _autoencoder_file(autoencoder, unique_id)
         try:
             loaded = _load(found, decoder_file, offload, unique_id)
-        except rs.CheckpointError as error:
-            if "variant=" not in str(error):
-                raise
+        except VariantOpen as error:
             raise rs.CheckpointError(f"{error} In ComfyUI: put that word into the file's name.") from error
         loaded.unet.to(dtype=network)  # each from float32: --fp32-vae wants all that the file has
         loaded.autoencoder.to(device=mm.vae_offload_device(), dtype=decoder)

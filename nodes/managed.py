@@ -6,10 +6,8 @@ import comfy.model_management as mm
 import comfy.model_patcher
 import torch
 
-from ..resshift_core.device import layout_for
+from ..resshift_core.device import DTYPES, layout_for
 from ..resshift_core.model import ResShiftModel
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose_dtypes(word: str) -> tuple[torch.dtype, torch.dtype]:

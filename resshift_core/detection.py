@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .checkpoint_file import sha256_of
-from .errors import CheckpointError, InputError, brief
+from .errors import CheckpointError, InputError, VariantOpen, brief
 from .limits import MAX_LEVELS, check_settings
 from .registry import REGISTRY, VARIANTS, Entry
 from .unet import SwinUNet, UNetConfig
@@ -298,7 +298,8 @@ def find_variant(unet: UNetConfig, path: Path, asked: str | None, metadata: dict
     """The word of `VARIANTS` that a published network goes by, in the order of the module's docstring.
 
     Raises:
-        CheckpointError: it stays open, or the shapes contradict the word that was asked for.
+        VariantOpen: nothing says it.
+        CheckpointError: the shapes contradict the word that was asked for.
         InputError: the word that was asked for is unknown.
     """
     candidates = fitting_variants(unet)
@@ -315,7 +316,7 @@ def find_variant(unet: UNetConfig, path: Path, asked: str | None, metadata: dict
     for word in (_variant_from_hash(path), variant_from_name(path.name)):
         if word in candidates:
             return word
-    raise CheckpointError(
+    raise VariantOpen(
         f"{path.name}: Its weights fit several models that differ in what weights do not tell. Say which one it is with variant= "
         f"(--variant on the command line): {', '.join(candidates)}."
     )

@@ -20,6 +20,10 @@ class CheckpointError(ResShiftError):
     """A model file is damaged, foreign, incomplete or unsafe to open."""
 
 
+class VariantOpen(CheckpointError):
+    """Neither the weights, the name nor the metadata of a file say which of several kinds it is; the text lists their words."""
+
+
 class NotHere(CheckpointError):
     """A model or an autoencoder of the registry is not on this machine; `name` is the registry's."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from resshift_core import registry
+from resshift_core.checkpoint_file import SUFFIXES
 from resshift_core.detection import is_autoencoder
 from resshift_core.errors import InputError, ResShiftError
 from resshift_core.peek import peek_config
@@ -20,7 +21,6 @@ from . import host
 
 log = logging.getLogger("resshift")
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 DEFAULT_SCALE = 4  # where only the weights would tell
 BUILTIN = "ResShift built-in 4x"
 

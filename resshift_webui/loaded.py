@@ -11,14 +11,15 @@ from pathlib import Path
 import resshift_core as rs
 from resshift_core import registry
 from resshift_core.checkpoint import resolve_path
+from resshift_core.device import DTYPES
 from resshift_core.downloads import download_missing, missing_files
-from resshift_core.errors import CheckpointError, InputError, NotHere
+from resshift_core.errors import CheckpointError, InputError, NotHere, VariantOpen
 
 from . import host
 
 log = logging.getLogger("resshift")
 
-DTYPES = ("auto", "fp32", "bf16", "fp16")
+DTYPE_WORDS = ("auto", *DTYPES)
 
 
 def stamp(source: str) -> tuple:
@@ -89,8 +90,8 @@ def free() -> None:
 
 def _dtype() -> str:
     word = host.option("dtype", "auto")
-    if word not in DTYPES:
-        raise InputError(f"The option resshift_dtype is {word!r}; known are {', '.join(DTYPES)}.")
+    if word not in DTYPE_WORDS:
+        raise InputError(f"The option resshift_dtype is {word!r}; known are {', '.join(DTYPE_WORDS)}.")
     return "fp32" if word == "auto" and host.refuses_half() else word
 
 
@@ -101,10 +102,8 @@ def _load(source: str, dtype: str, device, on_progress) -> rs.ResShiftModel:
         return rs.load_model(source, device=device, dtype=dtype)
     except NotHere as error:
         missing = error.name
-    except CheckpointError as error:
-        if "variant=" in str(error):
-            raise CheckpointError(f"{error} In WebUI: put that word into the file's name.") from error
-        raise
+    except VariantOpen as error:
+        raise CheckpointError(f"{error} In WebUI: put that word into the file's name.") from error
     _fetch_missing(missing, on_progress)
     return rs.load_model(source, device=device, dtype=dtype)
 

@@ -9,7 +9,7 @@ from resshift_core import registry
 
 from .controls import LABELS, component
 from .entries import selectable
-from .loaded import DTYPES
+from .loaded import DTYPE_WORDS
 from .settings import INPUTS, Settings
 
 SECTION = ("resshift", "ResShift")
@@ -21,7 +21,7 @@ def add_options() -> None:
     for word, item in INPUTS.items():
         kind, arguments = component(item)
         _add(word, getattr(defaults, word), LABELS[word], kind, arguments, item.tooltip)
-    _add("dtype", "auto", "Number format", gr.Radio, {"choices": list(DTYPES)}, "auto: bf16 or fp16 where the hardware has it")
+    _add("dtype", "auto", "Number format", gr.Radio, {"choices": list(DTYPE_WORDS)}, "auto: bf16 or fp16 where the hardware has it")
     _add("keep_loaded", True, "Keep the model in main memory between runs", gr.Checkbox, {}, "it never stays on the GPU")
     _add("download", True, "Download a listed model when it is first used", gr.Checkbox, {}, "its licence is told in the log")
     names = [(_label(entry), entry.name) for entry in selectable()]

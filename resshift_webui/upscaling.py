@@ -8,9 +8,9 @@ from PIL import Image
 
 import resshift_core as rs
 from resshift_core.arguments import laid_tile
-from resshift_core.cli.sheet import compare_sheet
 from resshift_core.image_io import Picture, pixels_of, to_image
 from resshift_core.resize import target_size
+from resshift_core.sheet import compare_sheet
 
 from . import loaded
 from .entries import Entry

@@ -30,6 +30,7 @@ from resshift_core.detection import (
     unet_of,
     variant_from_name,
 )
+from resshift_core.errors import VariantOpen
 
 from .reference.standin_weights import is_buffer
 from .standin import PARTS, REFERENCE, UNETS, VQGANS, manifest
@@ -279,7 +280,7 @@ def renamed(path: Path, name: str) -> Path:
 
 
 def test_what_stays_open_is_asked_with_the_choices(path):
-    with pytest.raises(rs.CheckpointError, match="model.pth.*variant=.*realsr_x4_s15, realsr_x4_s4, bicsr_x4_s4.*sinsr_x4_s1"):
+    with pytest.raises(VariantOpen, match="model.pth.*variant=.*realsr_x4_s15, realsr_x4_s4, bicsr_x4_s4.*sinsr_x4_s1"):
         find(path)
     with pytest.raises(rs.CheckpointError, match="variant= .--variant on.*: inpaint_imagenet_s4, inpaint_face_s4.$") as asked:
         find(path, unet="unet_inpaint")

@@ -251,7 +251,7 @@ class TestLoader:
         core = host.part("resshift_core")
 
         def refuse(*_, **__):
-            raise core.CheckpointError("x.pth: Say which one it is with variant=: a, b.")
+            raise host.part("resshift_core.errors").VariantOpen("x.pth: Say which one it is with variant=: a, b.")
 
         save(host, standin.small_model(), "x.safetensors")
         monkeypatch.setattr(core, "load_model", refuse)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 import resshift_core as rs
+from resshift_core.errors import VariantOpen
 from resshift_core.registry import REGISTRY
 
 from . import standin
@@ -237,6 +238,14 @@ class TestEntries:
         host.set(download=True)
         with loaded.on_device("mine.safetensors") as model:
             assert model.scale == 4 and fetched == ["vq_f4_face"]
+
+    def test_a_network_whose_kind_is_open_says_what_to_do_here(self, host, monkeypatch):
+        def load_model(*_, **__):
+            raise VariantOpen("x.pth: Say which one it is with variant=: a, b.")
+
+        monkeypatch.setattr(rs, "load_model", load_model)
+        with pytest.raises(rs.CheckpointError, match="In WebUI: put that word"), part("loaded").on_device("x.pth"):
+            pass
 
     def test_a_download_shows_its_progress_and_can_be_stopped(self, host, file_server, monkeypatch, caplog):
         server = file_server(b"x" * 3_000_000)

@@ -30,10 +30,10 @@ from ..image_io import (
 )
 from ..model import ResShiftModel
 from ..pipeline import StepEvent, target_size, upscale
+from ..sheet import compare_sheet
 from ..version import __version__
 from .console import Console, Progress
 from .report import Record, Report
-from .sheet import compare_sheet
 from .sources import Job
 from .stop import raise_if_stopped
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
+from ..lettering import font
 from ..schedule import ShiftSchedule
-from .lettering import font
 
 SIZE = (960, 620)
 FINER = 3  # everything is drawn this much larger and scaled down, which smooths every edge

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..image_io import Picture, to_image
+from .image_io import Picture, to_image
 from .lettering import font, shortened
 
 PANEL = 560  # pixels of one half
