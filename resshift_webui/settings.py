@@ -61,15 +61,6 @@ class Settings:
         given = {word: value for word, value in values.items() if word in INPUTS and value is not None}
         return cls(**{word: checked(INPUTS[word], value) for word, value in given.items()})
 
-    @classmethod
-    def of_text(cls, words: Mapping[str, str]) -> Settings:
-        """Inverse of `as_text`.
-
-        Raises:
-            InputError: as `of`.
-        """
-        return cls.of({item.id: words[PREFIX + item.name] for item in CHAIN if PREFIX + item.name in words})
-
     def as_text(self) -> dict[str, object]:
         """Words for the PNG's text, of all that the picture depends on: {"ResShift steps": 4, ...}."""
         values = asdict(self)

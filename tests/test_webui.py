@@ -486,9 +486,11 @@ class TestExtras:
             assert host.extras(picture(), BUILTIN).info["ResShift seed"] == 0
 
     def test_words_make_the_same_settings_again(self, host):
-        settings = part("settings").Settings(3, 0.05, 0.5, "deterministic", 12, 64, 16, 0, "adain")
+        module = part("settings")
+        settings = module.Settings(3, 0.05, 0.5, "deterministic", 12, 64, 16, 0, "adain")
         as_read = {word: str(value) for word, value in settings.as_text().items()}
-        assert part("settings").Settings.of_text(as_read) == settings
+        assert set(as_read) == {module.PREFIX + item.name for item in module.CHAIN}
+        assert module.Settings.of({item.id: as_read[module.PREFIX + item.name] for item in module.CHAIN}) == settings
 
     def test_the_accordion_steers_the_entry_in_upscale(self, host, counted):
         image = picture()

@@ -60,10 +60,10 @@ def main() -> None:
         "licence": "Apache-2.0",
     }
     path = WEIGHTS_DIR / REGISTRY[args.name].file
-    rs.save_model(model.to(dtype=torch.float16), path, metadata)
-    size = path.stat().st_size
+    size = sum(weight.numel() * 2 for weight in model.state_dict().values())
     if size > LIMIT:
-        raise SystemExit(f"{path} has {size / 2**20:.1f} MiB, more than {LIMIT / 2**20:.0f}.")
+        raise SystemExit(f"{path} would have {size / 2**20:.1f} MiB, more than {LIMIT / 2**20:.0f}.")
+    rs.save_model(model.to(dtype=torch.float16), path, metadata)
     print(f"{path}: {size / 2**20:.2f} MiB, {metadata['steps_trained']} iterations")
 
 
