@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .errors import InputError
+from .errors import InputError, brief
 from .numeric import finite, whole
 
 MAX_STEPS = 10000
@@ -40,6 +40,19 @@ def _positive(name: str, value) -> float:
     return number
 
 
+def _check_tau(tau, steps: int) -> np.ndarray:
+    """A copy of its own: its tables are read-only, a caller's array is not."""
+    try:
+        table = np.array(tau, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"tau is {brief(repr(tau))}; it must be a list of numbers.") from error
+    if table.shape != (steps,):
+        raise InputError(f"tau has the shape {table.shape}; it must hold one number for each of the {steps} steps.")
+    if not np.isfinite(table).all() or table.min() < 0:
+        raise InputError("tau holds a number that is not finite, or below 0.")
+    return table
+
+
 def _sqrt_eta_table(steps: int, p: float, sqrt_eta_1: float, sqrt_eta_T: float) -> np.ndarray:
     """sqrt(eta_t) = sqrt(eta_1) * b0^beta_t with beta_t = ((t-1)/(T-1))^p (T-1), eq. 10. Shape (T,)."""
     if steps == 1:
@@ -61,7 +74,7 @@ class ShiftSchedule:
         min_noise_level: m; checkpoints use sqrt(eta_1) = min(m / kappa, m).
         sqrt_eta_T: sqrt(eta) at the last step, in (0, 1].
         sqrt_eta_1: sqrt(eta) at the first step; given, it replaces the rule above.
-        tau: the trained network's time input for every step, counted from 0, possibly fractional; None = 0..T-1.
+        tau: (T,), the trained network's time input for every step, counted from 0, possibly fractional; None = 0..T-1.
 
     Raises:
         InputError: a value is no number, or outside its range.
@@ -105,7 +118,7 @@ class ShiftSchedule:
             "eta": eta,
             "alpha": alpha,
             "posterior_variance": self.kappa**2 * previous / eta * alpha,
-            "tau": np.arange(len(eta), dtype=np.float64) if self.tau is None else np.asarray(self.tau, np.float64),
+            "tau": np.arange(len(eta), dtype=np.float64) if self.tau is None else _check_tau(self.tau, len(eta)),
         }
         for name, table in tables.items():
             table.setflags(write=False)

@@ -188,6 +188,29 @@ def test_new_times_that_are_no_numbers_are_sentences(words):
             make(**words)
 
 
+@pytest.mark.parametrize(
+    "tau, sentence",
+    [
+        (np.arange(3.0), "one number for each of the 4 steps"),
+        ([[0, 1, 2, 3]], "one number for each"),
+        ([0, 1, math.nan, 3], "not finite"),
+        ([-1, 0, 1, 2], "below 0"),
+        ("abcd", "a list of numbers"),
+        ([0, None, 1, object()], "a list of numbers"),
+    ],
+)
+def test_times_of_the_network_are_checked(tau, sentence):
+    with pytest.raises(rs.InputError, match=sentence):
+        rs.ShiftSchedule(4, 2.0, 0.3, tau=tau)
+
+
+def test_times_of_the_network_are_the_schedules_own():
+    tau = np.array([0.0, 1.5, 2.0, 3.0])
+    s = rs.ShiftSchedule(4, 2.0, 0.3, tau=tau)
+    tau[1] = 1.0
+    assert s.tau.tolist() == [0, 1.5, 2, 3]
+
+
 @pytest.mark.parametrize("four", [4.0, np.int64(4), np.float32(4), torch.tensor(4)])
 def test_numbers_of_every_kind_become_pythons(four):
     given, plain = rs.ShiftSchedule(four, four / 2, four / 10, min_noise_level=four / 20), rs.ShiftSchedule(4, 2.0, 0.4, 0.2)
