@@ -20,6 +20,7 @@ CARD = torch.device("cuda:0")
 FREE = 8 << 30  # bytes that it says it has
 CROSSING = (aten._to_copy.default, aten.copy_.default)  # of two devices by nature
 INDEXING = (aten.index.Tensor, aten.index_put_.default)  # take indices from the processor
+READING = (aten._local_scalar_dense.default, aten.equal.default, aten.nonzero.default)  # the processor wants to know the result
 
 
 class There(torch.Tensor):
@@ -42,7 +43,10 @@ class There(torch.Tensor):
 
 
 class Card(TorchDispatchMode):
-    """Runs operations of pretended tensors on the processor; `counts` has "up", "down", "wait" and "launch"."""
+    """Runs operations of pretended tensors on the processor; `counts` has "up", "down", "wait" and "launch".
+
+    "stall" is of "up" what is not asked for with non_blocking: torch then waits until the card has done all that was launched.
+    """
 
     def __init__(self):
         super().__init__()
@@ -58,6 +62,8 @@ class Card(TorchDispatchMode):
         strangers = [tuple(tensor.shape) for tensor in tensors if not isinstance(tensor, There) and tensor.ndim]
         if strangers and there and func not in (*CROSSING, *INDEXING):
             raise RuntimeError(f"{func}: some tensors are on {CARD}, others, {strangers}, on the processor")
+        if strangers and func in INDEXING:
+            self.counts["stall"] += 1
         here_args, here_kwargs = tree_map_only(There, lambda tensor: tensor.here, (args, kwargs))
         asked = here_kwargs.get("device")
         if asked is not None:
@@ -68,10 +74,11 @@ class Card(TorchDispatchMode):
             return args[0]
         if func is aten._to_copy.default and asked is not None:
             self.counts["up" if goes_up and not there else "launch" if goes_up else "down"] += 1
+            self.counts["stall"] += goes_up and not there and not kwargs.get("non_blocking")
             if not goes_up:
                 self.counts["wait"] += 1
                 return result
-        elif func in (aten._local_scalar_dense.default, aten.equal.default):
+        elif func in READING:
             self.counts["wait"] += 1
         elif not func.is_view:
             self.counts["launch"] += 1
@@ -81,6 +88,7 @@ class Card(TorchDispatchMode):
     def _count_copy(self, args) -> None:
         target, source = (isinstance(tensor, There) for tensor in args[:2])
         self.counts["launch" if target and source else "up" if target else "down"] += 1
+        self.counts["stall"] += target and not source and not (len(args) > 2 and args[2])
         self.counts["wait"] += not target
 
 
@@ -88,15 +96,21 @@ class Card(TorchDispatchMode):
 def pretended_card() -> Iterator[Card]:
     """Within it `.to("cuda")` works; models moved there must be new ones, for their weights are replaced."""
     torch._C._ensureCUDADeviceGuardSet()
-    replaces, tensor = torch.__future__.get_overwrite_module_params_on_conversion(), torch.tensor
+    replaces = torch.__future__.get_overwrite_module_params_on_conversion()
+    tensor, empty, generator = torch.tensor, torch.empty, torch.Generator
 
     def tensor_there(data, *, device=None, **words):
         made = tensor(data, **words)
         return made if device is None else made.to(device)
 
+    def empty_anywhere(*size, pin_memory=False, **words):
+        return empty(*size, **words)
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch, "tensor", tensor_there)
+        patch.setattr(torch, "empty", empty_anywhere)
+        patch.setattr(torch, "Generator", lambda device=None: generator())
         patch.setattr(torch.cuda, "mem_get_info", lambda device=None: (FREE, FREE))
         for name in ("memory_reserved", "memory_allocated", "empty_cache"):
             patch.setattr(torch.cuda, name, lambda device=None: 0)

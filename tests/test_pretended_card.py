@@ -8,6 +8,10 @@ import pytest
 import torch
 
 import resshift_core as rs
+from training import finetune
+from training.degradation import DEGRADATIONS
+from training.distributed import Processes
+from training.settings import TrainSettings, resolve
 
 from . import standin
 from .pretended_card import There, pretended_card
@@ -135,3 +139,23 @@ def test_the_adapter_of_comfyui(host, card, one_thread):  # noqa: F811
     adapter = host.nodes["ResShiftToUpscaleModel"]().run(socket, 0, steps=0, kappa=0.0, p=0.0, color_fix="none")[0]
     out = adapter(image_of(1, 3, 40, 40).to("cuda"))  # ComfyUI's own node cuts tiles, and sends them there
     assert out.device.type == "cuda" and out.shape == (1, 3, 160, 160)
+
+
+def trainer_there(model, tmp_path, **words):
+    """A trainer on the card; of no more use than for what comes before the way back, which torch's engine has real cards for."""
+    settings = TrainSettings(data=tmp_path, output=tmp_path, batch_size=6, precision="fp32", **words)
+    return finetune.make_trainer(resolve(settings, model.config), model.to("cuda"), Processes(0, 1, torch.device("cuda:0")))
+
+
+def is_ahead(card) -> bool:
+    """Whether nothing since counts were cleared has waited for the card."""
+    return not card.counts["wait"] and not card.counts["stall"] and not card.counts["down"]
+
+
+@pytest.mark.parametrize("degradation", DEGRADATIONS)
+def test_degradations_do_not_wait(card, degradation, tmp_path, one_thread):
+    """While the card is at one micro-batch, Python is at the next one's damage: hundreds of small kernels."""
+    trainer = trainer_there(standin.small_model(), tmp_path, degradation=degradation, damaged_share=0.8, crop=32)
+    card.counts.clear()
+    points = trainer.chain.draw(list(range(6)), {"hr": torch.rand(6, 3, 32, 32)})
+    assert points.lq.device.type == "cuda" and card.counts["launch"] and is_ahead(card)

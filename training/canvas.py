@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torchvision.io import decode_jpeg, encode_jpeg
 
 from .jpeg import jpeg_blocks
+from .upload import upload
 
 BLOCK = 16  # pixels: JPEG's unit with halved colour; canvases are multiples of it
 MODES = ("area", "bilinear", "bicubic")
@@ -37,8 +38,8 @@ class Canvas:
 
     def select(self, which: Sequence[int]) -> Canvas:
         """Some of the pictures, in the given order."""
-        which = list(which)
-        return Canvas(self.pixels[which], tuple(self.heights[i] for i in which), tuple(self.widths[i] for i in which))
+        pixels = self.pixels[upload(list(which), self.pixels.device)]
+        return Canvas(pixels, tuple(self.heights[i] for i in which), tuple(self.widths[i] for i in which))
 
     def replace(self, pixels: torch.Tensor) -> Canvas:
         return Canvas(pixels, self.heights, self.widths)
@@ -50,7 +51,7 @@ class Canvas:
 def _reach(lengths: Sequence[int], first: int, last: int, device, reflect: bool) -> torch.Tensor:
     """(B, last - first) source positions for first..last-1 of each picture: reflected, or stuck to the border."""
     position = torch.arange(first, last, device=device).expand(len(lengths), -1)
-    length = torch.tensor(lengths, device=device).view(-1, 1)
+    length = upload(lengths, device).view(-1, 1)
     if reflect:
         period = (2 * length - 2).clamp(min=1)
         position = position.remainder(period)
@@ -163,5 +164,5 @@ def jpeg(canvas: Canvas, qualities: Sequence[int], which: Sequence[bool] | None 
     on_cpu = canvas.pixels.device.type == "cpu"
     code = _libjpeg if codec == "libjpeg" or codec == "auto" and on_cpu else _batched_jpeg
     pixels = canvas.pixels.clone()
-    pixels[chosen] = code(part, [qualities[i] for i in chosen])
+    pixels[upload(chosen, pixels.device)] = code(part, [qualities[i] for i in chosen])
     return canvas.replace(pixels)

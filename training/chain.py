@@ -11,6 +11,7 @@ import torch.nn.functional as F
 import resshift_core as rs
 
 from .degradation import Degrade, torch_seed
+from .upload import upload
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Points:
     t: torch.Tensor  # (B,) int64, from 0
     x_t: torch.Tensor  # (B, C, h, w), as the chain has it
     noise: torch.Tensor  # (N, B, C, h, w): that of x_t, then those of a run of the chain
-    rolled: torch.Tensor  # (B,) bool: x_t is to be what the network's own chain arrives at, see Chain.roll_out
+    rolled: tuple[int | None, ...]  # t, where x_t is to be what the network's own chain arrives at, see Chain.roll_out
 
 
 class Chain:
@@ -81,17 +82,18 @@ class Chain:
 
     def _random(self, numbers, shape):
         """(t counted from 0, rolled, noise): every sample from its own generator on the CPU, the same on every device."""
-        last, steps, rolled, noises = self.model.schedule.steps - 1, [], [], []
+        last, steps, rolled = self.model.schedule.steps - 1, [], []
         draws = 2 + (last if self.rollout_share else 0)
-        for number in numbers:
+        noise = torch.empty(draws, len(numbers), *shape, pin_memory=self.device.type == "cuda")
+        for i, number in enumerate(numbers):
             generator = torch.Generator().manual_seed(torch_seed(self.seed, number, 4))
             at_end = float(torch.rand((), generator=generator)) < self.last_step_share
             uniform = int(torch.randint(0, last + 1, (), generator=generator))
             steps.append(last if at_end else uniform)
-            rolled.append(float(torch.rand((), generator=generator)) < self.rollout_share and steps[-1] != last)
-            noises.append(torch.randn((draws, *shape), generator=generator))
-        noise = torch.stack(noises, 1).to(self.device, non_blocking=True)
-        return torch.tensor(steps, device=self.device), torch.tensor(rolled, device=self.device), noise
+            rolls = float(torch.rand((), generator=generator)) < self.rollout_share and steps[-1] != last
+            rolled.append(steps[-1] if rolls else None)
+            noise[:, i] = torch.randn((draws, *shape), generator=generator)
+        return upload(steps, self.device), tuple(rolled), noise.to(self.device, non_blocking=True)
 
     def shifted(self, x0, y0, t, noise):
         """x_t ~ q(x_t | x0, y0), eq. 2."""
@@ -106,18 +108,20 @@ class Chain:
         draws samples from the posterior: crisp, and up to 3 dB of PSNR below the mean. Trained on its own x_t it keeps to
         the mean.
         """
-        which = points.rolled.nonzero()[:, 0]
-        if not len(which):
+        goals = {place: t for place, t in enumerate(points.rolled) if t is not None}
+        if not goals:
             return points
-        schedule, y0, t = self.model.schedule, points.y0[which], points.t[which]
+        which = upload(list(goals), self.device)  # to ask the tensor t who goes on would be to wait for all that was launched
+        schedule, y0 = self.model.schedule, points.y0[which]
         mask = None if points.mask is None else points.mask[which]
         condition = self.model.unet.condition(points.lq[which], mask)
         mean, std = schedule.prior(y0)
         x = mean + std * points.noise[1][which]
         for step in range(schedule.steps, 1, -1):  # to x_{step - 1}, for the samples that go so far
-            going = (t < step - 1).nonzero()[:, 0]
-            if not len(going):
+            going = [i for i, t in enumerate(goals.values()) if t < step - 1]
+            if not going:
                 break
+            going = upload(going, self.device)
             x0 = self.model.denoise(x[going], y0[going], schedule, step, condition[going])
             mean, std = schedule.posterior(x[going], x0, step)  # eq. 6
             x[going] = mean + std * points.noise[2 + schedule.steps - step][which][going]

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from .canvas import MODES, Canvas, Noise, add_noise, blur, jpeg, resize
 from .kernels import NO_BLUR, Kernel, KernelRange, draw_kernel, draw_sinc, make_kernels
+from .upload import upload
 
 DEGRADATIONS = ("realesrgan", "paper-b1", "everyday", "mixed", "bicubic")
 SMALLEST = 4  # pixels: no side gets shorter on the way
@@ -204,7 +205,7 @@ def realesrgan(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: i
         if twice:
             own = [generators[i] for i in which]
             part = _run_stage(part, [plan.second for plan in chosen], own, [size] * len(which), False, codec)
-        small[which] = _finish(part, chosen, size, codec)
+        small[upload(which, images.device)] = _finish(part, chosen, size, codec)
     return small
 
 
@@ -214,7 +215,8 @@ def _share_out(images: torch.Tensor, numbers: Sequence[int], which: Sequence[boo
     for degrade, wanted in ((chosen, True), (rest, False)):
         taken = [i for i, word in enumerate(which) if word == wanted]
         if taken:
-            small[taken] = degrade(images[taken], [numbers[i] for i in taken])
+            places = upload(taken, images.device)
+            small[places] = degrade(images[places], [numbers[i] for i in taken])
     return small
 
 

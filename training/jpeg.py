@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
+from .upload import upload
+
 # ITU-T T.81, Annex K: tables K.1 (luminance) and K.2 (chrominance) at quality 50.
 LUMINANCE = (
     (16, 11, 10, 16, 24, 40, 51, 61), (12, 12, 14, 19, 26, 58, 60, 55), (14, 13, 16, 24, 40, 57, 69, 56),
@@ -35,9 +37,9 @@ def _cosines(device) -> torch.Tensor:
 
 def quantisation(table, qualities: Sequence[int], device) -> torch.Tensor:
     """libjpeg's scaling of a table by quality 1-100, (B, 8, 8), integers from 1 to 255."""
-    quality = torch.tensor(qualities, dtype=torch.float32, device=device).clamp(1, 100).view(-1, 1, 1)
+    quality = upload(qualities, device, torch.float32).clamp(1, 100).view(-1, 1, 1)
     scale = torch.where(quality < 50, torch.floor(5000 / quality), 200 - 2 * quality)
-    return torch.floor((torch.tensor(table, dtype=torch.float32, device=device) * scale + 50) / 100).clamp(1, 255)
+    return torch.floor((upload(table, device, torch.float32) * scale + 50) / 100).clamp(1, 255)
 
 
 def _code_plane(plane: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
@@ -53,7 +55,8 @@ def _code_plane(plane: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
 def jpeg_blocks(images: torch.Tensor, qualities: Sequence[int]) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1], H and W multiples of 16, one quality per picture -> as it comes back, 8-bit levels."""
     device = images.device
-    to_ycbcr = torch.tensor(YCBCR, device=device)
+    back = torch.linalg.inv(torch.tensor(YCBCR).double()).tolist()  # on the processor: a GPU is waited for by whoever inverts
+    to_ycbcr, to_rgb = upload(YCBCR, device), upload(back, device, torch.float32)
     levels = images.mul(255).round()
     planes = torch.einsum("yc,bchw->byhw", to_ycbcr, levels)
     luma, chroma = (planes[:, 0] - 128).round(), planes[:, 1:].round()
@@ -63,5 +66,5 @@ def jpeg_blocks(images: torch.Tensor, qualities: Sequence[int]) -> torch.Tensor:
     chroma = _code_plane(chroma.flatten(0, 1), steps).round().clamp(-128, 127).unflatten(0, (-1, 2))
     chroma = F.interpolate(chroma, scale_factor=2, mode="bilinear", align_corners=False)  # libjpeg's "fancy upsampling"
     planes = torch.cat([luma[:, None], chroma], 1)
-    rgb = torch.einsum("cy,byhw->bchw", torch.linalg.inv(to_ycbcr.double()).float(), planes)
+    rgb = torch.einsum("cy,byhw->bchw", to_rgb, planes)
     return rgb.round().clamp(0, 255) / 255

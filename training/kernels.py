@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from .upload import upload
+
 KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 
 
@@ -71,7 +73,7 @@ def _draw_size(rng: np.random.Generator, sizes: tuple[int, int]) -> int:
 
 
 def _column(kernels: Sequence[Kernel], name: str, device) -> torch.Tensor:
-    return torch.tensor([getattr(kernel, name) for kernel in kernels], dtype=torch.float32, device=device).view(-1, 1, 1)
+    return upload([getattr(kernel, name) for kernel in kernels], device, torch.float32).view(-1, 1, 1)
 
 
 def _quadratic_form(kernels, x, y, device):
@@ -100,11 +102,11 @@ def make_kernels(kernels: Sequence[Kernel], device: torch.device | str = "cpu") 
     sinc = _sinc(_column(kernels, "cutoff", device), radius)
 
     def has(test):
-        return torch.tensor([test(kernel.kind) for kernel in kernels], device=device).view(-1, 1, 1)
+        return upload([test(kernel.kind) for kernel in kernels], device).view(-1, 1, 1)
 
     weights = torch.where(has(lambda kind: kind.startswith("plateau")), plateau, gaussian)
     weights = torch.where(has(lambda kind: kind == "sinc"), sinc, weights)
     weights = torch.where(has(lambda kind: kind == "none"), (radius == 0).float(), weights)
-    half = torch.tensor([kernel.size // 2 for kernel in kernels], device=device).view(-1, 1, 1)
+    half = upload([kernel.size // 2 for kernel in kernels], device).view(-1, 1, 1)
     weights = weights * ((x.abs() <= half) & (y.abs() <= half))
     return weights / weights.sum((1, 2), keepdim=True)
