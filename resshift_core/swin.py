@@ -21,7 +21,7 @@ MASKED = -100.0  # added to the score of two tokens that must not see each other
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)  # what is kept must serve training, too, also if an upscale asks for it first
-def relative_position_index(window: int) -> torch.Tensor:
+def relative_position_index(window: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """Row of the bias table for every (query, key) pair: (dy + w-1) * (2w-1) + (dx + w-1), query minus key.
 
     Returns int64 (w*w, w*w).
@@ -30,7 +30,7 @@ def relative_position_index(window: int) -> torch.Tensor:
     y, x = y.flatten(), x.flatten()
     dy = y[:, None] - y[None, :] + window - 1
     dx = x[:, None] - x[None, :] + window - 1
-    return dy * (2 * window - 1) + dx
+    return (dy * (2 * window - 1) + dx).to(device)
 
 
 def _apart(side: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def _apart(side: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
-def window_masks(kind: str, window: int) -> torch.Tensor:
+def window_masks(kind: str, window: int, device: torch.device | str = "cpu") -> torch.Tensor:
     """What is added to the scores of the shifted windows, one entry for every kind of window: float32 (kinds, w*w, w*w).
 
     `window_kinds` says which window is of which kind.
@@ -57,9 +57,9 @@ def window_masks(kind: str, window: int) -> torch.Tensor:
     top, left = _apart((y < half).flatten().int()), _apart((x < half).flatten().int())
     nothing = torch.zeros_like(top)
     if kind == "resshift":
-        return torch.stack([nothing, left])
+        return torch.stack([nothing, left]).to(device)
     if kind == "swin":
-        return torch.stack([nothing, top, left, (top + left).clamp_(min=MASKED)])
+        return torch.stack([nothing, top, left, (top + left).clamp_(min=MASKED)]).to(device)
     raise ValueError(f"shift_mask is {kind!r}; known are 'resshift' and 'swin'")
 
 
@@ -91,7 +91,7 @@ class WindowAttention(nn.Module):
 
     def bias(self) -> torch.Tensor:
         """Of the relative positions, (1, heads, w*w, w*w)."""
-        index = relative_position_index(self.window).to(self.relative_position_bias_table.device)
+        index = relative_position_index(self.window, self.relative_position_bias_table.device)
         return self.relative_position_bias_table[index].permute(2, 0, 1)[None]
 
     def forward(self, x, bias=None):
@@ -129,7 +129,7 @@ class SwinBlock(nn.Module):
     def biases(self) -> torch.Tensor:
         """What is added to the scores, one entry for every kind of window: (kinds, heads, w*w, w*w). The same for every step."""
         bias = self.attn.bias()
-        return bias + window_masks(self.mask_kind, self.window)[:, None].to(bias) if self.shift else bias
+        return bias + window_masks(self.mask_kind, self.window, bias.device)[:, None].to(bias) if self.shift else bias
 
     def bias_of_windows(self, biases: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """One entry for every window of a picture, (rows * columns, heads, w*w, w*w), or one for all of them."""

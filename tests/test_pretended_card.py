@@ -159,3 +159,17 @@ def test_degradations_do_not_wait(card, degradation, tmp_path, one_thread):
     card.counts.clear()
     points = trainer.chain.draw(list(range(6)), {"hr": torch.rand(6, 3, 32, 32)})
     assert points.lq.device.type == "cuda" and card.counts["launch"] and is_ahead(card)
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_losses_do_not_wait(card, latent, tmp_path, one_thread):
+    model = narrow("realsr_x4_s4") if latent else standin.small_model(steps=4)
+    words = {"crop": 256} if latent else {"crop": 32, "spectrum": 0.1}
+    trainer = trainer_there(model, tmp_path, degradation="bicubic", rollout_share=1.0, last_step_share=0.0, **words)
+    numbers, crops = list(range(2 if latent else 6)), {"hr": torch.rand(2 if latent else 6, 3, words["crop"], words["crop"])}
+    points = trainer.chain.draw(numbers, crops)
+    trainer.objective(trainer.net, points)  # constants of the windows go there once
+    card.counts.clear()
+    loss, _, _ = trainer.objective(trainer.net, points)
+    assert any(t is not None for t in points.rolled) and card.counts["launch"] and is_ahead(card)
+    assert torch.isfinite(loss)
