@@ -95,6 +95,32 @@ def test_the_points_follow_equation_2():
         assert float(error) == pytest.approx(std / int(which.sum()) ** 0.5, rel=0.15)
 
 
+@pytest.mark.parametrize("precision, dtype", [("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)])
+def test_on_a_gpu_pictures_are_encoded_in_the_number_format_of_the_run(tmp_path, precision, dtype):
+    """As the engine does there: in float32 that would be most of a step of the published networks."""
+    model = vq_model()
+    trainer = trainer_for(model, tmp_path, precision=precision, crop=64)
+    assert trainer.chain.encoder is model.autoencoder, "results on a processor stay what they were"
+    picture, exact = crops(1, 64)["hr"], trainer.chain.encode(crops(1, 64)["hr"])
+    there = Processes(0, 1, torch.device("cuda"))
+    chain = Trainer(model, trainer.settings, trainer.objective, there).chain
+    assert next(chain.encoder.parameters()).dtype == dtype and next(model.autoencoder.parameters()).dtype == torch.float32
+    twin = rs.ResShiftModel(model.config)
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(chain.encode(picture), twin.to(dtype).autoencoder.encode(picture).float())
+    assert (chain.encode(picture) - exact).square().mean() < 1e-3 * exact.var()
+
+
+def test_a_picture_that_overflows_is_encoded_again_in_float32():
+    model = vq_model()
+    with torch.no_grad():
+        model.autoencoder.quant_conv.weight.mul_(1e8)
+    chain = Chain(model, None, 0, 0.0, "cpu")
+    exact = chain.encode(crops(1, 64)["hr"])
+    chain.encode_in(torch.float16)
+    assert torch.equal(chain.encode(crops(1, 64)["hr"]), exact) and exact.isfinite().all()
+
+
 def test_the_share_of_last_steps():
     chain = Chain(tiny(steps=4), make_degradation("bicubic", 4, 0), 0, 0.6, "cpu")
     t, _, _ = chain._random(range(1000), (1,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -44,6 +45,7 @@ class Chain:
         self.model, self.degrade, self.seed = model, degrade, seed
         self.last_step_share, self.rollout_share = last_step_share, rollout_share
         self.device = torch.device(device)
+        self.encoder, self.may_overflow = model.autoencoder, False
         schedule, space = model.schedule, model.config.space
         self.eta = torch.tensor(schedule.eta, dtype=torch.float32, device=self.device)
         scales = [schedule.input_scale(t, space) for t in range(1, schedule.steps + 1)]
@@ -77,8 +79,21 @@ class Chain:
         scale = self.model.scale
         return F.interpolate(lq, scale_factor=scale, mode="bicubic", align_corners=False) if scale != 1 else lq
 
+    def encode_in(self, dtype: torch.dtype) -> None:
+        """Encode in this number format from here on, as the engine does on a GPU; the model's autoencoder stays as it is.
+
+        To encode its two pictures is 690 of the 994 billion operations that a crop of the published x4 network costs. In
+        float32 these alone take several times as long as all the others in half precision.
+        """
+        if any(True for _ in self.model.autoencoder.parameters()):
+            self.encoder = copy.deepcopy(self.model.autoencoder).to(dtype)
+            self.may_overflow = dtype == torch.float16
+
     def encode(self, image):
-        return self.model.autoencoder.encode(image).float()
+        latent = self.encoder.encode(image).float()
+        if self.may_overflow and not bool(latent.isfinite().all()):
+            return self.model.autoencoder.encode(image).float()
+        return latent
 
     def _random(self, numbers, shape):
         """(t counted from 0, rolled, noise): every sample from its own generator on the CPU, the same on every device."""

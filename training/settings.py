@@ -69,7 +69,7 @@ class TrainSettings:
     weight_decay: float = 0.0
     clip: float = 1.0  # largest gradient norm; 0 = none
     ema: float = 0.999  # reached as (1 + n) / (10 + n) grows
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # of the network's arithmetic; weights stay float32
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"  # of the network, on a GPU of encoding, too; weights: float32
     checkpointing: bool = False  # recompute activations on the way back: less memory, a third more time
     compile: bool = False  # torch.compile
     seed: int = 0

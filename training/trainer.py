@@ -143,6 +143,8 @@ class Trainer:
         if settings.checkpointing:
             recompute_activations(self.raw)
         self.precision = resolve_dtype(settings.precision, self.device)  # of autocast; float32 = none
+        if self.device.type == "cuda" and self.precision != torch.float32:
+            self.chain.encode_in(self.precision)
         self.optimizer = make_optimizer(self.raw, settings)
         self.scheduler = make_scheduler(self.optimizer, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
