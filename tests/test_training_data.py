@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 import resshift_core as rs
-from training.data import Crops, CropSettings, PairedCrops, Positions, load_batches, match_pairs
+from training import distributed
+from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
 from training.drawings import draw_page, usable_fonts
 from training.scan import DataError, Picture, find_images, inspect, read_rgb, scan
 from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
@@ -247,6 +248,18 @@ def test_loader_workers_give_the_same_batches(folder):
     plain, worked = (load_batches(crops, Positions(3, 4, 0, 1), workers) for workers in (0, 2))
     for _, (numbers, batch), (other_numbers, other) in zip(range(3), plain, worked):
         assert numbers == other_numbers and torch.equal(batch["hr"], other["hr"])
+
+
+def test_workers_are_shared_out_among_the_processes_of_their_machine(monkeypatch):
+    """Four machines of 8 GPUs and 96 cores: every process has twelve cores, not three."""
+    for name, value in {"WORLD_SIZE": "32", "LOCAL_WORLD_SIZE": "8", "RANK": "9"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, timeout: None)
+    monkeypatch.setattr(distributed.dist, "get_rank", lambda: 9)
+    monkeypatch.setattr("os.cpu_count", lambda: 96)
+    processes = distributed.start("cpu")
+    assert (processes.rank, processes.world, processes.here) == (9, 32, 8)
+    assert default_workers(torch.device("cuda"), processes.here) == 11
 
 
 def test_held_out_pictures_are_chosen_by_content(folder):

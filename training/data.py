@@ -272,6 +272,8 @@ def load_batches(crops: Dataset, positions: Positions, workers: int, pin: bool =
     return zip(positions, loader)
 
 
-def default_workers(device: torch.device, world: int) -> int:
-    """Loader processes that keep an accelerator busy; on the CPU the training itself needs the cores."""
-    return 0 if device.type == "cpu" else max(1, min(12, (os.cpu_count() or 2) // world - 1))
+def default_workers(device: torch.device, processes: int) -> int:
+    """Loader processes that keep an accelerator busy, for each of `processes` on this machine; on the CPU the training itself
+    needs the cores.
+    """
+    return 0 if device.type == "cpu" else max(1, min(12, (os.cpu_count() or 2) // processes - 1))

@@ -19,6 +19,7 @@ class Processes:
     rank: int
     world: int
     device: torch.device
+    here: int = 1  # of them on this machine
 
     @property
     def first(self) -> bool:
@@ -57,7 +58,7 @@ def start(device: str = "auto") -> Processes:
         torch.cuda.set_device(where)
     backend = "nccl" if where.type == "cuda" and dist.is_nccl_available() else "gloo"  # Windows has no NCCL
     dist.init_process_group(backend, timeout=LONGEST_WAIT)
-    return Processes(dist.get_rank(), dist.get_world_size(), where)
+    return Processes(dist.get_rank(), world, where, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
 
 
 def stop(processes: Processes) -> None:

@@ -294,7 +294,7 @@ class Run:
         positions = Positions(self.trainer.position.iteration, settings.batch_size, processes.rank, processes.world)
         workers = settings.workers
         if workers is None:
-            workers = default_workers(processes.device, processes.world)
+            workers = default_workers(processes.device, processes.here)
         return load_batches(self.data.crops, positions, workers, pin=processes.device.type == "cuda")
 
     def loop(self) -> None:
