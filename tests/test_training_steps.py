@@ -389,6 +389,28 @@ def test_micro_batches_add_up_to_the_batch(tmp_path):
             torch.testing.assert_close(grad, found[0][1][name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("micro_batch", [4, 2])
+def test_the_next_step_is_drawn_before_this_one_is_waited_for(tmp_path, monkeypatch, micro_batch):
+    """On a GPU: its hundreds of small kernels are launched while the large ones of this step run."""
+    batches = [([4 * i + j for j in range(4)], crops()) for i in range(3)]
+    one, other = (trainer_for(tiny(), tmp_path, micro_batch=micro_batch, degradation="paper-b1") for _ in range(2))
+    told, events, draw, update = [one.step(*batch) for batch in batches], [], other.chain.draw, other._update
+    monkeypatch.setattr(other.chain, "draw", lambda numbers, crops: events.append(numbers[0]) or draw(numbers, crops))
+    monkeypatch.setattr(other, "_update", lambda: events.append("update") or update())
+    assert [other.step(*batch, after) for batch, after in zip(batches, [*batches[1:], None])] == told
+    assert all(torch.equal(a, b) for a, b in zip(one.raw.parameters(), other.raw.parameters()))
+    rest = [] if micro_batch == 4 else [2]
+    assert events == [0, *rest, 4, "update", *(4 + r for r in rest), 8, "update", *(8 + r for r in rest), "update"]
+
+
+def test_steps_know_the_next_one_where_that_helps():
+    def steps(device):
+        run = SimpleNamespace(processes=Processes(0, 1, torch.device(device)))
+        return list(finetune.Run.steps(run, iter("abc")))
+
+    assert steps("cuda") == [("a", "b"), ("b", "c")] and steps("cpu") == [("a", None), ("b", None), ("c", None)]
+
+
 def test_recomputed_activations_give_the_same_gradients(tmp_path):
     found = []
     for checkpointing in (False, True):

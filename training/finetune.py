@@ -37,6 +37,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -297,6 +298,10 @@ class Run:
             workers = default_workers(processes.device, processes.here)
         return load_batches(self.data.crops, positions, workers, pin=processes.device.type == "cuda")
 
+    def steps(self, batches):
+        """(batch, the one after it) for every step; on a CPU, where nothing is gained by what follows, with None for that."""
+        return pairwise(batches) if self.processes.device.type == "cuda" else ((batch, None) for batch in batches)
+
     def loop(self) -> None:
         """Until the last iteration; Ctrl-C and SIGTERM save after the step that they fall into, and stop.
 
@@ -354,9 +359,9 @@ class Run:
                     self.validate()
                 self.export("last.safetensors")  # a run may have been killed between its last state and this file
             return
-        for numbers, crops in interrupts.passing(self.batches()):
+        for (numbers, crops), following in self.steps(interrupts.passing(self.batches())):
             with interrupts.step():
-                values = trainer.step(numbers, crops)
+                values = trainer.step(numbers, crops, following)
             if self.processes.first:
                 now = time.perf_counter()
                 self._after_step(values, settings.batch_size / (now - started))
@@ -395,10 +400,10 @@ def draw_contact_sheet(trainer: Trainer, crops: Crops, output: Path, count: int 
 def dry_run(run: Run, steps: int = 3) -> None:
     """A few steps that nothing remembers: speed and memory."""
     trainer, started = run.trainer, None
-    for done, (numbers, crops) in enumerate(run.batches()):
+    for done, ((numbers, crops), following) in enumerate(run.steps(run.batches())):
         if done == 1:
             started = time.perf_counter()  # the first step warms up
-        trainer.step(numbers, crops)
+        trainer.step(numbers, crops, following)
         if done == steps:
             break
     if run.processes.first:

@@ -20,7 +20,7 @@ import resshift_core as rs
 from resshift_core.device import cpu_has_bf16, resolve_dtype
 from resshift_core.unet import ResBlock, Stage
 
-from .chain import Chain
+from .chain import Chain, Points
 from .distributed import Processes
 from .losses import Discriminator, Objective, relativistic
 from .settings import SettingsError, TrainSettings
@@ -149,6 +149,7 @@ class Trainer:
         self.scheduler = make_scheduler(self.optimizer, settings)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
         self.position = Position()
+        self._ahead: tuple[list[int], Points] | None = None  # numbers of the next micro-batch, drawn already
         self.micro_batch = min(settings.micro_batch or settings.batch_size, self.share)
         self.net = self._wrap(torch.compile(self.raw) if settings.compile else self.raw)
         self.judge = None
@@ -192,8 +193,18 @@ class Trainer:
                 parts[name] = parts.get(name, 0) + value * weight
         return total, parts
 
+    def draw_ahead(self, numbers: list[int], crops: dict[str, torch.Tensor]) -> None:
+        """Draw the points of the first micro-batch of this step while the GPU is at the one before."""
+        chosen = slice(0, self.micro_batch)
+        numbers, crops = numbers[chosen], {name: value[chosen] for name, value in crops.items()}
+        self._ahead = numbers, self.chain.draw(numbers, crops)
+
+    def _draw(self, numbers, crops) -> Points:
+        ahead, self._ahead = self._ahead, None
+        return ahead[1] if ahead is not None and ahead[0] == numbers else self.chain.draw(numbers, crops)
+
     def _backward(self, numbers, crops, weight: float, last: bool):
-        points = self.chain.draw(numbers, crops)
+        points = self._draw(numbers, crops)
         if self.judge is not None:
             self.objective.discriminator.requires_grad_(False)
         with self.autocast():
@@ -210,8 +221,10 @@ class Trainer:
             parts["discriminator"] = judged.detach()
         return loss.detach(), parts
 
-    def step(self, numbers: list[int], crops: dict[str, torch.Tensor]) -> dict[str, float]:
+    def step(self, numbers: list[int], crops: dict[str, torch.Tensor], following: tuple | None = None) -> dict[str, float]:
         """One update from this process's crops. -> loss, its parts, learning rate, gradient norm, skipped (0 or 1).
+
+        following: numbers and crops of the step after this one, see `draw_ahead`.
 
         Raises:
             NotFinite: the third step in a row whose loss or gradient is not finite.
@@ -223,6 +236,8 @@ class Trainer:
         loss, parts = self.accumulate(numbers, crops)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.raw.parameters(), self.settings.clip or math.inf)
+        if following is not None:
+            self.draw_ahead(*following)  # before it is asked whether the loss is finite, which is to wait for the GPU
         losses = loss + parts.get("discriminator", 0)
         finite = bool(torch.isfinite(losses)) and (self.scaler.is_enabled() or bool(torch.isfinite(norm)))
         finite = self.processes.agree(float(finite), "min") == 1.0
