@@ -191,6 +191,15 @@ def test_blurring_is_correlation_with_reflected_borders():
     torch.testing.assert_close(blur(Canvas.of(image), weights).pixels[0], F.conv2d(padded, weights[:, None])[:, 0])
 
 
+def test_blurring_asks_no_library_that_searches_for_every_size(monkeypatch):
+    asked, real = [], kornia.filters.filter2d
+    monkeypatch.setattr(
+        kornia.filters, "filter2d", lambda *args, **words: asked.append(torch.backends.cudnn.enabled) or real(*args, **words)
+    )
+    make_degradation("realesrgan", 4, 0)(torch.rand(2, 3, 32, 32), [0, 1])
+    assert asked and not any(asked) and torch.backends.cudnn.enabled
+
+
 @pytest.mark.parametrize("mode", ["area", "bilinear", "bicubic"])
 @pytest.mark.parametrize("antialias", [False, True])
 def test_resizing_is_torchs(mode, antialias):

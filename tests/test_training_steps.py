@@ -346,6 +346,15 @@ def test_training_and_the_engine_choose_the_same_number_format(tmp_path, monkeyp
     assert Trainer(trainer.model, trainer.settings, trainer.objective, pretended).precision == dtype
 
 
+@pytest.mark.parametrize("amd", [None, "6.2"])
+def test_algorithms_are_searched_on_nvidias_cards_alone(tmp_path, monkeypatch, amd):
+    """AMD's MIOpen searches for minutes for every shape when asked to."""
+    monkeypatch.setattr(torch.version, "hip", amd)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    finetune.prepare(settings_for(rs.load_model("builtin", device="cpu"), tmp_path), CPU)
+    assert torch.backends.cudnn.benchmark == (amd is None)
+
+
 def test_a_judgement_that_is_not_finite_skips_the_step(tmp_path):
     trainer = trainer_for(tiny(), tmp_path, adversarial=0.1)
     before = flat(trainer.judge_optimizer.state_dict())

@@ -70,10 +70,14 @@ def extend(canvas: Canvas, margin: int, height: int, width: int, reflect: bool) 
 
 
 def blur(canvas: Canvas, kernels: torch.Tensor) -> Canvas:
-    """Filter picture i with kernels[i], (B, S, S); borders are reflected."""
+    """Filter picture i with kernels[i], (B, S, S); borders are reflected.
+
+    By torch's own kernel: sizes are new in nearly every batch, and AMD's MIOpen would search an algorithm for each of them.
+    """
     height, width = canvas.pixels.shape[2:]
     padded = extend(canvas, kernels.shape[-1] // 2, height, width, reflect=True)
-    return canvas.replace(kornia.filters.filter2d(padded, kernels.to(padded), padding="valid"))
+    with torch.backends.cudnn.flags(enabled=False):  # of MIOpen, too
+        return canvas.replace(kornia.filters.filter2d(padded, kernels.to(padded), padding="valid"))
 
 
 def resize_matrix(length: int, target: int, mode: str, antialias: bool, device) -> torch.Tensor:

@@ -453,7 +453,7 @@ def prepare(settings: TrainSettings, processes: Processes) -> tuple[TrainSetting
     except OSError as error:
         raise SettingsError(f"--output {settings.output} cannot be made a folder ({error}).") from error
     torch.manual_seed(settings.seed)
-    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark = torch.version.hip is None  # MIOpen would search for minutes for every shape
     start = load_start(settings, processes.device)
     return resolve(settings, start.model.config), start
 
