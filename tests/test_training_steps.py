@@ -346,6 +346,19 @@ def test_training_and_the_engine_choose_the_same_number_format(tmp_path, monkeyp
     assert Trainer(trainer.model, trainer.settings, trainer.objective, pretended).precision == dtype
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_graph_that_recomputes_is_not_split_for_several_gpus(tmp_path, monkeypatch, checkpointing):
+    """Older versions of torch stop there: "DDPOptimizer backend: Found a higher order op in the graph"."""
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    monkeypatch.setattr(nn.parallel, "DistributedDataParallel", lambda module, device_ids: module)
+    model = tiny()
+    settings = settings_for(model, tmp_path, compile=True, checkpointing=checkpointing)
+    chain = Chain(model, None, 0, 0.0, "cpu")
+    with torch._dynamo.config.patch(optimize_ddp=True):
+        Trainer(model, settings, Objective(chain, LossSettings()), Processes(0, 2, torch.device("cpu")))
+        assert torch._dynamo.config.optimize_ddp is not checkpointing
+
+
 @pytest.mark.parametrize("amd", [None, "6.2"])
 def test_algorithms_are_searched_on_nvidias_cards_alone(tmp_path, monkeypatch, amd):
     """AMD's MIOpen searches for minutes for every shape when asked to."""

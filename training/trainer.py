@@ -164,6 +164,8 @@ class Trainer:
     def _wrap(self, module: nn.Module) -> nn.Module:
         if self.processes.world == 1:
             return module
+        if self.settings.compile and self.settings.checkpointing:  # older versions of torch refuse to split such a graph
+            torch._dynamo.config.optimize_ddp = False
         ids = [self.device.index] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids)
 
