@@ -87,6 +87,24 @@ def test_pairs_give_the_numbers_of_the_formula(place, tmp_path):
     assert float((result - kept).abs().max()) <= 0.5 / 255 + 1e-6
 
 
+def test_a_border_is_left_out(place, tmp_path, capsys):
+    """As in papers on super-resolution, by the plain formula."""
+    truth, model = place
+    more = ("--truth", truth, "--models", model, "--output", tmp_path, "--degradation", "bicubic")
+    more += ("--channel", "rgb", "--save", "True")
+    assert evaluate.main(words(*more, "--border", 4)) == 0
+    values = []
+    for path in sorted(truth.iterdir()):
+        a, b = (
+            np.asarray(Image.open(file), dtype=np.float64)[4:-4, 4:-4] / 255
+            for file in (path, tmp_path / "bicubic" / path.name)
+        )
+        values.append(-10 * np.log10(np.mean((a - b) ** 2)))
+    assert float(table(tmp_path)[0]["psnr"]) == pytest.approx(np.mean(values), abs=1e-3)
+    assert evaluate.main(words(*more, "--border", 30)) == 2
+    assert "leaves too little of picture_0" in capsys.readouterr().err
+
+
 def test_appendix_b1_is_harder_than_bicubic(place, tmp_path):
     scores = {}
     for kind in ("paper-b1", "bicubic"):
@@ -175,7 +193,7 @@ def test_nothing_is_lost_or_mixed_up(place, tmp_path):
     assert saved == sorted(["plot.png", *(f"{folder}/{name}.png" for folder in folders for name in ("a/x", "b/x", "y"))])
 
 
-@pytest.mark.parametrize("word", ["--crop", "--limit", "--seed"])
+@pytest.mark.parametrize("word", ["--crop", "--limit", "--seed", "--border"])
 def test_numbers_below_zero_are_refused(place, tmp_path, capsys, word):
     assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path, word, -2)) == 2
     assert "must not be negative" in capsys.readouterr().err

@@ -48,6 +48,7 @@ from training.validation import given_pairs, make_pairs
 
 PYIQA_LICENCE = "pyiqa and the weights it fetches are licensed for non-commercial use only (PolyForm NC, NTU S-Lab)."
 WHOLE = 10**6  # pixels: no picture's middle is cut out
+SSIM_WINDOW = 11  # pixels: the least that can be measured
 PERCEPTUAL = ("lpips", "clipiqa", "musiq")
 ARROWS = {
     "psnr": "PSNR ↑",
@@ -80,6 +81,7 @@ class EvaluationSettings:
     crop: int = 0  # pixels of the truth's middle; 0 = whole pictures; the paper's are 256
     limit: int = 0  # pictures; 0 = all
     channel: Literal["y", "rgb"] = "y"  # of PSNR and SSIM
+    border: int = 0  # pixels left out on every side before anything is measured; papers leave out as many as the scale
     lpips: bool = False  # fetch LPIPS' weights if they are not here
     pyiqa: bool = False  # CLIPIQA and MUSIQ
     save: bool = False  # keep the results as OUT/NAME/*.png
@@ -216,7 +218,7 @@ class Metrics:
 
     def __init__(self, settings: EvaluationSettings, scale: int):
         self.scale = scale
-        self.luminance, self.lpips, self.blind = settings.channel == "y", None, {}
+        self.luminance, self.border, self.lpips, self.blind = settings.channel == "y", settings.border, None, {}
         if settings.lpips or lpips_is_here("alex"):
             self.lpips = make_lpips("alex")
         if settings.pyiqa:
@@ -231,10 +233,15 @@ class Metrics:
         print(PYIQA_LICENCE)
         return {name: pyiqa.create_metric(name) for name in ("clipiqa", "musiq")}
 
+    def _without_border(self, image: torch.Tensor) -> torch.Tensor:
+        return image[..., self.border : image.shape[-2] - self.border, self.border : image.shape[-1] - self.border]
+
     @torch.no_grad()
     def __call__(self, result: torch.Tensor, truth: torch.Tensor | None) -> dict[str, float]:
         values = {}
+        result = self._without_border(result)
         if truth is not None:
+            truth = self._without_border(truth)
             a, b = (luma(result), luma(truth)) if self.luminance else (result, truth)
             values = {"psnr": psnr(a, b), "ssim": ssim(a, b)}
             if self.scale > 1:
@@ -333,8 +340,8 @@ def run(settings: EvaluationSettings) -> list[dict]:
     Raises:
         SettingsError, DataError, OfflineError, rs.ResShiftError: told as sentences.
     """
-    if settings.crop < 0 or settings.limit < 0 or settings.seed < 0:
-        raise SettingsError("--crop, --limit and --seed must not be negative.")
+    if min(settings.crop, settings.limit, settings.seed, settings.border) < 0:
+        raise SettingsError("--crop, --limit, --seed and --border must not be negative.")
     models = [
         rs.load_model(
             word, autoencoder=settings.autoencoder, variant=settings.variant, device=settings.device, dtype=settings.dtype
@@ -347,6 +354,9 @@ def run(settings: EvaluationSettings) -> list[dict]:
     scale = scales.pop()
     metrics = Metrics(settings, scale)
     samples = load_samples(settings, scale, any(model.config.task == "inpaint" for model in models))
+    narrow = min(samples, key=lambda sample: min(sample.lq.shape[-2:]))
+    if min(narrow.lq.shape[-2:]) * scale - 2 * settings.border < SSIM_WINDOW:
+        raise SettingsError(f"--border {settings.border} leaves too little of {narrow.name} to measure.")
     candidates = [bicubic_candidate(scale)]
     for name, model in zip(short_names(settings.models), models):
         candidates += _own_candidates(settings, model, name)
