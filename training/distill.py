@@ -23,7 +23,8 @@ import sys
 from pathlib import Path
 
 if not __package__:  # run as a file: let it be the module that `python -m training.distill` runs
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    folder = Path(__file__).resolve().parent  # a portable Python has its library at sys.path[0], not this folder
+    sys.path[:] = [str(folder.parent), *(place for place in sys.path if Path(place).resolve() != folder)]
 
 import copy
 import typing

@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 if not __package__:  # run as a file: let it be the module that `python -m training.train_autoencoder` runs
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    folder = Path(__file__).resolve().parent  # a portable Python has its library at sys.path[0], not this folder
+    sys.path[:] = [str(folder.parent), *(place for place in sys.path if Path(place).resolve() != folder)]
 
 import json
 import logging
