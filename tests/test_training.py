@@ -27,6 +27,7 @@ from tqdm import tqdm
 import resshift_core as rs
 from training import finetune
 from training.interrupts import Interrupts
+from training.report import Table
 from training.trainer import Trainer
 
 from . import standin
@@ -413,6 +414,21 @@ def test_loader_workers_that_die_by_the_signal_are_no_error():
         os.kill(os.getpid(), signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         list(interrupts.passing(batches()))
+
+
+def test_a_table_that_a_spreadsheet_holds_gets_its_rows_later(tmp_path, monkeypatch, caplog):
+    def held(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    table = Table(tmp_path / "log.csv", ["loss"], 0)
+    table.add(1, {"loss": 0.5})
+    with monkeypatch.context() as patch:
+        patch.setattr("training.report.open", held, raising=False)
+        table.add(2, {"loss": 0.25})
+        table.add(3, {"loss": 0.125})
+    assert [record.getMessage().count("log.csv cannot be written now") for record in caplog.records] == [1]
+    table.add(4, {"loss": 0.0625})
+    assert [(row["iteration"], row["loss"]) for row in Table.read(table.path)] == [(1, 0.5), (2, 0.25), (3, 0.125), (4, 0.0625)]
 
 
 def test_a_torn_state_falls_back_to_the_one_before(place, tmp_path, caplog):

@@ -40,6 +40,7 @@ class Table:
 
     def __init__(self, path: Path, columns: list[str], iteration: int):
         self.path, self.columns = path, ["iteration", *columns]
+        self._waiting: list[dict] = []  # rows that could not be written yet
         kept = [row for row in self.read(path) if row["iteration"] <= iteration] if iteration else []
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
@@ -48,9 +49,16 @@ class Table:
             writer.writerows({**row, "iteration": int(row["iteration"])} for row in kept)
 
     def add(self, iteration: int, values: dict[str, float]) -> None:
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            row = {"iteration": iteration, **{name: repr(float(value)) for name, value in values.items()}}
-            csv.DictWriter(file, self.columns, restval="", extrasaction="ignore").writerow(row)
+        """Write a row. Windows lets nobody write to a file that a spreadsheet has open: then it waits for the next one."""
+        self._waiting.append({"iteration": iteration, **{name: repr(float(value)) for name, value in values.items()}})
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, self.columns, restval="", extrasaction="ignore").writerows(self._waiting)
+        except PermissionError as error:
+            if len(self._waiting) == 1:
+                log.warning("%s cannot be written now (%s); close it elsewhere, its rows wait.", self.path, error.strerror)
+            return
+        self._waiting.clear()
 
     @staticmethod
     def read(path: Path) -> list[dict[str, float]]:
