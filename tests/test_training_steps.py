@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch import nn
 from torchmetrics.functional.image import peak_signal_noise_ratio
 
 import resshift_core as rs
+from resshift_core import atomic_file
 from resshift_core.sampler import sample
 from training import finetune
 from training.chain import Chain
@@ -629,6 +632,34 @@ def test_damaged_states_are_passed_over(tmp_path, damage, caplog):
     }[damage]()
     assert torch.equal(load_state(tmp_path)["weights"], torch.arange(1000))
     assert damage == "gone" or newest.name in caplog.text
+
+
+def test_windows_is_given_time(tmp_path, monkeypatch):
+    """A scanner looks at each new file for a moment, and at one that is to go: no reason to end a run of hours."""
+    refusals, replace, unlink = iter([PermissionError]), os.replace, Path.unlink
+
+    def refuse_once(part, target):
+        for error in refusals:
+            raise error
+        replace(part, target)
+
+    def refuse(path, missing_ok=False):
+        if path.suffix == ".pt":
+            raise PermissionError
+        unlink(path, missing_ok)
+
+    windows = SimpleNamespace(name="nt", replace=lambda part, target: os.replace(part, target))
+    monkeypatch.setattr(atomic_file, "os", windows)
+    monkeypatch.setattr(atomic_file, "RETRIES_S", (0.0,))
+    monkeypatch.setattr(os, "replace", refuse_once)
+    for n in (1, 2):
+        save_state(tmp_path, n, {"n": n})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        save_state(tmp_path, 3, {"n": 3})
+    assert [int(path.name[:9]) for path in saved(tmp_path)] == [3, 2, 1]
+    save_state(tmp_path, 4, {"n": 4})
+    assert [int(path.name[:9]) for path in saved(tmp_path)] == [4, 3]
 
 
 def test_no_state_is_none(tmp_path):

@@ -17,6 +17,8 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from resshift_core.atomic_file import replace
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
 REMEMBER_EVERY = 60.0  # seconds between two writings of what a check has found so far
 NAMED = 10  # files named in a report on the terminal; the file scan.json names all
@@ -193,7 +195,7 @@ def _remember(memory: Path | None, pictures: list[Picture], **findings: tuple[st
     memory.parent.mkdir(parents=True, exist_ok=True)
     part = memory.with_name(f"{memory.name}.part")
     part.write_text(json.dumps({**findings, "pictures": [asdict(picture) for picture in pictures]}, indent=1), encoding="utf-8")
-    os.replace(part, memory)
+    replace(part, memory)
 
 
 def scan(paths: Iterable[Path], smallest: int, memory: Path | None = None, quiet: bool = True) -> Scan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -9,6 +10,8 @@ import re
 from pathlib import Path
 
 import torch
+
+from resshift_core.atomic_file import replace
 
 log = logging.getLogger("resshift.training")
 
@@ -85,10 +88,11 @@ def save_state(folder: Path, iteration: int, state: dict) -> Path:
     part = folder / "state.part"
     digest = _write(part, state)
     path = folder / f"{iteration:09d}-{digest[:16]}.pt"
-    os.replace(part, path)
+    replace(part, path)
     same = [old for old in saved(folder) if old.name[:9] == path.name[:9] and old != path]
     for old in same + saved(folder)[KEPT:]:
-        old.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # Windows, while a scanner looks at it: it goes the next time
+            old.unlink(missing_ok=True)
     return path
 
 
