@@ -439,6 +439,14 @@ def test_links_to_folders_are_followed_and_circles_end(folder, tmp_path):
     assert not [path for path in find_images(folder) if "loop" in path.parts]
 
 
+def test_what_macos_leaves_behind_is_no_data(tmp_path):
+    data = make_pictures(tmp_path / "pictures", 2)
+    (data / "._picture_0.png").write_bytes(b"\0\5\26\7")  # beside every file, on disks that are not its own
+    (data / ".Trashes").mkdir()
+    (data / "picture_1.png").rename(data / ".Trashes" / "picture_1.png")
+    assert find_images(tmp_path) == [data / "picture_0.png"]
+
+
 def test_deep_pictures_are_read_as_deep_or_refused(tmp_path):
     levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(levels).save(tmp_path / "deep.png", transparency=7)

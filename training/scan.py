@@ -110,13 +110,15 @@ def _listed(manifest: Path) -> list[tuple[str, str]]:
 
 
 def _below(root: Path, without: Path | None) -> Iterator[Path]:
-    """Every file below a folder, behind links to folders, too; each folder once."""
+    """Every file below a folder, behind links to folders, too, each folder once; not what is hidden, as macOS' companions are."""
     seen = {root.resolve()} | ({without.resolve()} if without is not None else set())
     for folder, folders, files in os.walk(root, followlinks=True):
         folders[:] = [
-            name for name in sorted(folders) if (place := Path(folder, name).resolve()) not in seen and not seen.add(place)
+            name
+            for name in sorted(folders)
+            if not name.startswith(".") and (place := Path(folder, name).resolve()) not in seen and not seen.add(place)
         ]
-        yield from (Path(folder, name) for name in files)
+        yield from (Path(folder, name) for name in files if not name.startswith("."))
 
 
 def read_rgb(path: str | os.PathLike) -> torch.Tensor:
