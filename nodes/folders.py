@@ -55,7 +55,8 @@ def plain_name(value: str) -> str:
 
 def _files(key: str, prefix: str = "") -> list[str]:
     names = (name.replace("\\", "/") for name in folder_paths.get_filename_list(key))
-    return [prefix + name for name in names if name.lower().endswith(SUFFIXES)]
+    models = (name for name in names if name.lower().endswith(SUFFIXES))
+    return [prefix + name for name in models if not os.path.basename(name).startswith("._")]  # macOS' companions of files
 
 
 def _catalogue(*, autoencoders: bool) -> list[registry.Entry]:

@@ -126,6 +126,7 @@ class TestLoader:
     def test_lists_the_whole_catalogue_then_files(self, host):
         save(host, standin.small_model(), "mine.safetensors")
         (host.base / "models" / "resshift" / "readme.txt").write_text("not a model")
+        (host.base / "models" / "resshift" / "._mine.safetensors").write_bytes(b"\0\5\26\7")  # macOS leaves such
         (host.base / "models" / "resshift" / "resshift_realsrx4_s4_v3.pth").write_bytes(b"a file of the catalogue")
         models = host.nodes["LoadResShiftModel"].INPUT_TYPES()["required"]["model"][0]
         assert models[:2] == ["builtin", "builtin-real"] and models[-1] == "mine.safetensors"
