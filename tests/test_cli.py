@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -44,6 +45,35 @@ class Terminal(io.StringIO):
 
     def isatty(self):
         return True
+
+
+class Windows:
+    """What the command line asks of `os`, there."""
+
+    name, devnull, O_WRONLY = "nt", os.devnull, os.O_WRONLY
+    open, dup2 = staticmethod(os.open), staticmethod(os.dup2)
+
+
+def invalid(*_):
+    raise OSError(errno.EINVAL, "Invalid argument")
+
+
+class Gone(io.StringIO):
+    """A standard output that nobody reads any more, in the words of Windows."""
+
+    is_gone = True
+
+    def __init__(self, pipe):
+        super().__init__()
+        self.fileno = pipe.fileno
+
+    def flush(self):
+        if self.is_gone:
+            invalid()
+
+    def write(self, text):
+        self.flush()
+        return len(text)
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,6 +208,18 @@ class TestProgram:
         process = subprocess.Popen(command, shell=True, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read() and process.wait() in (0, 1)
+
+    def test_a_reader_that_goes_away_on_windows(self, folder, monkeypatch):
+        """It says EINVAL there, for as long as anything waits to be written; of anything else that is a fault."""
+        with open("pipe", "wb") as pipe:
+            gone = Gone(pipe)
+            monkeypatch.setattr("resshift_core.cli.os", Windows)
+            monkeypatch.setattr(sys, "stdout", gone)
+            assert main(["models"]) == 1
+            gone.is_gone = False
+            monkeypatch.setattr("resshift_core.cli._run", invalid)
+            with pytest.raises(OSError, match="Invalid argument"):
+                main(["models"])
 
 
 # ---------------------------------------------------------------------------------------------------- where things go

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 import warnings
@@ -46,9 +47,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `resshift models | head`: nobody reads on. Python would complain at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not _nobody_reads(error):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
         return FAILED
+
+
+def _nobody_reads(error: OSError) -> bool:
+    """Whether standard output is a pipe that was closed (`resshift models | head`); Windows calls that an invalid argument."""
+    if os.name != "nt" or error.errno != errno.EINVAL:
+        return isinstance(error, BrokenPipeError)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what could not be written is still there
+        return True
+    return False
 
 
 def _open_streams() -> None:
