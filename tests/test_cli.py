@@ -299,6 +299,14 @@ class TestFiles:
         assert upscale("in/z*.png") == 1
         assert capsys.readouterr().err == "error: No picture matches in/z*.png.\n"
 
+    def test_patterns_in_folders_with_brackets(self, upscale, folder):
+        """Which are letters like any other to the shell of Windows."""
+        picture("[2023] trip/a.png"), picture("[2023] trip/day [1]/b.png")
+        assert upscale("[2023] trip/*.png", "-o", "flat") == 0
+        assert listing("flat") == ["a_x4.png"]
+        assert upscale("[2023] trip/**/*.png", "-o", "deep") == 0
+        assert listing("deep") == ["a_x4.png", "day [1]/b_x4.png"]
+
     def test_nothing_in_a_folder(self, upscale, folder, capsys):
         picture("in/sub/a.png")
         assert upscale("in") == 1

@@ -114,11 +114,12 @@ def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: b
 def _matching(pattern: str, leave_out: Path | None) -> tuple[list[Source], list[Path]]:
     """The pictures that a pattern matches, and those of them that lie in `leave_out`, unless all do.
 
-    Folders that `**` goes through are kept below the pattern's fixed part.
+    Folders that `**` goes through are kept below the pattern's fixed part, in whose names [ and ? are mere letters.
     """
     parts = Path(pattern).parts
-    fixed = Path(*parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-    paths = sorted(Path(path) for path in glob.glob(pattern, recursive=True))
+    depth = next((depth for depth in range(len(parts) - 1) if not os.path.exists(Path(*parts[: depth + 1]))), len(parts) - 1)
+    fixed = Path(*parts[:depth])
+    paths = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(fixed)), *parts[depth:]), recursive=True)))
     paths = [path for path in paths if path.suffix.lower() in READABLE and path.is_file()]
     outer = None if leave_out is None else Path(_identity(leave_out))
     inside = [] if outer is None or _lies_in(fixed, outer) else [path for path in paths if _lies_in(path, outer)]
