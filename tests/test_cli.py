@@ -606,6 +606,12 @@ class TestMasks:
         assert "is 32 x 64 pixels, in/b.png is 64 x 64".replace("/", os.sep) in err and "no mask called c" in err
         assert np.array_equal(pixels_of("out/a_x1.png"), pixels_of("in/a.png"))
 
+    def test_a_mask_whose_name_a_mac_has_spelt(self, folder, inpainter):
+        picture("in/e\u0301.png", size=(64, 64))
+        Path("masks").mkdir()
+        Image.new("L", (64, 64)).save("masks/\u00e9.png")
+        assert main(["upscale", "in", "-o", "out", "--model", str(inpainter), "--mask", "masks", "--dtype", "fp32"]) == 0
+
     def test_with_the_wrong_model(self, folder, upscale, inpainter, capsys):
         picture("a.png")
         assert upscale("a.png", "--mask", "a.png") == 2
@@ -881,6 +887,13 @@ class TestNothingIsWrittenOver:
         monkeypatch.setattr("resshift_core.cli.sources.CASEFOLD", True)
         assert upscale("x/Photo.png", "y/photo.png", "-o", "out") == 1
         assert listing("out") == ["Photo_x4.png"] and "and so would" in capsys.readouterr().err
+
+    def test_accents_on_a_mac(self, upscale, folder, monkeypatch):
+        """Its disks spell é as e and an accent, or not; either is the output folder, whose pictures are left out."""
+        picture("in/a.png"), picture("in/e\u0301/b.png", seed=1)
+        monkeypatch.setattr("resshift_core.cli.sources.CASEFOLD", True)
+        assert upscale("in", "-o", "in/\u00e9", "--recursive") == 0
+        assert listing("in/\u00e9") == ["a_x4.png"]
 
     def test_two_sheets_of_one_name(self, upscale, folder, capsys):
         picture("c/a.bmp")

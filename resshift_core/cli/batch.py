@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import time
+import unicodedata
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -244,12 +245,16 @@ def _weights(jobs: list[Job]) -> list[float]:
 
 
 def _same_stem(folder: Path, job: Job) -> Path:
-    """The mask of a picture in a folder of masks."""
-    stem = job.source.below.stem
-    found = sorted(path for path in folder.glob("*") if path.stem == stem and path.suffix.lower() in READABLE)
+    """The mask of a picture in a folder of masks. A Mac spells é as e and an accent, and other machines keep its names."""
+    stem = _composed(job.source.below.stem)
+    found = sorted(path for path in folder.glob("*") if _composed(path.stem) == stem and path.suffix.lower() in READABLE)
     if not found:
         raise InputError(f"There is no mask called {stem} in the folder {folder} for {job.source.label}.")
     return found[0]
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _format_like(picture: Picture) -> str:

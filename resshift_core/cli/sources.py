@@ -6,6 +6,7 @@ import glob
 import os
 import re
 import sys
+import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from ..errors import InputError
 from ..image_io import READABLE, WRITABLE, can_write, writable_format
 
 PIPE = "-"
-CASEFOLD = sys.platform == "darwin"  # its disks do not tell A from a, and `os.path.normcase` does not know
+CASEFOLD = sys.platform == "darwin"  # its disks tell neither A from a nor é from e and an accent; `normcase` does not know
 SHEET = r"(_[a-z]+)?_compare"
 OUTPUT_STEM = re.compile(rf"(?P<stem>.+)_x\d+(\.\d+)?({SHEET})?")  # of the names that this program gives
 
@@ -137,7 +138,7 @@ def _nothing_found(word: str, recursive: bool) -> str:
 def _identity(path: Path) -> str:
     """One word for a file, whatever it is called; unlike `Path.resolve`, it takes a link that leads to itself as it is."""
     real = os.path.normcase(os.path.realpath(path))
-    return real.casefold() if CASEFOLD else real
+    return unicodedata.normalize("NFC", real).casefold() if CASEFOLD else real
 
 
 def _same(a: Path, b: Path | None) -> bool:
