@@ -465,6 +465,13 @@ def test_bare_names_pair_only_where_they_are_the_only_ones(tmp_path):
         match_pairs(pictures(tmp_path / "high"), tmp_path / "high", tmp_path / "low", 4)
 
 
+def test_pairs_of_which_a_mac_has_spelt_one(tmp_path):
+    high, low = make_pictures(tmp_path / "high", 1), make_pictures(tmp_path / "low", 1, side=18)
+    (high / "picture_0.png").rename(high / "e\u0301.png")
+    (low / "picture_0.png").rename(low / "\u00e9.png")
+    assert list(match_pairs(pictures(high), high, low, 4).values()) == [low / "\u00e9.png"]
+
+
 @pytest.mark.parametrize("words", [("--seed", -1), ("--workers", -1), ("--betas", 2, 0.9), ("--learning-rate", "nan"), ("--validation-count", 0), ("--validation-crop", 3), ("--fonts", "/nowhere")])  # fmt: skip
 def test_more_values_out_of_range(words):
     with pytest.raises(SettingsError, match=words[0]):

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -201,14 +202,15 @@ def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale
     Raises:
         DataError: a picture has no partner, or the sizes of a pair do not belong together.
     """
-    small = {path.relative_to(small_root).with_suffix("").as_posix(): path for path in find_images(small_root)}
-    by_name = _only_ones((path.stem, path) for path in small.values())
-    own = _only_ones((Path(picture.path).stem, picture.path) for picture in pictures)
+    small = {_bare(path.relative_to(small_root)): path for path in find_images(small_root)}
+    by_name = _only_ones((_bare(path.name), path) for path in small.values())
+    own = _only_ones((_bare(Path(picture.path).name), picture.path) for picture in pictures)
     partners, wrong = {}, []
     for picture in pictures:
         path = Path(picture.path)
-        name = path.relative_to(root).with_suffix("").as_posix() if path.is_relative_to(root) else path.stem
-        partner = small.get(name) or (by_name.get(path.stem) if path.stem in own else None)
+        stem = _bare(path.name)
+        name = _bare(path.relative_to(root)) if path.is_relative_to(root) else stem
+        partner = small.get(name) or (by_name.get(stem) if stem in own else None)
         if partner is None:
             wrong.append(f"{path.name} has no partner")
             continue
@@ -223,6 +225,11 @@ def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale
     if wrong:
         raise DataError(f"{len(wrong)} pairs do not fit: {'; '.join(wrong[:5])}. Put them right, or remove them.")
     return partners
+
+
+def _bare(path: str | os.PathLike) -> str:
+    """A path without its ending, the same whether a Mac wrote it (é as e and an accent) or another machine."""
+    return unicodedata.normalize("NFC", Path(path).with_suffix("").as_posix())
 
 
 def _only_ones(named: Iterable[tuple[str, object]]) -> dict:
