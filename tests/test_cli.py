@@ -364,7 +364,7 @@ class TestFiles:
         picture("in/a.png"), picture("in/sub/a.jpg", 1)
         before = Path("in/a.png").read_bytes()
         for _ in range(2):
-            assert upscale("in", "--recursive", "--suffix", "", "-o", "out", "--compare") == 0
+            assert upscale("in", "--recursive", "--suffix=", "-o", "out", "--compare") == 0
         assert listing("out") == ["a.png", "a_compare.png", "sub/a.jpg", "sub/a_compare.png"]
         capsys.readouterr()
         assert upscale("in/a.png", "--suffix", "", "--overwrite") == 1

@@ -44,7 +44,7 @@ def upscale(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument(
-        "inputs", nargs="+", metavar="IN", help="files, folders, patterns such as '*.jpg', or - for standard input"
+        "inputs", nargs="+", metavar="IN", help='files, folders, patterns such as "*.jpg", or - for standard input'
     )
     _add_files(parser.add_argument_group("files"))
     types.add_model(parser)
@@ -75,8 +75,8 @@ def _add_files(group) -> None:
     group.add_argument(
         "--suffix",
         metavar="TEXT",
-        help="what the outputs' names have after the input's; '' = the same names, in a folder of their own (default: _x4, "
-        "with the scale)",
+        help="what the outputs' names have after the input's; --suffix= for the same names, in a folder of their own (default: "
+        "_x4, with the scale)",
     )
     group.add_argument(
         "--recursive", action="store_true", help="also take the folders in the folders; the output keeps their structure"
