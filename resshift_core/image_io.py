@@ -37,6 +37,7 @@ OPTIONS = {
     "TIFF": {},
     "BMP": {},
 }
+LONGEST_PATH = 259  # characters, on Windows as it is installed
 LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536}  # pixels that the format can hold
 LONGEST_EXIF = {"JPEG": 65533 - 2}  # bytes
 WITHOUT_ALPHA = ("JPEG", "BMP")
@@ -138,10 +139,18 @@ def _existing(source: str | os.PathLike, name: str) -> Path:
     if path.is_dir():
         raise InputError(f"{name} is a folder, not a picture.")
     if not path.exists():
-        raise InputError(f"There is no file {name}. Check the path.")
+        raise InputError(f"There is no file {name}. Check the path.{_too_long(path)}")
     if not path.is_file():  # opening a named pipe would wait for somebody to write into it, perhaps for ever
         raise InputError(f"{name} is not a file but a pipe or a device. Give a picture file.")
     return path
+
+
+def _too_long(path: str | os.PathLike | None) -> str:
+    """What to do where Windows says of a file that it is not there, and means the length of its path."""
+    length = len(os.path.abspath(path)) if os.name == "nt" and path is not None else 0
+    if length <= LONGEST_PATH:
+        return ""
+    return f" The path has {length} characters; Windows takes {LONGEST_PATH} unless long paths are enabled. Shorten it."
 
 
 def _not_a_picture(source, name: str) -> str:
@@ -359,7 +368,9 @@ def write_picture(
         else:
             image.save(target, format=format, **options)
     except Exception as error:  # libtiff's RuntimeError on a full disk, among others
-        raise InputError(f"{name} cannot be written ({first_line(error)}).") from error
+        raise InputError(
+            f"{name} cannot be written ({first_line(error)}).{_too_long(getattr(error, 'filename', None))}"
+        ) from error
     return tuple(notes)
 
 

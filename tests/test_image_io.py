@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
 import subprocess
 import zlib
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -480,3 +483,17 @@ class TestWriting:
         grey = np.array([[[255, 255, 255, 0], [255, 255, 255, 127], [255, 255, 255, 128], [0, 0, 0, 255]]], np.uint8)
         for mode in ("RGBA", "LA"):
             assert Picture(grey, mode, "PNG").hole().flatten().tolist() == [0, 0, 1, 0]
+
+
+def test_paths_that_are_too_long_for_windows(tmp_path, monkeypatch):
+    """It says of them that they are not there, of those that a folder lists, too."""
+    path = tmp_path / ("a" * 150) / ("b" * 150) / "c.png"
+    monkeypatch.setattr(image_io, "os", SimpleNamespace(name="nt", path=os.path))
+    told = f"The path has {len(str(path))} characters; Windows takes 259"
+    with pytest.raises(rs.InputError, match=f"no file .*c.png. Check the path. {told}"):
+        read_picture(path)
+    monkeypatch.setattr(Path, "touch", lambda part: open(path))
+    with pytest.raises(rs.InputError, match=f"short.png cannot be written .*{told}"):
+        write_picture(Image.new("L", (4, 4)), tmp_path / "short.png", "PNG")
+    with pytest.raises(rs.InputError, match="Check the path.$"):
+        read_picture(tmp_path / "c.png")
