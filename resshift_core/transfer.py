@@ -13,6 +13,7 @@ import re
 import shutil
 import socket
 import ssl
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -35,6 +36,7 @@ BACKOFF_S = 1.0  # before the second of them; doubles every time
 CHUNK = 1 << 18  # bytes
 MAX_BYTES = 8 << 30  # where nobody has said how large the file is
 PASSING = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be different a moment later
+NO_ISSUER = 20  # OpenSSL's number for a certificate whose issuer is not among those that are trusted
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 Progress = Callable[[int, "int | None"], None]
@@ -147,8 +149,17 @@ def _interruption(error: Exception, opening: bool) -> _Interrupted:
     if isinstance(error, ConnectionRefusedError):
         return _Interrupted("the connection was refused", hopeless=True)
     if isinstance(error, ssl.SSLCertVerificationError):
-        return _Interrupted(f"the server's certificate cannot be verified ({error.verify_message})", hopeless=True)
+        return _Interrupted(
+            f"the server's certificate cannot be verified ({error.verify_message}{_remedy(error)})", hopeless=True
+        )
     return _Interrupted(f"the connection failed ({error or type(error).__name__})")
+
+
+def _remedy(error: ssl.SSLCertVerificationError) -> str:
+    """What is to do on a Mac where no certificate can be verified, for Python has none that it trusts."""
+    if sys.platform != "darwin" or error.verify_code != NO_ISSUER:
+        return ""
+    return '; if this Python is from python.org, run "Install Certificates.command" in its folder in Applications'
 
 
 def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:

@@ -6,6 +6,8 @@ import errno
 import os
 import random
 import shutil
+import ssl
+import urllib.error
 import urllib.request
 from collections import namedtuple
 
@@ -338,3 +340,14 @@ def test_a_full_disk_is_noticed_before_and_while_writing(server, part, monkeypat
             fetch(server, part)
     assert 0 < part.stat().st_size <= 100_000
     assert fetch(server, part) == CONTENT and server.ranges()[-1] is not None
+
+
+@pytest.mark.parametrize("code, system, told", [(20, "darwin", True), (10, "darwin", False), (20, "linux", False)])
+def test_a_mac_that_trusts_nobody_is_told_the_remedy(code, system, told, monkeypatch):
+    """Python of python.org, before the program beside it has fetched certificates; pip has its own."""
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_code, error.verify_message = code, "unable to get local issuer certificate"
+    monkeypatch.setattr(transfer.sys, "platform", system)
+    words = str(transfer._interruption(urllib.error.URLError(error), opening=True))
+    assert words.startswith("the server's certificate cannot be verified (unable to get local issuer certificate")
+    assert ("Install Certificates.command" in words) == told
