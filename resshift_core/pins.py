@@ -22,7 +22,7 @@ def _read(folder: Path) -> dict[str, dict]:
     if not path.is_file():
         return {}
     try:
-        pins = json.loads(path.read_text(encoding="utf-8"))
+        pins = json.loads(path.read_text(encoding="utf-8-sig"))  # edited in Windows, perhaps
         return {str(name): {**pin, "sha256": str(pin["sha256"])} for name, pin in pins.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(

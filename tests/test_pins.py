@@ -65,6 +65,11 @@ def test_a_hash_that_is_not_text_is_compared_as_text(model):
     assert pinned_sha256(model) == "12345"
 
 
+def test_a_list_that_was_edited_in_windows(model):
+    (model.parent / pins.PINS).write_text('{"model.pth": {"sha256": "1"}}', encoding="utf-8-sig")
+    assert pinned_sha256(model) == "1"
+
+
 def test_many_at_once_lose_no_entry(tmp_path, monkeypatch):
     monkeypatch.setattr("resshift_core.file_lock.POLL_S", 0.001)
     files = [tmp_path / f"{i}.pth" for i in range(12)]

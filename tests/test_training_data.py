@@ -465,6 +465,12 @@ def test_bare_names_pair_only_where_they_are_the_only_ones(tmp_path):
         match_pairs(pictures(tmp_path / "high"), tmp_path / "high", tmp_path / "low", 4)
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "recipe.yaml"])
+def test_a_recipe_that_was_edited_in_windows(tmp_path, name):
+    (tmp_path / name).write_text('{"training": {"crop": 64}}', encoding="utf-8-sig")
+    assert read_config(tmp_path / name) == {"training": {"crop": 64}}
+
+
 def test_pairs_of_which_a_mac_has_spelt_one(tmp_path):
     high, low = make_pictures(tmp_path / "high", 1), make_pictures(tmp_path / "low", 1, side=18)
     (high / "picture_0.png").rename(high / "e\u0301.png")

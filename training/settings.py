@@ -130,7 +130,7 @@ def read_config(path: Path) -> dict:
         SettingsError: it cannot be read, or holds other words.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")  # editors of Windows put a mark at the beginning
         values = json.loads(text) if Path(path).suffix.lower() == ".json" else yaml.safe_load(text)
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} cannot be read as a configuration ({error}).") from error
