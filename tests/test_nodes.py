@@ -16,6 +16,7 @@ from resshift_core.registry import REGISTRY
 
 from . import standin
 from .comfyui_fakes import ROOT, Comfy, InterruptProcessingException, ModelPatcher, import_pack
+from .linked_folder import link_folder
 
 KEYS = {  # for ever: key -> (title, inputs in order)
     "LoadResShiftModel": ("Load ResShift Model", "model autoencoder dtype"),
@@ -39,7 +40,7 @@ def host(tmp_path, monkeypatch):
     for name, module in comfy.modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     folder = tmp_path / "custom_nodes" / "ResShift für Comfy 中"
-    folder.symlink_to(ROOT, target_is_directory=True)
+    link_folder(folder, ROOT)
     before = set(sys.modules)
     comfy.pack = import_pack(folder)
     comfy.nodes = comfy.pack.NODE_CLASS_MAPPINGS
@@ -641,7 +642,7 @@ class TestImport:
         """Names that ComfyUI and other packs own are there; import takes no time, changes nothing and says nothing."""
         folder = tmp_path / "custom nodes" / "Пакет ResShift"
         folder.parent.mkdir()
-        folder.symlink_to(ROOT, target_is_directory=True)
+        link_folder(folder, ROOT)
         script = IMPORT.format(tests=str(ROOT / "tests"), base=str(tmp_path), folder=str(folder))
         done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=120)
         assert done.returncode == 0, done.stderr

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 import resshift_core as rs
 from training import finetune
+from training.data import START
 from training.interrupts import Interrupts
 from training.report import Table
 from training.trainer import Trainer
@@ -33,7 +34,7 @@ from training.trainer import Trainer
 from . import standin
 from .training_run import ROOT, arguments, command, environment, make_pictures, save_tiny_model, weights
 
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here; run --slow for fresh ones")
+needs_fork = pytest.mark.skipif(START != "fork", reason="processes are forked here; run --slow for fresh ones")
 
 
 @pytest.fixture(scope="module")
@@ -348,7 +349,7 @@ def test_a_signal_saves_no_half_step(place, tmp_path, monkeypatch, number, statu
     if where == "_update":
 
         def kill(average, *args):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             finished.append(True)
             return AveragedModel.update_parameters(average, *args)
 
@@ -357,7 +358,7 @@ def test_a_signal_saves_no_half_step(place, tmp_path, monkeypatch, number, statu
 
         def kill(run):
             if run.trainer.position.iteration:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
                 finished.append(True)
 
         monkeypatch.setattr(finetune.Run, "validate", kill)
@@ -393,12 +394,12 @@ def test_all_processes_stop_after_the_same_step(place, tmp_path):
 
 def test_an_impatient_signal_ends_the_run_at_once(monkeypatch):
     with Interrupts(hold=True) as interrupts:
-        os.kill(os.getpid(), signal.SIGTERM)
-        os.kill(os.getpid(), signal.SIGTERM)  # torchrun passes every one on
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # torchrun passes every one on
         assert interrupts.asked and interrupts.status == 143
         monkeypatch.setattr("training.interrupts.PATIENCE", 0.0)
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
             time.sleep(1)
 
 
@@ -411,7 +412,7 @@ def test_loader_workers_that_die_by_the_signal_are_no_error():
     with pytest.raises(RuntimeError, match="killed by signal"):
         list(interrupts.passing(batches()))
     with interrupts, pytest.raises(KeyboardInterrupt), interrupts.step():
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         list(interrupts.passing(batches()))
 

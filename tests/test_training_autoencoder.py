@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -119,7 +118,7 @@ def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys):
 
     def killed(trainer, image):
         if trainer.iteration == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
         return step(trainer, image)
 
     monkeypatch.setattr(train_autoencoder.AutoencoderTrainer, "step", killed)

@@ -24,6 +24,7 @@ from training.trainer import make_scheduler
 from training.validation import hold_out, middle
 
 from . import standin
+from .linked_folder import link_folder
 from .training_run import ROOT, make_pictures
 
 
@@ -431,11 +432,11 @@ def test_manifests_that_say_nothing_are_errors(tmp_path, data):
 
 def test_links_to_folders_are_followed_and_circles_end(folder, tmp_path):
     (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "link").symlink_to(folder, target_is_directory=True)
-    (tmp_path / "deep" / "circle").symlink_to(tmp_path / "deep", target_is_directory=True)
+    link_folder(tmp_path / "deep" / "link", folder)
+    link_folder(tmp_path / "deep" / "circle", tmp_path / "deep")
     assert [path.name for path in find_images(tmp_path)] == [path.name for path in find_images(folder)]
     assert find_images(tmp_path, without=folder) == []
-    (folder / "loop").symlink_to(folder, target_is_directory=True)
+    link_folder(folder / "loop", folder)
     assert not [path for path in find_images(folder) if "loop" in path.parts]
 
 

@@ -21,6 +21,7 @@ from resshift_core.errors import VariantOpen
 from resshift_core.registry import REGISTRY
 
 from . import standin
+from .linked_folder import link_folder
 from .webui_fakes import INPUT_IDS, ROOT, Component, Postprocessed, WebUI, installed
 
 BUILTIN, REAL = "ResShift built-in 4x", "ResShift built-in real 4x"
@@ -164,8 +165,8 @@ class TestEntries:
         rs.save_model(standin.small_model(), tmp_path / "elsewhere" / "linked.safetensors")
         folder = host.base / "models" / "ResShift"
         (folder / ".cache").mkdir(parents=True)
-        (folder / "disk").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-        (folder / "disk" / "back").symlink_to(folder, target_is_directory=True)
+        link_folder(folder / "disk", tmp_path / "elsewhere")
+        link_folder(folder / "disk" / "back", folder)
         for name in (".cache/part", "._mine"):
             save(host, standin.small_model(), f"{name}.safetensors")
         host.load()
