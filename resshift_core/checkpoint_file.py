@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .atomic_file import atomic_path, remove_leftovers
+from .device import is_out_of_memory
 from .errors import CheckpointError, InputError, OutOfMemory, brief
 from .registry import REGISTRY
 
@@ -138,6 +139,12 @@ def _reason(error: Exception) -> str:
     return "it is no plain dictionary of tensors" if text.startswith("Weights only load failed") else brief(error)
 
 
+def _lacks_memory(error: Exception, head: bytes) -> bool:
+    """Whether it is not the file's fault that it cannot be read. A pickle may ask torch for any amount, whatever its size."""
+    asked_by_pickle = isinstance(error, RuntimeError) and head[8:9] != b"{"
+    return is_out_of_memory(error) and not asked_by_pickle
+
+
 def read_weights(path: str | os.PathLike, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """As `read_file` whatever the file's name ends in; errors call it `name`."""
     path = Path(path)
@@ -156,12 +163,14 @@ def read_weights(path: str | os.PathLike, name: str) -> tuple[dict[str, torch.Te
             raise CheckpointError(f"{name} is damaged, or neither a .safetensors nor a torch file. Get it again.")
     except CheckpointError:
         raise
-    except MemoryError as error:
-        size = path.stat().st_size / 2**20
-        raise OutOfMemory(f"There is not enough memory to read {name} ({size:.0f} MiB). Close other programs.") from error
     except SafetensorError as error:
         raise CheckpointError(f"{name} is damaged or no .safetensors file ({brief(error)}). Get it again.") from error
     except Exception as error:  # torch.load raises a dozen kinds for a file that is not what it should be
+        if _lacks_memory(error, head):
+            size, more = path.stat().st_size / 2**20, ", or let Windows manage its page file" if os.name == "nt" else ""
+            raise OutOfMemory(
+                f"There is not enough memory to read {name} ({size:.0f} MiB). Close other programs{more}."
+            ) from error
         raise CheckpointError(
             f"{name} cannot be read as weights ({_reason(error)}). It is damaged, or holds more than tensors, which is refused "
             "because such files can run code. Get the original, or a .safetensors."

@@ -30,9 +30,10 @@ BROKEN_FP16 = (
     "MX550",
     "CMP 30HX",
 )  # NVIDIA's Turing without tensor cores: convolutions in fp16 come out as NaN
-OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML, MPS, XPU
+OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML, MPS, XPU; and Windows' number for a full page file
     "out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not enough gpu video memory",
     "invalid buffer size", "out_of_device_memory", "out_of_host_memory", "out_of_resources",
+    "os error 1455", "winerror 1455",
 )  # fmt: skip
 
 
@@ -142,7 +143,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
+    return isinstance(error, (RuntimeError, OSError)) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def release_memory(device: torch.device) -> None:

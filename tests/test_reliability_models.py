@@ -240,12 +240,26 @@ class TestNotedHashes:
             pins.check_pin(tmp_path / "a.pth")
 
 
-def test_too_little_memory_is_told_as_such(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError("Die Auslagerungsdatei ist zu klein. (os error 1455)"),  # of safetensors, on Windows
+        RuntimeError("data. DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_too_little_memory_is_told_as_such(tmp_path, monkeypatch, error):
+    """It is no damage: a damaged file would be fetched again."""
     save_file({"a": torch.zeros(2)}, tmp_path / "a.safetensors")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pth")
 
-    def full(*arguments):
-        raise MemoryError
+    def full(*arguments, **words):
+        raise error
 
     monkeypatch.setattr(checkpoint_file, "_read_safetensors", full)
     with pytest.raises(rs.OutOfMemory, match="not enough memory to read a.safetensors .*Close other programs"):
         read_file(tmp_path / "a.safetensors")
+    monkeypatch.setattr(checkpoint_file, "_read_pickle", full)  # of which torch believes any size
+    with pytest.raises(rs.CheckpointError if isinstance(error, RuntimeError) else rs.OutOfMemory):
+        read_file(tmp_path / "a.pth")
