@@ -244,6 +244,14 @@ def test_processes_share_every_batch():
         assert [n for share in shares[1:] for n in share] == shares[0] == list(range((5 + numbers) * 6, (6 + numbers) * 6))
 
 
+@pytest.mark.parametrize("start, most", [("fork", 12), ("spawn", 4)])
+def test_as_many_workers_as_memory_allows(start, most, monkeypatch):
+    monkeypatch.setattr("training.data.START", start)
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    assert default_workers(torch.device("cuda"), 1) == most and default_workers(torch.device("cuda"), 8) == 3
+    assert default_workers(torch.device("cpu"), 1) == 0
+
+
 def test_loader_workers_give_the_same_batches(folder):
     crops = Crops(pictures(folder), CropSettings(32), cache_mib=10)
     plain, worked = (load_batches(crops, Positions(3, 4, 0, 1), workers) for workers in (0, 2))

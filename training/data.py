@@ -26,6 +26,7 @@ from .scan import DataError, Picture, find_images, read_rgb
 log = logging.getLogger("resshift.training")
 
 START = "spawn" if sys.platform.startswith(("win", "darwin")) else "fork"  # how loader workers begin
+MOST_WORKERS = {"fork": 12, "spawn": 4}  # those that begin anew load torch again, gigabytes of Windows' page file each
 ATTEMPTS = 20  # other pictures tried when one cannot be read any more
 
 
@@ -283,4 +284,4 @@ def default_workers(device: torch.device, processes: int) -> int:
     """Loader processes that keep an accelerator busy, for each of `processes` on this machine; on the CPU the training itself
     needs the cores.
     """
-    return 0 if device.type == "cpu" else max(1, min(12, (os.cpu_count() or 2) // processes - 1))
+    return 0 if device.type == "cpu" else max(1, min(MOST_WORKERS[START], (os.cpu_count() or 2) // processes - 1))
