@@ -129,7 +129,9 @@ def models_dir() -> Path:
 
 
 def _models_dir() -> Path:
-    chosen = os.environ.get("RESSHIFT_MODELS_DIR")
+    chosen = os.environ.get("RESSHIFT_MODELS_DIR", "")
+    if sys.platform == "win32":  # where no name has quotes, and `set NAME="a b"` of cmd.exe keeps them
+        chosen = chosen.strip('"')
     if chosen:
         return Path(chosen).expanduser()
     if sys.platform == "win32":
