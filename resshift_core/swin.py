@@ -90,9 +90,8 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def bias(self) -> torch.Tensor:
-        """Of the relative positions, (1, heads, w*w, w*w)."""
         index = relative_position_index(self.window, self.relative_position_bias_table.device)
-        return self.relative_position_bias_table[index].permute(2, 0, 1)[None]
+        return self.relative_position_bias_table[index].permute(2, 0, 1)[None].contiguous()
 
     def forward(self, x, bias=None):
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)

@@ -95,3 +95,18 @@ def test_what_an_upscale_keeps_serves_training():
         layer(x)
     layer(x).sum().backward()
     assert layer.patch_embed.proj.weight.grad is not None
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@torch.no_grad()
+def test_masks_are_what_fused_kernels_of_a_gpu_take(monkeypatch, at_once):
+    """They refuse one whose last dimension is not dense; torch then makes all scores, in float32."""
+    layer, masks = SwinLayer(32, 32, 2, 2, 8, 4.0, "group", True, "resshift"), []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda *parts, attn_mask: masks.append(attn_mask) or attend(*parts, attn_mask=attn_mask),
+    )
+    layer(torch.randn(2, 32, 16, 16), {block: block.biases() for block in layer.blocks} if at_once else None)
+    assert len(masks) == 2 and {mask.stride(-1) for mask in masks} == {1}
