@@ -15,7 +15,7 @@ from .winograd import Conv3x3
 WITHOUT_PRODUCTS = "donot_use_mm_for_euclid_dist"  # torch's word for distances by subtraction
 CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes
 QUERIES_CHUNK = 1024  # rows of the middle attention's score matrix at a time,
-QUERIES_CHUNK_CUDA = 4096  # where fused kernels make none, and want to fill the device
+QUERIES_CHUNK_CUDA = 4096  # where fused kernels make none, and want to fill the device: NVIDIA; most of AMD's cards have none
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,9 @@ class AttnBlock(nn.Module):
     def forward(self, x):
         height, width = x.shape[-2:]
         h = self.norm(x)
-        q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1) for conv in (self.q, self.k, self.v))  # (B, 1, N, C):
-        chunk = QUERIES_CHUNK_CUDA if x.is_cuda else QUERIES_CHUNK  # fused kernels take four dimensions only
+        # (B, 1, N, C): fused kernels take four dimensions, the last one dense, which AMD's convolutions do not return
+        q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for conv in (self.q, self.k, self.v))
+        chunk = QUERIES_CHUNK_CUDA if x.is_cuda and torch.version.hip is None else QUERIES_CHUNK
         h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(chunk, dim=2)], dim=2)
         return self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, (height, width))).add_(x)
 

@@ -94,6 +94,16 @@ def test_attention_in_chunks_is_attention(monkeypatch):
     torch.testing.assert_close(whole, explicit, rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_attention_is_given_what_fused_kernels_take(monkeypatch):
+    """AMD's convolutions return planes of channels; unless channels are innermost, torch makes the whole score matrix there."""
+    block, given = AttnBlock(32), []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(vqgan.F, "scaled_dot_product_attention", lambda *parts: given.extend(parts) or attend(*parts))
+    block(torch.randn(2, 32, 16, 16))
+    assert len(given) == 3 and {part.stride(-1) for part in given} == {1}
+
+
 def test_space_to_depth_loses_nothing():
     module, image = SpaceToDepth(SpaceToDepthConfig(4)), torch.rand(2, 3, 16, 24)
     latent = module.encode(image)
