@@ -12,7 +12,6 @@ from .normalization import GroupNorm
 from .unet import Upsample, overwriting_silu
 from .winograd import Conv3x3
 
-WITHOUT_PRODUCTS = "donot_use_mm_for_euclid_dist"  # torch's word for distances by subtraction
 CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes
 QUERIES_CHUNK = 1024  # rows of the middle attention's score matrix at a time,
 QUERIES_CHUNK_CUDA = 4096  # where fused kernels make none, and want to fill the device: NVIDIA; most of AMD's cards have none
@@ -174,6 +173,19 @@ class Decoder(nn.Module):
         return self.conv_out(overwriting_silu(self.norm_out(h)))
 
 
+def _distances(vectors, book, norms):
+    """|b|^2 - 2 v b, the squared distance but for |v|^2: vectors (N, C), book (K, C), norms (K,) -> (N, K)."""
+    return torch.addmm(norms, vectors, book.T, alpha=-2)
+
+
+def _distances_exactly(vectors, book, norms):
+    """The same where hosts let products of matrices be in TF32. Channels are few; torch.cdist starts 256 threads for each number."""
+    distances = norms
+    for values, codes in zip(vectors.unsqueeze(2).unbind(1), book.unbind(1)):  # (N, 1), (K,)
+        distances = torch.addcmul(distances, values, codes, value=-2)
+    return distances
+
+
 class Codebook(nn.Module):
     """The learned codes, and the nearest one to a latent vector. They stay as exact as they are when a model is converted:
     rounded to bf16, one vector in a hundred would get another code.
@@ -189,11 +201,10 @@ class Codebook(nn.Module):
         book = self.embedding.weight.float()
         vectors = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         norms = book.square().sum(1)
-        if z.is_cuda:  # matrix products may be in TF32 there
-            distances = (torch.cdist(part, book, compute_mode=WITHOUT_PRODUCTS) for part in vectors.split(CODES_CHUNK))
-        else:
-            distances = (torch.addmm(norms, part, book.T, alpha=-2) for part in vectors.split(CODES_CHUNK))
-        return torch.cat([part.argmin(1) for part in distances]).view(z.shape[0], *z.shape[2:])
+        measure = _distances_exactly if z.is_cuda else _distances
+        return torch.cat([measure(part, book, norms).argmin(1) for part in vectors.split(CODES_CHUNK)]).view(
+            z.shape[0], *z.shape[2:]
+        )
 
     def _apply(self, fn, recurse=True):
         def move(tensor):

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import resshift_core as rs
+from resshift_core.vqgan import Codebook, VQGANConfig
 from training import finetune
 from training.degradation import DEGRADATIONS
 from training.distributed import Processes
@@ -62,7 +64,7 @@ def test_published_kinds(variant, images_there, one_thread):
             model, lq.to("cuda") if images_there else lq, on_step=lambda event: [event.preview()] and None, **words
         )
         assert out.device.type == ("cuda" if images_there else "cpu")
-        # codes are found by subtraction on a card, by products elsewhere: random codebooks flip here and there
+        # codes are found without products of matrices on a card: random codebooks flip here and there
         assert (out.cpu() - expected).abs().mean() < 1e-3
 
 
@@ -88,6 +90,21 @@ def test_a_tile_that_overflows_is_done_again_there(card, one_thread, caplog):
     model.to("cuda", torch.float16)
     out = rs.upscale(model, picture(40, 40), steps=1)
     assert torch.isfinite(out).all() and "done again in float32" in caplog.text
+
+
+def test_codes_are_found_without_products_of_matrices_nor_cdist(card):
+    """torch.cdist has a block of 256 threads for each of 8.4 million numbers, which took longer than the decoder."""
+    book, z = Codebook(VQGANConfig(n_embed=64)), torch.randn(1, 3, 8, 8)
+    expected, called = book.codes(z), []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Calls():
+        assert torch.equal(book.to("cuda").codes(z.to("cuda")).cpu(), expected)
+    assert "aten.addcmul.default" in called and not any("cdist" in name or "mm." in name for name in called)
 
 
 def test_steps_neither_wait_nor_fetch(card, one_thread):
