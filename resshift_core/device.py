@@ -41,23 +41,36 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """ "auto" = CUDA (or ROCm), else Intel XPU, else Apple MPS, else the CPU.
 
     Raises:
-        InputError: torch does not know the device, or this machine does not have it.
+        InputError: torch does not know the device, or this machine does not have it, or torch was not built for it.
     """
     if str(device) == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if getattr(torch, "xpu", None) is not None and torch.xpu.is_available():
-            return torch.device("xpu")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cpu")
+        return _accelerator() or torch.device("cpu")
+    resolved, reason = _tried(device)
+    if resolved is None:
+        raise InputError(f"The device {device!r} cannot be used ({reason}). Try cpu or auto.")
+    return resolved
+
+
+def _accelerator() -> torch.device | None:
+    """The first one that torch says is there, and that runs a kernel: torch sees cards, too, that it was not built for."""
+    for kind, backend in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None)), ("mps", torch.backends.mps)):
+        if backend is None or not backend.is_available():
+            continue
+        resolved, reason = _tried(kind)
+        if resolved is not None:
+            return resolved
+        log.warning("The device %s is here but cannot be used (%s).", kind, reason)
+    return None
+
+
+def _tried(device: str | torch.device) -> tuple[torch.device | None, str]:
+    """The device; or None, and why it cannot be used."""
     try:
         resolved = torch.device(device)
-        torch.empty(1, device=resolved)
+        torch.ones(1, device=resolved)  # not `empty`, nor `zeros`: they need no kernel
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"The device {device!r} cannot be used ({reason}). Try cpu or auto.") from error
-    return resolved
+        return None, str(error).splitlines()[0]
+    return resolved, ""
 
 
 def cpu_has_bf16() -> bool:

@@ -629,6 +629,22 @@ def test_a_device_that_is_not_here_is_a_sentence(device):
         resolve_device(device)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card that works")
+def test_a_card_that_torch_sees_but_was_not_built_for_is_left_alone(monkeypatch, caplog):
+    """As GTX 10 with CUDA 13's build: `is_available` says yes, the first kernel says no."""
+
+    def ones(*size, device=None, **words):
+        if torch.device(device).type != "cpu":
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nFor debugging ...")
+        return torch.full(size, 1.0, device=device, **words)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    assert resolve_device("auto").type != "cuda" and "no kernel image" in caplog.text
+    with pytest.raises(rs.InputError, match="'cuda' cannot be used .*no kernel image"):
+        resolve_device("cuda")
+
+
 def test_a_dtype_that_nobody_knows_is_told_before_anything_is_read(monkeypatch):
     monkeypatch.setattr(checkpoint, "read_file", lambda path: pytest.fail("read"))
     with pytest.raises(rs.InputError, match="dtype is 'fp8'"):
