@@ -32,8 +32,8 @@ BROKEN_FP16 = (
 )  # NVIDIA's Turing without tensor cores: convolutions in fp16 come out as NaN
 OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML, MPS, XPU; and Windows' number for a full page file
     "out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not enough gpu video memory",
-    "invalid buffer size", "out_of_device_memory", "out_of_host_memory", "out_of_resources",
-    "os error 1455", "winerror 1455",
+    "invalid buffer size", "out_of_device_memory", "out_of_host_memory", "out_of_resources", "allocation_failed",
+    "can not allocate memory block", "os error 1455", "winerror 1455",
 )  # fmt: skip
 
 

@@ -90,6 +90,7 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(channels, channels)
 
     def bias(self) -> torch.Tensor:
+        """Of the relative positions, (1, heads, w*w, w*w); contiguous, for a GPU's fused kernels refuse other masks."""
         index = relative_position_index(self.window, self.relative_position_bias_table.device)
         return self.relative_position_bias_table[index].permute(2, 0, 1)[None].contiguous()
 

@@ -599,6 +599,8 @@ def test_weights_that_do_not_fit_on_the_device_are_a_sentence(tmp_path, monkeypa
         "CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory: you tried",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "Could not allocate tensor with 1073741824 bytes. There is not enough GPU video memory available!",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "Current platform can NOT allocate memory block with size larger than 4GB! Tried to allocate 6.85 GiB",
         "Invalid buffer size: 12.00 GB", "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "PI_ERROR_OUT_OF_RESOURCES",
     ],
 )  # fmt: skip
