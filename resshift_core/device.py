@@ -129,9 +129,9 @@ def without_autocast(device: torch.device):
 
 def layout_for(device: torch.device) -> torch.memory_format:
     """How weights and activations lie: channels last, but on Apple's GPU, whose convolutions have a history of wrong results
-    with that.
+    with that, and on foreign backends such as DirectML, for which torch's own group norm is written for planes of channels.
     """
-    return torch.contiguous_format if device.type == "mps" else torch.channels_last
+    return torch.contiguous_format if device.type in ("mps", "privateuseone") else torch.channels_last
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -289,9 +289,12 @@ class TestMemory:
         socket = load(host, inpainting_model())
         assert [type(patcher) for patcher in socket.patchers] == [ModelPatcher, ModelPatcher]
 
-    @pytest.mark.parametrize("device, layout", [("mps", torch.contiguous_format), ("cuda", torch.channels_last)])
+    @pytest.mark.parametrize(
+        "device, layout",
+        [("mps", torch.contiguous_format), ("privateuseone", torch.contiguous_format), ("cuda", torch.channels_last)],
+    )
     def test_weights_lie_as_the_device_likes(self, host, device, layout):
-        """The host moves them as they lie; Apple's convolutions want them contiguous."""
+        """The host moves them as they lie; Apple's GPU and DirectML (privateuseone) want them contiguous."""
         host.device = torch.device(device)
         socket = load(host, inpainting_model())
         weights = [weight for part in (socket.model.unet, socket.model.autoencoder) for weight in part.parameters()]
