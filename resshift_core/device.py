@@ -137,7 +137,7 @@ def layout_for(device: torch.device) -> torch.memory_format:
 def free_bytes(device: torch.device) -> int | None:
     """Memory that can still be taken on the device, in bytes; None where it cannot be told."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
+        free, _ = torch.cuda.mem_get_info(device.index)  # torch 2.3 refuses "cuda" without a number
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu":
         try:

@@ -19,7 +19,7 @@ import resshift_core as rs
 from resshift_core import checkpoint, registry
 from resshift_core.checkpoint import CONFIG_KEY, load_autoencoder, resolve_path
 from resshift_core.detection import published_unet
-from resshift_core.device import is_out_of_memory, resolve_device, resolve_dtype
+from resshift_core.device import free_bytes, is_out_of_memory, resolve_device, resolve_dtype
 from resshift_core.registry import REGISTRY, VARIANTS
 
 from .standin import fill, small_model, standin_unet
@@ -629,6 +629,19 @@ def test_the_number_format_of_graphics_cards(monkeypatch, name, major, amd, dtyp
 def test_a_device_that_is_not_here_is_a_sentence(device):
     with pytest.raises(rs.InputError, match="cannot be used"):
         resolve_device(device)
+
+
+def test_free_memory_of_a_card_without_a_number(monkeypatch):
+    """`resshift doctor` asks for that of "cuda", which torch 2.3 wants to be told as None."""
+
+    def mem_get_info(device=None):
+        assert device is None or isinstance(device, int) or device.index is not None
+        return (2**30 + (device or 0), 2**34)
+
+    monkeypatch.setattr(torch.cuda, "mem_get_info", mem_get_info)
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: 0)
+    assert free_bytes(torch.device("cuda")) == 2**30 and free_bytes(torch.device("cuda:1")) == 2**30 + 1
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card that works")
