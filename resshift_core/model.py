@@ -17,6 +17,8 @@ from .vqgan import VQGAN, VQGANConfig
 
 AUTOENCODERS = {"vqgan": (VQGAN, VQGANConfig), "space_to_depth": (SpaceToDepth, SpaceToDepthConfig)}
 SMALLEST = 8  # low-resolution pixels that smaller sides are padded to: less is all border
+MOST_NUMBERS = 2**31 - 1  # of a tensor: torch 2.3 to 2.6 doubled larger ones wrongly on CUDA, without a word
+MOST_NUMBERS_MPS = 2**30 - 1  # 4 GiB in float32: Apple's library ends the process where an array has more
 NOISE_BLOCK = 16  # padded latents are multiples of this, so that large noise fields can be drawn in bands
 
 
@@ -230,9 +232,9 @@ class ResShiftModel:
         return max(bytes_unet, bytes_pixels) + bytes_latents
 
     def most_tiles(self, tile_height: int, tile_width: int) -> int:
-        """Tiles that may go together, however much memory there is: no tensor may have 2**31 numbers.
+        """Tiles that may go together, however much memory there is: no tensor may have more numbers than kernels count.
 
-        Kernels count in 32 bits here and there; torch 2.3 to 2.6 doubled larger tensors wrongly on CUDA, without a word.
+        0 where not even one may; the processor's count further.
         """
         autoencoder = self.config.autoencoder
         widest = autoencoder.ch * autoencoder.ch_mult[min(1, len(autoencoder.ch_mult) - 1)] if self._has_vqgan else 16
@@ -240,7 +242,8 @@ class ResShiftModel:
             tile_height * tile_width * self.scale**2 * widest,  # what the decoder has doubled for the last time
             tile_height * tile_width * self.scale**2 // autoencoder.factor**2 * self.config.unet.model_channels * 4,
         )
-        return max(1, (2**31 - 1) // numbers)
+        most = (MOST_NUMBERS_MPS if self.device.type == "mps" else MOST_NUMBERS) // numbers
+        return max(1, most) if self.device.type == "cpu" else most
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for m in (self.unet, self.autoencoder) for p in m.parameters()) / 1e6

@@ -208,7 +208,7 @@ def _run_tiles_safely(model, jobs, shared: _Shared, progress) -> torch.Tensor:
 
 def _tile_batch(model: ResShiftModel, height: int, width: int, asked: int | None) -> int:
     """Tiles that go together: as asked, else what fits into free memory on an accelerator, else 1."""
-    most = model.most_tiles(height, width)
+    most = max(1, model.most_tiles(height, width))
     if asked:
         return min(asked, most)
     free = free_bytes(model.device) if model.device.type == "cuda" else None
@@ -255,6 +255,10 @@ def _run_with_smaller_tiles(model, rgb, mask, settings: Settings, out, on_step) 
     """
     smallest = max(model.config.multiple, min(settings.tile, 64))
     tile, overlap = settings.tile, settings.overlap
+    sides = [model.config.padded(side) for side in rgb.shape[-2:]]
+    while (used := min(tile, max(sides))) > smallest and not model.most_tiles(*(min(used, side) for side in sides)):
+        tile, overlap = _halved(model, used, overlap, smallest)
+        log.warning("A tile of %d pixels makes larger tensors than %s can count; %d is used.", used, model.device, tile)
     draws = 1 if settings.sampler == "deterministic" else settings.schedule.steps  # the reference's last draw is never used
     while True:
         current = replace(settings, tile=tile, overlap=overlap)
@@ -282,9 +286,14 @@ def _run_with_smaller_tiles(model, rgb, mask, settings: Settings, out, on_step) 
                 f"{_free_words(model.device)} ({failed}). "
                 "Close other programs, or run on the device cpu."
             )
-        tile = max(smallest, _multiple_below(used // 2, model.config.multiple))
-        overlap = min(overlap, tile // 4)
+        tile, overlap = _halved(model, used, overlap, smallest)
         log.warning("Out of memory with a tile of %d pixels; starting again with %d.", used, tile)
+
+
+def _halved(model: ResShiftModel, tile: int, overlap: int, smallest: int) -> tuple[int, int]:
+    """(tile, overlap) to go on with where a tile is too large."""
+    tile = max(smallest, _multiple_below(tile // 2, model.config.multiple))
+    return tile, min(overlap, tile // 4)
 
 
 def _free_words(device: torch.device) -> str:

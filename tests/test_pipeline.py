@@ -693,11 +693,15 @@ def test_tiles_that_go_together_have_less_than_two_to_the_31_numbers(monkeypatch
     with torch.device("meta"):
         model = rs.ResShiftModel(standin.published_config("realsr_x4_s4"))
     assert model.most_tiles(128, 128) == 31  # 256 channels of 512 x 512
-    assert model.most_tiles(4096, 4096) == 1
+    assert model.most_tiles(4096, 4096) == 0
     assert pipeline._tile_batch(model, 128, 128, 256) == 31
     monkeypatch.setattr(pipeline, "free_bytes", lambda device: 10**15)
     monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("cuda"))
     assert pipeline._tile_batch(model, 128, 128, None) == 31
+    monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("mps"))
+    assert model.most_tiles(128, 128) == 15  # Apple's library: 4 GiB in float32
+    monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("cpu"))
+    assert model.most_tiles(4096, 4096) == 1
 
 
 def test_inpainting_needs_a_mask_of_the_right_size(small_model):

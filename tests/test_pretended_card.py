@@ -84,6 +84,17 @@ def test_settings(card, words, channels, images_there, one_thread):
     torch.testing.assert_close(out.cpu(), expected, atol=1e-6, rtol=0)
 
 
+def test_a_tile_with_more_numbers_than_kernels_count_becomes_smaller(card, one_thread, caplog, monkeypatch):
+    """It would be wrong without a word (CUDA, before torch 2.7), or end the process (Apple)."""
+    lq = picture(100, 100)
+    expected = rs.upscale(standin.small_model(), lq, tile=64, steps=1)
+    model = standin.small_model().to("cuda")
+    monkeypatch.setattr("resshift_core.model.MOST_NUMBERS", 64 * 64 * 16 * 16)
+    out = rs.upscale(model, lq, tile=None, steps=1)
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
+    assert "A tile of 100 pixels makes larger tensors than cuda:0 can count; 64 is used." in caplog.text
+
+
 def test_a_tile_that_overflows_is_done_again_there(card, one_thread, caplog):
     model = standin.small_model()
     model.unet.out[2].weight.fill_(3e4)
