@@ -24,7 +24,7 @@ from .detection import (
     is_unet,
     unet_of,
 )
-from .device import is_out_of_memory, release_memory, resolve_device, resolve_dtype
+from .device import cpu_by_default, is_out_of_memory, release_memory, resolve_device, resolve_dtype
 from .errors import CheckpointError, InputError, NotHere, OutOfMemory, brief
 from .limits import check_model
 from .model import ModelConfig, ResShiftModel
@@ -219,6 +219,7 @@ def _load_published(path: Path, state: dict, metadata: dict, autoencoder, varian
     return _fill(_build(replace(config, name=entry.name) if same else config, metadata), joined, path.name)
 
 
+@cpu_by_default
 def load_model(
     model: str | os.PathLike = "builtin",
     *,

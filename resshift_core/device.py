@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from pathlib import Path
 
@@ -117,6 +118,19 @@ def _cuda_dtype(device: torch.device) -> torch.dtype:
     if properties.major >= 8:
         return torch.bfloat16
     return torch.float32 if any(word in properties.name.upper() for word in BROKEN_FP16) else torch.float16
+
+
+def cpu_by_default(function):
+    """Tensors for which the function names no device lie on the CPU, also under a caller's `torch.set_default_device`."""
+
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        if torch.get_default_device().type == "cpu":
+            return function(*args, **kwargs)
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return wrapped
 
 
 def without_autocast(device: torch.device):

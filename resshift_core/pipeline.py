@@ -26,7 +26,7 @@ from .arguments import (
     choose_size,
 )  # fmt: skip
 from .checkpoint import load_model
-from .device import free_bytes, is_out_of_memory, release_memory, without_autocast
+from .device import cpu_by_default, free_bytes, is_out_of_memory, release_memory, without_autocast
 from .errors import InputError, OutOfMemory, brief
 from .model import ResShiftModel
 from .noise import NoiseField, Repeat, RepeatedNoise
@@ -414,6 +414,7 @@ def _too_large(images: torch.Tensor, size: tuple[int, int], reason: str) -> str:
     )
 
 
+@cpu_by_default
 @torch.no_grad()  # not inference_mode: callers go on with the result, in place or in a network that learns
 def upscale(
     model: ResShiftModel,

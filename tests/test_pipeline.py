@@ -266,6 +266,17 @@ class TestChannels:
         out = rs.upscale(model, picture(16, 16).double())
         assert out.dtype == torch.float32
 
+    def test_a_callers_default_device_changes_nothing(self, model):
+        """Such as the GPU of `torch.set_default_device("cuda")`; what lies on "meta" has no values."""
+        pictures = torch.rand(2, 4, 40, 24)
+        expected = rs.upscale(model, pictures, tile=16, overlap=4, scale=3, color_fix="wavelet", wrap="x")
+        weights = rs.load_model("builtin", device="cpu").unet.state_dict()
+        with torch.device("meta"):
+            got = rs.upscale(model, pictures, tile=16, overlap=4, scale=3, color_fix="wavelet", wrap="x")
+            again = rs.load_model("builtin", device="cpu").unet.state_dict()
+        assert torch.equal(got, expected)
+        assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
+
     def test_a_callers_autocast_changes_nothing(self, model):
         """Hosts' hires fix runs inside one."""
         alone = rs.upscale(model, picture(16, 16))
