@@ -200,12 +200,28 @@ def test_a_validation_that_was_broken_off_is_made_up_for(place, tmp_path, monkey
         assert [row["iteration"] for row in csv.DictReader(file)] == ["0", "2", "4"]
 
 
+def test_few_photographs_are_varied(place, tmp_path):
+    words = ("--variety", "True", "--leaves-share", 0.4, "--min-rescale", 0.3, "--loss", "psnr", "--psnr-limit", 40)
+    assert finetune.main(arguments(place[0], tmp_path, place[1], *words)) == 0
+    used = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["training"]
+    assert used["variety"] is True and used["leaves_share"] == 0.4 and used["psnr_limit"] == 40
+
+
 def test_pairs_of_the_same_names(place, tmp_path):
     (tmp_path / "low").mkdir()
     for path in place[0].iterdir():
         with Image.open(path) as image:
             image.resize((18, 18), Image.Resampling.BICUBIC).save(tmp_path / "low" / path.name)
-    words = ("--degradation", "paired", "--pairs", tmp_path / "low")
+    words = (
+        "--degradation",
+        "paired",
+        "--pairs",
+        tmp_path / "low",
+        "--leaves-share",
+        0.9,
+        "--variety",
+        "True",
+    )  # of no use here
     assert finetune.main(arguments(place[0], tmp_path / "run", place[1], *words)) == 0
     (tmp_path / "low" / "picture_3.png").unlink()
     assert finetune.main(arguments(place[0], tmp_path / "other", place[1], *words)) == 1

@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 import resshift_core as rs
-from training import distributed
+from training import distributed, leaves
 from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
 from training.drawings import draw_page, usable_fonts
+from training.leaves import draw_leaves
 from training.scan import DataError, Picture, find_images, inspect, read_rgb, scan
 from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
 from training.settings import TrainSettings as Settings
@@ -155,6 +156,88 @@ def test_a_crop_is_a_piece_of_a_picture(folder):
     for n in range(5):
         crop = crops[n]["hr"]
         assert any(bool((places == view).flatten(2).all(2).any()) for view in (crop, crop.flip(2)))
+
+
+@pytest.fixture(scope="module")
+def half_busy(tmp_path_factory):
+    """On the left one grey, on the right noise."""
+    values = np.full((400, 800, 3), 120, np.uint8)
+    values[:, 400:] = np.random.default_rng(0).integers(40, 200, (400, 400, 3))
+    folder = tmp_path_factory.mktemp("half")
+    Image.fromarray(values).save(folder / "half.png")
+    return pictures(folder)
+
+
+class TestVariety:
+    def test_busy_places_are_preferred(self, half_busy):
+        def busy(variety: bool) -> int:
+            crops = Crops(half_busy, CropSettings(32, min_rescale=0.5, variety=variety), cache_mib=10)
+            return sum(float(crops[n]["hr"].std()) > 0.02 for n in range(60))
+
+        assert busy(False) < 45 < busy(True) < 60  # the quiet ones are not lost
+
+    def test_nothing_from_outside_of_the_picture_is_turned_in(self, tmp_path):
+        Image.new("RGB", (400, 300), (200, 100, 50)).save(tmp_path / "plain.png")
+        crops = Crops(pictures(tmp_path), CropSettings(64, min_rescale=0.2, variety=True), cache_mib=10)
+        for n in range(40):
+            assert float(crops[n]["hr"].flatten(1).std(1).max()) < 1e-3
+
+    def test_some_are_turned_by_any_angle(self, tmp_path):
+        """Of stripes along one axis, quarter turns give stripes along the axes only."""
+        stripes = np.broadcast_to((np.arange(1200) // 40 % 2 * 255)[:, None, None], (1200, 1200, 3)).astype(np.uint8)
+        Image.fromarray(stripes).save(tmp_path / "stripes.png")
+        crops = Crops(pictures(tmp_path), CropSettings(64, min_rescale=0.2, variety=True), cache_mib=10)
+        oblique = [min(float(crops[n]["hr"].diff(dim=axis).abs().max()) for axis in (1, 2)) > 0.1 for n in range(40)]
+        assert 5 < sum(oblique) < 25
+
+    def test_small_factors_are_as_frequent_as_large_ones(self, half_busy):
+        crops = Crops(half_busy, CropSettings(40), cache_mib=10)
+        rng = np.random.default_rng(0)
+        spans = np.array([crops._place(rng, 40, 0.1)[-1] for _ in range(400)])
+        assert spans.min() >= 40 and spans.max() <= 400 and 110 < np.median(spans) < 145  # 40 * sqrt(10) = 126
+
+    def test_contrast_stays_in_range(self, half_busy):
+        crops = Crops(half_busy, CropSettings(32, variety=True), cache_mib=10)
+        values = torch.stack([crops[n]["hr"] for n in range(40)])
+        assert 0 <= float(values.min()) and float(values.max()) <= 1
+        assert len({round(float(value.max()), 2) for value in values if value.std() > 0.02}) > 4
+
+
+class TestLeaves:
+    def photo(self, side):
+        return torch.full((3, side, side), 128.0)
+
+    def test_they_depend_on_their_numbers_alone(self, folder):
+        settings = CropSettings(64, leaves_share=1.0)
+        one, other = (Crops(pictures(folder), settings, seed=4, cache_mib=mib) for mib in (0, 100))
+        assert torch.equal(one[3]["hr"], other[3]["hr"]) and not torch.equal(one[3]["hr"], one[4]["hr"])
+
+    def test_they_are_pictures_full_of_edges(self):
+        rng = np.random.default_rng(0)
+        for _ in range(30):
+            drawn = draw_leaves(64, rng, self.photo)
+            assert drawn.shape == (3, 64, 64) and drawn.dtype == torch.float32
+            assert 0 <= float(drawn.min()) and float(drawn.max()) <= 255.01
+            assert float(drawn.diff(dim=1).abs().max()) > 10 and float(drawn.diff(dim=2).abs().max()) > 10
+
+    def test_shapes_of_every_size(self):
+        """Twice as small, 2^0.6 times as many of more than that size: scaled down, the pictures look alike."""
+        radii = leaves._radii(20000, np.random.default_rng(0))
+        assert leaves.SMALLEST <= radii.min() and radii.max() <= leaves.LARGEST
+        counts = [int(((radii > r) & (radii <= 2 * r)).sum()) for r in (0.04, 0.08, 0.16)]
+        assert counts[0] / counts[1] == pytest.approx(2**0.6, rel=0.1) and counts[1] / counts[2] == pytest.approx(
+            2**0.6, rel=0.1
+        )
+
+    def test_photographs_fill_them(self):
+        rng, asked = np.random.default_rng(0), []
+        draw_leaves(32, rng, lambda side: asked.append(side) or self.photo(side))
+        assert asked and set(asked) == {32 * leaves.OVERSAMPLING}
+
+    def test_shapes_of_every_kind_hide_something(self):
+        rng = np.random.default_rng(0)
+        shares = [np.asarray(leaves._shape(100, 30, rng)).mean() / 255 for _ in range(200)]
+        assert 0 < np.median(shares) < 0.4 and sum(share > 0 for share in shares) > 190
 
 
 def test_a_picture_that_vanishes_is_named_and_replaced(tmp_path, caplog):

@@ -201,7 +201,8 @@ def test_psnr_is_minus_the_mean_of_decibels():
     for one in (0, 1):
         wanted = peak_signal_noise_ratio(close[one : one + 1], truth[one : one + 1], data_range=2.0)
         assert float(values[one]) == pytest.approx(-float(wanted), abs=0.2)
-    assert float(values[2]) == pytest.approx(10 * math.log10(1e-4 / 4), abs=0.01)
+    assert float(values[2]) == pytest.approx(-46, abs=0.01)
+    assert float(distance("psnr", close, truth, psnr_limit=30.0)[2]) == pytest.approx(-30, abs=0.01)
     prediction = close.clone().requires_grad_()
     distance("psnr", prediction, truth).sum().backward()
     norms = prediction.grad.flatten(1).norm(dim=1)

@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from resshift_core.errors import brief
 
 from .drawings import draw_hole, draw_page
+from .leaves import draw_leaves
 from .scan import DataError, Picture, find_images, read_rgb
 
 log = logging.getLogger("resshift.training")
@@ -28,6 +30,9 @@ log = logging.getLogger("resshift.training")
 START = "spawn" if sys.platform.startswith(("win", "darwin")) else "fork"  # how loader workers begin
 MOST_WORKERS = {"fork": 12, "spawn": 4}  # those that begin anew load torch again, gigabytes of Windows' page file each
 ATTEMPTS = 20  # other pictures tried when one cannot be read any more
+TURNABLE = 1.5  # times as large as the crop: smaller squares would be soft when turned by any angle
+PLACES = 3  # of which the busiest makes a crop, with variety
+LEAF_RESCALE = 0.25  # least factor by which a photograph is shrunk that fills a shape
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class CropSettings:
     size: int  # pixels of the high-resolution crop
     rescale_share: float = 1.0  # share of crops that are shrunk,
     min_rescale: float = 0.4  # by a factor drawn from [min_rescale, 1]
+    variety: bool = False  # see Crops._varied
+    leaves_share: float = 0.0  # share of what is not drawn that are `draw_leaves`
     drawn_share: float = 0.0  # share of crops that are rendered text, line art or one colour
     fonts: tuple[str, ...] = ()  # font files for them
     turns: bool = True  # quarter turns beside mirror images
@@ -97,6 +104,23 @@ def _shrink(patch: torch.Tensor, size: int) -> torch.Tensor:
     return F.interpolate(patch[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 255)
 
 
+def _detail(image: torch.Tensor, y: int, x: int, span: int, size: int) -> float:
+    """Mean square of the steps between neighbours, in green, of about the pixels that a crop of `size` will have."""
+    every = max(1, span // size)
+    green = image[1, y : y + span : every, x : x + span : every].float()
+    return float(green.diff(dim=0).square().mean() + green.diff(dim=1).square().mean())
+
+
+def _relit(patch: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """With another contrast (one in three) and another gamma (one in five), 0 to 255."""
+    if rng.random() < 0.35:
+        mean = patch.mean((1, 2), keepdim=True)
+        patch = ((patch - mean) * math.exp(rng.uniform(-0.3, 0.35)) + mean).clamp(0, 255)
+    if rng.random() < 0.2:
+        patch = 255 * (patch / 255) ** math.exp(rng.uniform(-0.3, 0.3))
+    return patch
+
+
 def _turn(patch: torch.Tensor, quarter: int, mirror: bool) -> torch.Tensor:
     patch = torch.rot90(patch, quarter, (1, 2))
     return patch.flip(2) if mirror else patch
@@ -144,6 +168,8 @@ class Crops(Dataset):
         return min(images[0].shape[1:]) >= self.settings.size
 
     def _photo(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
+        if self.settings.variety:
+            return {"hr": self._varied(rng)}
         (image,) = self._images(rng)
         size = self.settings.size
         shrinks = rng.random() < self.settings.rescale_share
@@ -151,10 +177,54 @@ class Crops(Dataset):
         y, x = (int(rng.integers(0, extent - span + 1)) for extent in image.shape[1:])
         return {"hr": _shrink(image[:, y : y + span, x : x + span].float(), size)}
 
+    def _place(self, rng: np.random.Generator, size: int, least: float) -> tuple[torch.Tensor, int, int, int]:
+        """(picture, top, left, side) of a square somewhere, that is to be shrunk by any factor from `least` to 1: small factors
+        as often as large ones.
+        """
+        (image,) = self._images(rng)
+        span = min(round(size * least ** -rng.random()), *image.shape[1:])
+        y, x = (int(rng.integers(0, extent - span + 1)) for extent in image.shape[1:])
+        return image, y, x, span
+
+    def _varied(self, rng: np.random.Generator) -> torch.Tensor:
+        """A crop as different as one collection can make it: of three places the busiest (for three crops in four), any angle,
+        another contrast. (3, size, size), 0 to 255.
+
+        Backgrounds and skies are most of many photographs, and what a network learns there it has learnt soon.
+        """
+        size = self.settings.size
+        count = PLACES if rng.random() < 0.75 else 1
+        places = [self._place(rng, size, self.settings.min_rescale) for _ in range(count)]
+        image, y, x, span = max(places, key=lambda place: _detail(*place, size))
+        return _relit(_shrink(self._at_any_angle(image, y, x, span, rng).float(), size), rng)
+
+    def _at_any_angle(self, image: torch.Tensor, y: int, x: int, span: int, rng: np.random.Generator) -> torch.Tensor:
+        """The square, or every second time one turned around its middle; not where a corner would lie outside of the picture, nor
+        where it will hardly be shrunk.
+        """
+        wide = math.ceil(span * math.sqrt(2))
+        top, left = y - (wide - span) // 2, x - (wide - span) // 2
+        outside = min(top, left) < 0 or top + wide > image.shape[1] or left + wide > image.shape[2]
+        if span < TURNABLE * self.settings.size or rng.random() > 0.5 or outside:
+            return image[:, y : y + span, x : x + span]
+        block = image[:, top : top + wide, left : left + wide].permute(1, 2, 0).numpy()
+        turned = np.array(Image.fromarray(block).rotate(float(rng.uniform(0, 90)), Image.Resampling.BICUBIC))
+        edge = (wide - span) // 2
+        return torch.from_numpy(turned[edge : edge + span, edge : edge + span]).permute(2, 0, 1)
+
+    def _leaves(self, rng: np.random.Generator) -> torch.Tensor:
+        def photo(side: int) -> torch.Tensor:
+            image, y, x, span = self._place(rng, side, LEAF_RESCALE)
+            return _relit(_shrink(image[:, y : y + span, x : x + span].float(), side), rng)
+
+        return draw_leaves(self.settings.size, rng, photo)
+
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, number])
         if rng.random() < self.settings.drawn_share:
             patches = {"hr": draw_page(self.settings.size, rng, self.settings.fonts).float()}
+        elif self.settings.leaves_share and rng.random() < self.settings.leaves_share:
+            patches = {"hr": self._leaves(rng)}
         else:
             patches = self._photo(rng)
         quarter = int(rng.integers(4)) if self.settings.turns else 0

@@ -86,7 +86,7 @@ class Distillation:
 
     def compare(self, found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
         """Mean over a batch of --loss, ()."""
-        return distance(self.kind, found, wanted).mean()
+        return distance(self.kind, found, wanted, self.settings.psnr_limit).mean()
 
     def way_back(self, net, points: Points, x_T: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """SinSR's inverse loss, ()."""

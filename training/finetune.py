@@ -131,8 +131,8 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
     found, scale = scan_data(settings, processes), model.scale
     fonts = usable_fonts(settings.fonts) if settings.fonts else []
     crop = CropSettings(
-        settings.crop, settings.rescale_share, settings.min_rescale, settings.drawn_share, tuple(fonts), settings.turns,
-        holes=model.config.task == "inpaint",
+        settings.crop, settings.rescale_share, settings.min_rescale, settings.variety, settings.leaves_share,
+        settings.drawn_share, tuple(fonts), settings.turns, holes=model.config.task == "inpaint",
     )  # fmt: skip
     train, held = _held_out(settings, list(found.used))
     if settings.degradation == "paired":
@@ -140,7 +140,7 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         partners.update(match_pairs(held, settings.validation or settings.data, settings.pairs, scale))
     held = held[: settings.validation_count]
     if settings.degradation == "paired":
-        crop = replace(crop, drawn_share=0.0)
+        crop = replace(crop, drawn_share=0.0, leaves_share=0.0)
         crops = PairedCrops(train, [partners[p.path] for p in train], scale, crop, settings.seed, settings.cache_mib)
         pairs = given_pairs(held, [partners[p.path] for p in held], scale, settings.validation_crop, crop.holes)
     else:
@@ -159,7 +159,9 @@ def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
     degrade = _make_degradation(settings, model.scale)
     chain = Chain(model, degrade, settings.seed, settings.last_step_share, processes.device, settings.rollout_share)
     lpips = make_lpips(settings.lpips_net, processes.device) if settings.lpips else None
-    kind = LossSettings(settings.loss, settings.eq8_weight, settings.lpips, settings.spectrum, settings.adversarial)
+    kind = LossSettings(
+        settings.loss, settings.eq8_weight, settings.lpips, settings.spectrum, settings.adversarial, settings.psnr_limit
+    )  # fmt: skip
     return Trainer(model, settings, Objective(chain, kind, lpips), processes)
 
 

@@ -19,7 +19,7 @@ CHARBONNIER_EPS = 1e-3
 DETAIL_WINDOW, DETAIL_GAIN = 9, 4.0
 SPECTRUM_WINDOW = 16  # pixels
 SPECTRUM_EPS = 0.01  # amplitude: that of white noise of about 3 levels
-PSNR_EPS = 1e-4  # mean square error in [-1, 1], 46 dB: below it, decibels count less and less
+PSNR_LIMIT = 46.0  # decibels; beyond, they count less and less
 
 
 class OfflineError(RuntimeError):
@@ -45,16 +45,17 @@ def make_lpips(net: str = "vgg", device: torch.device | str = "cpu") -> nn.Modul
     return metric.net.eval().requires_grad_(False).to(device)
 
 
-def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor, psnr_limit: float = PSNR_LIMIT) -> torch.Tensor:
     """Mean over each sample, (B,). kind: "mse", "l1", "charbonnier", or "psnr", which is minus its decibels.
 
     With "mse" the crops of most error decide; the scores of super-resolution are means of decibels, in which every picture
     counts alike. So "psnr" is the logarithm of the mean square (Chen et al., "Simple Baselines for Image Restoration", ECCV
-    2022), for values in [-1, 1] and with PSNR_EPS against crops that are flat.
+    2022), for values in [-1, 1]. A crop that is nearly right could become better without end: what it gains beyond
+    `psnr_limit` counts less and less.
     """
     if kind == "psnr":
         mean_square = F.mse_loss(prediction, target, reduction="none").flatten(1).mean(1)
-        return 10 * torch.log10((mean_square + PSNR_EPS) / 4)
+        return 10 * torch.log10(mean_square / 4 + 10 ** (-psnr_limit / 10))
     if kind == "mse":
         values = F.mse_loss(prediction, target, reduction="none")
     elif kind == "l1":
@@ -135,6 +136,7 @@ class LossSettings:
     lpips: float = 0.0
     spectrum: float = 0.0
     adversarial: float = 0.0
+    psnr_limit: float = PSNR_LIMIT
 
 
 class Objective:
@@ -150,7 +152,7 @@ class Objective:
         points = self.chain.roll_out(points)
         torch.clear_autocast_cache()  # torch before 2.10 takes the weights that it cast there, without gradients, again
         x0 = self.chain.predict_x0(net, points)
-        per_sample = distance(settings.kind, x0, points.x0)
+        per_sample = distance(settings.kind, x0, points.x0, settings.psnr_limit)
         if self.weights is not None:
             per_sample = per_sample * self.weights[points.t]
         loss = per_sample.mean()

@@ -76,6 +76,7 @@ class TrainSettings:
 
     # Loss
     loss: Literal["mse", "psnr", "l1", "charbonnier"] | None = None  # of the predicted x0; psnr: mean decibels
+    psnr_limit: float = 46.0  # decibels of a crop, for that loss; beyond, they count less and less
     eq8_weight: bool = False  # weight steps as the paper's eq. 8 (normalised to a mean of 1); published networks do not
     lpips: float = 0.0  # weight of LPIPS on the decoded picture (through the quantiser, straight-through)
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"
@@ -91,6 +92,8 @@ class TrainSettings:
     crop: int | None = None  # pixels of the high-resolution crop
     rescale_share: float = 0.5  # of crops that are shrunk (not paired ones)
     min_rescale: float = 0.5  # by a factor drawn from [min_rescale, 1]
+    variety: bool = False  # busy places first, any angle, other contrasts, small factors as often as large ones
+    leaves_share: float = 0.0  # of what is not drawn: shapes that hide one another, filled with photographs and patterns
     turns: bool = True  # quarter turns beside mirror images
     drawn_share: float = 0.0  # of crops that are rendered text, line art or one colour
     fonts: Path | None = None  # folder of font files for it
@@ -226,6 +229,7 @@ def check(settings: TrainSettings) -> None:
         "warmup_share",
         "damaged_share",
         "drawn_share",
+        "leaves_share",
         "rescale_share",
         "ema",
     )
@@ -233,7 +237,9 @@ def check(settings: TrainSettings) -> None:
         value = getattr(settings, name)
         if value is not None and not 0 <= value <= 1:
             raise SettingsError(f"--{name.replace('_', '-')} is {value}; it must lie between 0 and 1.")
-    positive = ("iterations", "batch_size", "micro_batch", "learning_rate", "crop", "validate_every", "save_every", "log_every")
+    positive = (
+        "iterations", "batch_size", "micro_batch", "learning_rate", "crop", "validate_every", "save_every", "log_every", "psnr_limit",
+    )  # fmt: skip
     for name in positive:
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:  # nor NaN
