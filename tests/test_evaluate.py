@@ -105,6 +105,13 @@ def test_a_border_is_left_out(place, tmp_path, capsys):
     assert "leaves too little of picture_0" in capsys.readouterr().err
 
 
+def test_the_smallest_pictures_are_measured(place, tmp_path):
+    (tmp_path / "tiny").mkdir()
+    Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(tmp_path / "tiny" / "a.png")
+    more = ("--truth", tmp_path / "tiny", "--models", place[1], "--output", tmp_path / "out", "--degradation", "bicubic")
+    assert evaluate.main(words(*more)) == 0 and float(table(tmp_path / "out")[0]["psnr"]) > 0
+
+
 def test_appendix_b1_is_harder_than_bicubic(place, tmp_path):
     scores = {}
     for kind in ("paper-b1", "bicubic"):

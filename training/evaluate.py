@@ -49,7 +49,7 @@ from training.validation import given_pairs, make_pairs
 
 PYIQA_LICENCE = "pyiqa and the weights it fetches are licensed for non-commercial use only (PolyForm NC, NTU S-Lab)."
 WHOLE = 10**6  # pixels: no picture's middle is cut out
-SSIM_WINDOW = 11  # pixels: the least that can be measured
+SSIM_WINDOW = 11  # pixels: the least that a border may leave
 PERCEPTUAL = ("lpips", "clipiqa", "musiq")
 ARROWS = {
     "psnr": "PSNR ↑",
@@ -356,7 +356,7 @@ def run(settings: EvaluationSettings) -> list[dict]:
     metrics = Metrics(settings, scale)
     samples = load_samples(settings, scale, any(model.config.task == "inpaint" for model in models))
     narrow = min(samples, key=lambda sample: min(sample.lq.shape[-2:]))
-    if min(narrow.lq.shape[-2:]) * scale - 2 * settings.border < SSIM_WINDOW:
+    if settings.border and min(narrow.lq.shape[-2:]) * scale - 2 * settings.border < SSIM_WINDOW:
         raise SettingsError(f"--border {settings.border} leaves too little of {narrow.name} to measure.")
     candidates = [bicubic_candidate(scale)]
     for name, model in zip(short_names(settings.models), models):
