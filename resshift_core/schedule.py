@@ -43,8 +43,8 @@ def _positive(name: str, value) -> float:
 def _check_tau(tau, steps: int) -> np.ndarray:
     """A copy of its own: its tables are read-only, a caller's array is not."""
     try:
-        table = np.array(tau, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+        table = np.asarray(tau, dtype=np.float64).copy()
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # the last one of torch's tensors
         raise InputError(f"tau is {brief(repr(tau))}; it must be a list of numbers.") from error
     if table.shape != (steps,):
         raise InputError(f"tau has the shape {table.shape}; it must hold one number for each of the {steps} steps.")

@@ -197,6 +197,8 @@ def test_new_times_that_are_no_numbers_are_sentences(words):
         ([-1, 0, 1, 2], "below 0"),
         ("abcd", "a list of numbers"),
         ([0, None, 1, object()], "a list of numbers"),
+        ([0, 1, 2, 10**400], "a list of numbers"),
+        (torch.zeros(4, requires_grad=True), "a list of numbers"),
     ],
 )
 def test_times_of_the_network_are_checked(tau, sentence):
@@ -204,8 +206,10 @@ def test_times_of_the_network_are_checked(tau, sentence):
         rs.ShiftSchedule(4, 2.0, 0.3, tau=tau)
 
 
-def test_times_of_the_network_are_the_schedules_own():
-    tau = np.array([0.0, 1.5, 2.0, 3.0])
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_times_of_the_network_are_the_schedules_own(kind):
+    tau = kind([0.0, 1.5, 2.0, 3.0])
     s = rs.ShiftSchedule(4, 2.0, 0.3, tau=tau)
     tau[1] = 1.0
     assert s.tau.tolist() == [0, 1.5, 2, 3]
