@@ -893,7 +893,7 @@ class TestNothingIsWrittenOver:
         picture("in/a.png"), picture("in/e\u0301/b.png", seed=1)
         monkeypatch.setattr("resshift_core.cli.sources.CASEFOLD", True)
         assert upscale("in", "-o", "in/\u00e9", "--recursive") == 0
-        assert listing("in/\u00e9") == ["a_x4.png"]
+        assert [name for name in listing("in/\u00e9") if name != "b.png"] == ["a_x4.png"]  # a Mac has one folder here
 
     def test_two_sheets_of_one_name(self, upscale, folder, capsys):
         picture("c/a.bmp")

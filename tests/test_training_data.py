@@ -349,6 +349,7 @@ def test_workers_are_shared_out_among_the_processes_of_their_machine(monkeypatch
     monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, timeout: None)
     monkeypatch.setattr(distributed.dist, "get_rank", lambda: 9)
     monkeypatch.setattr("os.cpu_count", lambda: 96)
+    monkeypatch.setattr("training.data.START", "fork")
     processes = distributed.start("cpu")
     assert (processes.rank, processes.world, processes.here) == (9, 32, 8)
     assert default_workers(torch.device("cuda"), processes.here) == 11
