@@ -28,7 +28,7 @@ import resshift_core as rs
 from training import finetune
 from training.data import START
 from training.interrupts import Interrupts
-from training.report import Table
+from training.report import Report, Table
 from training.trainer import Trainer
 
 from . import standin
@@ -445,7 +445,22 @@ def test_a_table_that_a_spreadsheet_holds_gets_its_rows_later(tmp_path, monkeypa
         table.add(3, {"loss": 0.125})
     assert [record.getMessage().count("log.csv cannot be written now") for record in caplog.records] == [1]
     table.add(4, {"loss": 0.0625})
-    assert [(row["iteration"], row["loss"]) for row in Table.read(table.path)] == [(1, 0.5), (2, 0.25), (3, 0.125), (4, 0.0625)]
+    rows = [(1, 0.5), (2, 0.25), (3, 0.125), (4, 0.0625)]
+    assert [(row["iteration"], row["loss"]) for row in Table.read(table.path)] == rows
+    with monkeypatch.context() as patch:
+        patch.setattr("training.report.open", held, raising=False)
+        table.add(5, {"loss": 0.0})
+        table.close()
+    assert "log.csv cannot be written (Permission denied); its last rows, 1, are lost" in caplog.text
+    table.close()  # the last row of a run waits for no other one
+    assert [(row["iteration"], row["loss"]) for row in Table.read(table.path)] == [*rows, (5, 0.0)]
+
+
+def test_the_tables_of_a_run_are_closed_with_it(tmp_path, monkeypatch):
+    report, closed = Report(tmp_path, 1, 0, []), []
+    monkeypatch.setattr(Table, "close", lambda table: closed.append(table.path.name))
+    report.close()
+    assert closed == ["log.csv", "validation.csv"]
 
 
 def test_a_torn_state_falls_back_to_the_one_before(place, tmp_path, caplog):

@@ -51,14 +51,25 @@ class Table:
     def add(self, iteration: int, values: dict[str, float]) -> None:
         """Write a row. Windows lets nobody write to a file that a spreadsheet has open: then it waits for the next one."""
         self._waiting.append({"iteration": iteration, **{name: repr(float(value)) for name, value in values.items()}})
+        error = self._write()
+        if error is not None and len(self._waiting) == 1:
+            log.warning("%s cannot be written now (%s); close it elsewhere, its rows wait.", self.path, error.strerror)
+
+    def close(self) -> None:
+        """Write the rows that wait, if it can be done now."""
+        error = self._write() if self._waiting else None
+        if error is not None:
+            lost = len(self._waiting)
+            log.warning("%s cannot be written (%s); its last rows, %d, are lost.", self.path, error.strerror, lost)
+
+    def _write(self) -> PermissionError | None:
         try:
             with open(self.path, "a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns, restval="", extrasaction="ignore").writerows(self._waiting)
         except PermissionError as error:
-            if len(self._waiting) == 1:
-                log.warning("%s cannot be written now (%s); close it elsewhere, its rows wait.", self.path, error.strerror)
-            return
+            return error
         self._waiting.clear()
+        return None
 
     @staticmethod
     def read(path: Path) -> list[dict[str, float]]:
@@ -121,6 +132,8 @@ class Report:
 
     def close(self) -> None:
         self.bar.close()
+        self.losses.close()
+        self.scores.close()
         if self.board is not None:
             self.board.close()
 

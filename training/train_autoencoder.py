@@ -23,6 +23,7 @@ import json
 import logging
 import math
 import os
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
 
@@ -238,7 +239,7 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
     table = Table(settings.output / "log.csv", ["loss", "l1", "codebook", "lpips", "discriminator", "psnr"], trainer.iteration)
     positions = Positions(trainer.iteration, settings.batch_size, 0, 1)
     batches = interrupts.passing(load_batches(crops, positions, workers, pin=device.type == "cuda"))
-    with tqdm(total=settings.iterations, initial=trainer.iteration, desc="training") as bar:
+    with closing(table), tqdm(total=settings.iterations, initial=trainer.iteration, desc="training") as bar:
         for _, batch in batches:
             if trainer.iteration >= settings.iterations:
                 break
