@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import InputError
+from .errors import InputError, brief
 
 log = logging.getLogger("resshift")
 
@@ -38,6 +38,9 @@ OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML,
 )  # fmt: skip
 
 
+UNUSABLE = (RuntimeError, AssertionError, NotImplementedError, ImportError)  # of torch, where a device cannot be used
+
+
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """ "auto" = CUDA (or ROCm), else Intel XPU, else Apple MPS, else the CPU.
 
@@ -46,32 +49,33 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     """
     if str(device) == "auto":
         return _accelerator() or torch.device("cpu")
-    resolved, reason = _tried(device)
-    if resolved is None:
-        raise InputError(f"The device {device!r} cannot be used ({reason}). Try cpu or auto.")
-    return resolved
+    try:
+        return _tried(device)
+    except UNUSABLE as error:
+        raise InputError(f"The device {device!r} cannot be used ({brief(error)}). Try cpu or auto.") from error
 
 
 def _accelerator() -> torch.device | None:
-    """The first one that torch says is there, and that runs a kernel: torch sees cards, too, that it was not built for."""
+    """The first one that torch says is there, and that runs a kernel: torch sees cards, too, that it was not built for.
+
+    One whose memory is full is taken: its user is to hear of that, and not to wait for a processor.
+    """
     for kind, backend in (("cuda", torch.cuda), ("xpu", getattr(torch, "xpu", None)), ("mps", torch.backends.mps)):
         if backend is None or not backend.is_available():
             continue
-        resolved, reason = _tried(kind)
-        if resolved is not None:
-            return resolved
-        log.warning("The device %s is here but cannot be used (%s).", kind, reason)
+        try:
+            return _tried(kind)
+        except UNUSABLE as error:
+            if is_out_of_memory(error):
+                return torch.device(kind)
+            log.warning("The device %s is here but cannot be used (%s).", kind, brief(error))
     return None
 
 
-def _tried(device: str | torch.device) -> tuple[torch.device | None, str]:
-    """The device; or None, and why it cannot be used."""
-    try:
-        resolved = torch.device(device)
-        torch.ones(1, device=resolved)  # not `empty`, nor `zeros`: they need no kernel
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
-        return None, str(error).splitlines()[0]
-    return resolved, ""
+def _tried(device: str | torch.device) -> torch.device:
+    resolved = torch.device(device)
+    torch.ones(1, device=resolved)  # not `empty`, nor `zeros`: they need no kernel
+    return resolved
 
 
 def cpu_has_bf16() -> bool:

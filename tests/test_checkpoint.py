@@ -660,6 +660,18 @@ def test_a_card_that_torch_sees_but_was_not_built_for_is_left_alone(monkeypatch,
         resolve_device("cuda")
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a card that works")
+def test_a_card_whose_memory_is_full_is_not_passed_over(monkeypatch, caplog):
+    """What others have on it may be gone in a moment; the processor would take minutes for what a card takes a second for."""
+
+    def ones(*size, **words):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    assert resolve_device("auto").type == "cuda" and not caplog.text
+
+
 def test_a_dtype_that_nobody_knows_is_told_before_anything_is_read(monkeypatch):
     monkeypatch.setattr(checkpoint, "read_file", lambda path: pytest.fail("read"))
     with pytest.raises(rs.InputError, match="dtype is 'fp8'"):
