@@ -31,13 +31,12 @@ BROKEN_FP16 = (
     "MX550",
     "CMP 30HX",
 )  # NVIDIA's Turing without tensor cores: convolutions in fp16 come out as NaN
-OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML, MPS, XPU; and Windows' number for a full page file
+OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML, MPS, XPU
     "out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not enough gpu video memory",
     "invalid buffer size", "out_of_device_memory", "out_of_host_memory", "out_of_resources", "allocation_failed",
-    "can not allocate memory block", "os error 1455", "winerror 1455",
+    "can not allocate memory block",
 )  # fmt: skip
-
-
+PAGE_FILE_FULL = ("os error 1455", "winerror 1455")  # Windows' number in the words of safetensors, Python
 UNUSABLE = (RuntimeError, AssertionError, NotImplementedError, ImportError)  # of torch, where a device cannot be used
 
 
@@ -173,8 +172,9 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
-    text = str(error).lower()
-    return isinstance(error, (RuntimeError, OSError)) and any(words in text for words in OUT_OF_MEMORY)
+    known = OUT_OF_MEMORY if isinstance(error, RuntimeError) else PAGE_FILE_FULL if isinstance(error, OSError) else ()
+    text = str(error).lower()  # of an OSError, with a file's name, which may have any words
+    return any(words in text for words in known)
 
 
 def release_memory(device: torch.device) -> None:

@@ -660,6 +660,11 @@ def test_a_card_that_torch_sees_but_was_not_built_for_is_left_alone(monkeypatch,
         resolve_device("cuda")
 
 
+def test_a_file_called_like_a_lack_of_memory_is_none():
+    assert not is_out_of_memory(OSError(28, "No space left on device", "/runs/out of memory/log.csv"))
+    assert is_out_of_memory(OSError("The paging file is too small for this operation to complete. (os error 1455)"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card that works")
 def test_a_card_whose_memory_is_full_is_not_passed_over(monkeypatch, caplog):
     """What others have on it may be gone in a moment; the processor would take minutes for what a card takes a second for."""
