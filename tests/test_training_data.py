@@ -474,6 +474,7 @@ def test_recipes_survive_a_file(tmp_path):
         ("builtin-continue", "mse"),
         ("builtin-longer", "psnr"),
         ("builtin-wider", "psnr"),
+        ("builtin-varied", "psnr"),
         ("builtin-real", "l1"),
         ("builtin-real-continue", "l1"),
     ],
