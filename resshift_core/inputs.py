@@ -22,7 +22,7 @@ class Input:
     default: int | float | str | None = None
     minimum: int | float | None = None
     maximum: int | float | None = None
-    step: int | float | None = None
+    step: int | float | None = None  # ComfyUI rounds to the place of its first digit: a step of 0.25 would make 2.25 2.3
     choices: tuple[str, ...] | str = ()
     required: bool = True
     extra: tuple[tuple[str, object], ...] = ()  # further options of the front end
@@ -58,7 +58,7 @@ KAPPA = Input(
     "from a quarter to three times that: less gives slightly more texture, more gives slightly softer pictures that differ "
     "more from seed to seed; PSNR changes by less than 0.1 dB. With builtin-real, less gives clearly more texture, more gives "
     "a softer picture.",
-    0.0, 0.0, 100.0, 0.01, extra=(("round", 0.0001),),
+    0.0, 0.0, 100.0, 0.005, extra=(("round", 0.0001),),
 )  # fmt: skip
 P = Input(
     "p", "FLOAT", "p",
@@ -76,7 +76,7 @@ SCALE = Input(
     "scale", "FLOAT", "scale",
     "Size of the result over size of the picture. 0 = the model's own (4 for the built-in models), else any number up "
     "to 8; the model's result is resized to it.",
-    0.0, 0.0, 8.0, 0.25, extra=(("round", 0.0001),),
+    0.0, 0.0, 8.0, 0.05, extra=(("round", 0.0001),),
 )  # fmt: skip
 COLOR_FIX = Input(
     "color_fix", "COMBO", "colour fix",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,20 @@ class TestContract:
         for word in ("steps", "kappa", "p", "scale", "tile", "overlap", "tile_batch"):
             assert types[word][1]["default"] == types[word][1]["min"] == 0
         assert types["scale"][1]["max"] == 8
+
+    @pytest.mark.parametrize("key", KEYS)
+    def test_numbers_are_shown_and_kept_as_they_are_set(self, host, key):
+        """The page rounds what is typed, and what the arrows give, to the place of the step's first digit."""
+        types = host.nodes[key].INPUT_TYPES()["required"]
+        places = {id: max(0, -math.floor(math.log10(o["step"]))) for id, (kind, o) in types.items() if kind == "FLOAT"}
+        assert all(round(types[id][1]["step"], count) == types[id][1]["step"] for id, count in places.items())
+        assert places.get("scale", 2) >= 2 and places.get("kappa", 3) >= 3  # 2.25 times; builtin is trained with kappa 0.05
+        widgets = [item.id for item in host.part("nodes.inputs").NODES[key].inputs if not item.is_socket]
+        for path in (ROOT / "example_workflows").glob("*.json"):
+            for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+                values = [value for value in node.get("widgets_values", ()) if value != "fixed"]
+                chosen = dict(zip(widgets, values)) if node["type"] == key else {}
+                assert all(round(chosen[id], places[id]) == chosen[id] for id in chosen.keys() & places.keys())
 
     def test_choices_are_those_of_the_library(self, host):
         from resshift_core.arguments import NOISES
