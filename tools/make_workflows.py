@@ -207,7 +207,7 @@ def compare_kappa() -> Graph:
             "ResShiftUpscaleImage", (420 + 370 * i, 60), (330, 420), widgets("ResShiftUpscaleImage", kappa=kappa),
             f"kappa: {name}", model=(loader, 0), image=(image, 0),
         )  # fmt: skip
-        graph.add("PreviewImage", (420 + 370 * i, 800), (330, 330), images=(run, 0))
+        graph.add("PreviewImage", (420 + 370 * i, 860), (330, 330), images=(run, 0))
     graph.note(
         (40, 630), (330, 150),
         "**What kappa does**: the same picture and seed with a quarter of the noise that *builtin-real* was trained with, with just "
