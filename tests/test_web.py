@@ -290,7 +290,7 @@ class TestPage:
           node.onExecuted({{ resshift_compare: [{self.PAIR}] }}); seen.push([slider.hidden, node.size[1], save()])
           slider.children[0].onerror(); seen.push([slider.hidden, node.size[1], save()])
         """
-        shown = [False, 600 + 248, 600]  # the height of the picture at the node's width; none of it is saved
+        shown = [False, 600 + 234, 600]  # the height of the picture at the width that the node leaves it; none of it is saved
         assert self.run(script, "seen") == [[True, 600], shown, shown, [True, 600, 600]]
 
     def test_a_model_that_is_not_there_is_asked_for_once_until_r_is_pressed(self):

@@ -11,6 +11,7 @@ const COMPARED = ['ResShiftUpscaleImage', 'TiledResShiftUpscaleImage', 'ResShift
 const TILED = 'TiledResShiftUpscaleImage'
 const LOADER = 'LoadResShiftModel'
 const EXAMPLE = [960, 540] // pixels of a picture that is not known yet
+const AROUND = [24, 4] // pixels of a node's width and of a panel's height that the slider does not get
 const PAUSE_MS = 300
 const LATE_MS = 2000
 const AGAIN_MS = 10000 // until what could not be fetched is tried again
@@ -252,7 +253,8 @@ function addSlider(node) {
   node.resshiftShow = (pair) => {
     node.resshiftPair = pair.before.filename
     node.resshiftSize = pair.picture
-    make(Math.round(Math.min(280, Math.max(120, (node.size[0] * pair.height) / pair.width))))
+    const height = ((node.size[0] - AROUND[0]) * pair.height) / pair.width + AROUND[1]
+    make(Math.round(Math.min(280, Math.max(120, height))))
     slider.show(address(pair.before), address(pair.after))
   }
   const serialize = node.onSerialize
