@@ -7,6 +7,7 @@ PAGE_WORDS = (
     "after",
     "as trained",
     "grey: as trained",
+    "{size}: 1 tile of {tile}",
     "{size}: {count} tiles of {tile}",
     "{memory} per batch (fp32)",
     "{memory} per tile (fp32)",

@@ -313,6 +313,15 @@ class TestPage:
         """
         assert self.run(script, "[first, await told()]") == ["≈ 960 × 540", "≈ 200 × 150"]
 
+    @pytest.mark.parametrize("tile, words", [(0, "1 tile of 200 × 152"), (64, "12 tiles of 64 × 64")])
+    def test_one_tile_is_not_called_tiles(self, tile, words):
+        script = f"""
+          {self.FACTS.replace("tile: 128", "tile: 256, padding: 8, smallest: 8")}
+          const node = {self.TILED.replace("tile: 0", f"tile: {tile}")}; node.resshiftSize = [200, 150]
+          await tick(); await tick()
+        """
+        assert words in self.run(script, "node.panels.resshift_tiles.words")
+
     @pytest.mark.parametrize("code, word", [("zh", "处理前"), ("zh-TW", "before"), ("pt-BR", "before"), ("fr", "avant")])
     def test_a_language_is_spoken_or_it_is_english(self, code, word):
         script = f"settings['Comfy.Locale'] = '{code}'; const node = {self.TILED}"

@@ -119,11 +119,12 @@ function redrawTiles(node, svg) {
   const layout = layTiles(model, width, height, { tile, overlap, tile_batch, wrap })
   const count = layout.rows.starts.length * layout.columns.starts.length
   const shape = `${layout.columns.tile} × ${layout.rows.tile}`
+  const tiles = { size: `${known ? '' : '≈ '}${width} × ${height}`, count, tile: shape }
   const memory = { memory: readable(layout.bytes) }
   drawTiles(svg, {
     width, height, layout, wrap,
     words: {
-      count: word('{size}: {count} tiles of {tile}', { size: `${known ? '' : '≈ '}${width} × ${height}`, count, tile: shape }),
+      count: count === 1 ? word('{size}: 1 tile of {tile}', tiles) : word('{size}: {count} tiles of {tile}', tiles),
       memory: tile_batch ? word('{memory} per batch (fp32)', memory) : word('{memory} per tile (fp32)', memory),
     },
   })

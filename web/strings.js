@@ -6,6 +6,7 @@ export const STRINGS = {
     "after": "after",
     "as trained": "as trained",
     "grey: as trained": "grey: as trained",
+    "{size}: 1 tile of {tile}": "{size}: 1 tile of {tile}",
     "{size}: {count} tiles of {tile}": "{size}: {count} tiles of {tile}",
     "{memory} per batch (fp32)": "{memory} per batch (fp32)",
     "{memory} per tile (fp32)": "{memory} per tile (fp32)"
@@ -15,6 +16,7 @@ export const STRINGS = {
     "after": "处理后",
     "as trained": "与训练相同",
     "grey: as trained": "灰色：训练时",
+    "{size}: 1 tile of {tile}": "{size}：1 个 {tile} 的图块",
     "{size}: {count} tiles of {tile}": "{size}：{count} 个 {tile} 的图块",
     "{memory} per batch (fp32)": "每批 {memory}（fp32）",
     "{memory} per tile (fp32)": "每个图块 {memory}（fp32）"
@@ -24,6 +26,7 @@ export const STRINGS = {
     "after": "処理後",
     "as trained": "学習時と同じ",
     "grey: as trained": "灰色：学習時",
+    "{size}: 1 tile of {tile}": "{size}：{tile} のタイル 1 枚",
     "{size}: {count} tiles of {tile}": "{size}：{tile} のタイル {count} 枚",
     "{memory} per batch (fp32)": "1 バッチ {memory}（fp32）",
     "{memory} per tile (fp32)": "1 タイル {memory}（fp32）"
@@ -33,6 +36,7 @@ export const STRINGS = {
     "after": "처리 후",
     "as trained": "학습 때와 같음",
     "grey: as trained": "회색: 학습 때",
+    "{size}: 1 tile of {tile}": "{size}: {tile} 타일 1개",
     "{size}: {count} tiles of {tile}": "{size}: {tile} 타일 {count}개",
     "{memory} per batch (fp32)": "배치당 {memory} (fp32)",
     "{memory} per tile (fp32)": "타일당 {memory} (fp32)"
@@ -42,6 +46,7 @@ export const STRINGS = {
     "after": "après",
     "as trained": "comme à l’entraînement",
     "grey: as trained": "gris : entraînement",
+    "{size}: 1 tile of {tile}": "{size} : 1 tuile de {tile}",
     "{size}: {count} tiles of {tile}": "{size} : {count} tuiles de {tile}",
     "{memory} per batch (fp32)": "{memory} par lot (fp32)",
     "{memory} per tile (fp32)": "{memory} par tuile (fp32)"
@@ -51,6 +56,7 @@ export const STRINGS = {
     "after": "después",
     "as trained": "como se entrenó",
     "grey: as trained": "gris: como se entrenó",
+    "{size}: 1 tile of {tile}": "{size}: 1 mosaico de {tile}",
     "{size}: {count} tiles of {tile}": "{size}: {count} mosaicos de {tile}",
     "{memory} per batch (fp32)": "{memory} por lote (fp32)",
     "{memory} per tile (fp32)": "{memory} por mosaico (fp32)"
@@ -60,6 +66,7 @@ export const STRINGS = {
     "after": "после",
     "as trained": "как при обучении",
     "grey: as trained": "серое: при обучении",
+    "{size}: 1 tile of {tile}": "{size}: 1 тайл {tile}",
     "{size}: {count} tiles of {tile}": "{size}: тайлов {count}, по {tile}",
     "{memory} per batch (fp32)": "{memory} на пакет (fp32)",
     "{memory} per tile (fp32)": "{memory} на тайл (fp32)"
