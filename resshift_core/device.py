@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import logging
 from pathlib import Path
@@ -179,23 +178,6 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Give what is cached back to the device, so that a retry can use it; on a CPU, what malloc keeps back to the system."""
+    """Give cached blocks back to the device, so that a retry can use them."""
     if device.type in ("cuda", "xpu", "mps"):
         getattr(torch, device.type).empty_cache()
-    elif device.type == "cpu":
-        _trim_heap()
-
-
-@functools.cache
-def _malloc_trim():
-    """glibc's: other libraries of C give back by themselves, or have no way to be asked."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # macOS and musl; Windows
-        return None
-
-
-def _trim_heap() -> None:
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(ctypes.c_size_t(0))

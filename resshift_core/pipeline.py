@@ -43,7 +43,6 @@ log = logging.getLogger("resshift")
 CONTEXT = 2  # low-resolution pixels that bicubic upsampling looks at beyond a tile
 ALPHA_MODEL = "builtin"
 ALPHA_SHARE = {"pixel": 0.5, "latent": 0.03}  # about what alpha takes of a run's time, by the space of the colours' model
-TRIM_AREA = 160_000  # low-resolution pixels of tiles, after which a CPU's freed memory goes back: malloc keeps much of it
 PERIOD = 480  # of noise="periodic", in low-resolution pixels: the distance of the tiles of ComfyUI's own upscaler
 
 
@@ -227,7 +226,7 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
     jobs = [(picture, place) for picture in pictures for place in picture.places]
     rows, columns = pictures[0].axes
     batch = _tile_batch(model, rows.tile, columns.tile, settings.tile_batch)
-    shared, done, untrimmed = _Shared(settings, model.config.autoencoder.latent_channels, pictures[0].draws, keep=batch), 0, 0
+    shared, done = _Shared(settings, model.config.autoencoder.latent_channels, pictures[0].draws, keep=batch), 0
     while done < len(jobs):
         part, failed = jobs[done : done + batch], None
         try:
@@ -245,10 +244,6 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
             picture.place_result(place, result, model.scale)
         del results, result  # before the next tiles take their memory
         done += len(part)
-        untrimmed += len(part) * rows.tile * columns.tile
-        if model.device.type == "cpu" and untrimmed >= TRIM_AREA:
-            release_memory(model.device)
-            untrimmed = 0
         progress.tiles_done = done
 
 

@@ -3,7 +3,6 @@
 import math
 import weakref
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resshift_core as rs
-from resshift_core import device, noise, pipeline
+from resshift_core import noise, pipeline
 from resshift_core.alpha import fill_hidden
 from resshift_core.arguments import check_images
 from resshift_core.resize import resize
@@ -729,35 +728,3 @@ def test_inpainting_needs_a_mask_of_the_right_size(small_model):
     out = rs.upscale(inpainting, images, mask=mask, tile=16)
     keep = (mask == 0).expand(2, 3, -1, -1)
     assert torch.equal(out[keep], images[keep]) and not torch.equal(out[~keep], images[~keep])
-
-
-class TestFreedMemory:
-    """glibc keeps what lies between blocks that are in use."""
-
-    def test_a_cpu_gives_it_back_while_it_works(self, model, monkeypatch):
-        given_back = []
-        monkeypatch.setattr(pipeline, "release_memory", given_back.append)
-        monkeypatch.setattr(pipeline, "TRIM_AREA", 3 * 16 * 16)
-        tiles = []
-        rs.upscale(model, picture(64, 64), tile=16, overlap=4, on_step=lambda event: tiles.append(event.tiles))
-        assert given_back == [model.device] * (tiles[-1] // 3)
-
-    def test_where_malloc_cannot_be_asked_nothing_happens(self, monkeypatch):
-        def no_library(name):
-            raise TypeError("expected str, bytes or os.PathLike object, not NoneType")  # Windows
-
-        monkeypatch.setattr(device.ctypes, "CDLL", no_library)
-        monkeypatch.setattr(device, "_malloc_trim", device._malloc_trim.__wrapped__)
-        device.release_memory(torch.device("cpu"))
-
-    @pytest.mark.skipif(device._malloc_trim() is None, reason="another library of C")
-    def test_it_is_given_back(self):
-        def resident() -> int:
-            return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-        pieces = [torch.ones(16 << 10) for _ in range(2000)]  # 64 KiB each, too small for pages of their own
-        kept = pieces[::50]
-        before = resident()
-        del pieces
-        device.release_memory(torch.device("cpu"))
-        assert before - resident() > 80 << 20 and len(kept) == 40
