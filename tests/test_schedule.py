@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resshift_core as rs
@@ -45,6 +45,7 @@ def test_paper_form_has_the_printed_end_points(kappa, eta_1):
     assert s.sqrt_eta[5] == pytest.approx(math.sqrt(eta_1) * b0 ** ((5 / 14) ** 0.3 * 14), rel=1e-12)
 
 
+@settings(deadline=None)  # processors may be shared
 @given(
     steps=st.integers(2, 60), kappa=st.floats(0.02, 40), p=st.floats(0.1, 4), m=st.floats(0.005, 0.5), end=st.floats(0.6, 1.0)
 )

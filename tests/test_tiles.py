@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resshift_core.tiles import lay_axis, mirror_index, reflect_index
 
 
+@settings(deadline=None)  # processors may be shared
 @given(
     length=st.integers(1, 900), multiple=st.sampled_from([8, 16, 64]), tiles=st.integers(1, 4), share=st.floats(0, 0.5),
     unit=st.sampled_from([1, 2, 4]),
@@ -48,6 +49,7 @@ def test_the_rim_of_a_tile_counts_nothing():
     assert (axis.weights(0, 1)[:8] == 1).all()  # but not at the picture's own border
 
 
+@settings(deadline=None)  # processors may be shared
 @given(length=st.integers(1, 20_000))
 def test_little_is_computed_twice(length):
     """The built-in model's tiles (256, overlap 32): under 1.3 times the side, so under 1.7 times the area, whatever its size."""
@@ -56,6 +58,7 @@ def test_little_is_computed_twice(length):
     assert len(axis.starts) * axis.tile <= 1.3 * padded
 
 
+@settings(deadline=None)  # processors may be shared
 @given(length=st.integers(1, 40), padded=st.integers(1, 200))
 def test_reflection_agrees_with_numpy(length, padded):
     padded = max(length, padded)
@@ -63,6 +66,7 @@ def test_reflection_agrees_with_numpy(length, padded):
     assert reflect_index(0, padded, padded, length).tolist() == expected.tolist()
 
 
+@settings(deadline=None)  # processors may be shared
 @given(length=st.integers(1, 40), padded=st.integers(1, 200))
 def test_mirroring_agrees_with_numpy(length, padded):
     padded = max(length, padded)

@@ -20,7 +20,7 @@ LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012
 def usable_fonts(folder: Path) -> list[str]:
     """The font files below a folder that can be drawn at any size; the others, such as bitmap fonts, are named and left out."""
     fonts = []
-    for path in sorted(folder.rglob("*.[to]t[fc]")):
+    for path in sorted(folder.rglob("*.[tToO][tT][fFcC]")):
         try:
             for points in (9, 40.5):
                 ImageFont.truetype(str(path), points * OVERSAMPLING).getmask("Ag")
