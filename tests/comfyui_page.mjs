@@ -58,7 +58,7 @@ app.extension.setup()
 
 /** A node of ours in the graph; panels are found by their name in `panels`. */
 export function place(comfyClass, widgets = {}, inputs = []) {
-  const node = { id: graph.nodes.length + 1, comfyClass, graph, inputs, size: [330, 600], panels: {} }
+  const node = { id: graph.nodes.length + 1, comfyClass, graph, inputs, size: [330, 590], panels: {} } // as before the panels
   node.widgets = Object.entries(widgets).map(([name, value]) => ({ name, value }))
   node.addDOMWidget = (name, _, element) => {
     const widget = { name, element }

@@ -282,6 +282,9 @@ class TestPage:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def test_a_new_node_is_as_high_as_its_panels_need(self):
+        assert self.run(f"const node = {self.TILED}", "node.size") == [330, 600]
+
     def test_the_slider_is_there_from_the_first_picture_until_they_are_lost(self):
         script = f"""
           const node = {self.TILED}, slider = node.panels.resshift_compare, seen = [[slider.hidden, node.size[1]]]

@@ -346,6 +346,8 @@ app.registerExtension({
       listen(node)
     }
     if (!drawings.has(node)) return
+    const [wide, high] = node.computeSize() // its size is older than the panels, and the canvas leaves no room below the last
+    node.setSize([Math.max(wide, node.size[0]), Math.max(high, node.size[1])])
     const [added, removed] = [node.onAdded, node.onRemoved]
     node.onAdded = function () {
       shown.add(node)
