@@ -31,6 +31,7 @@ import resshift_core as rs  # noqa: E402
 from benchmarks.fidelity import enlarge, gain  # noqa: E402
 from training import distributed, finetune  # noqa: E402
 from training.data import Crops, CropSettings, Positions, load_batches  # noqa: E402
+from training.dataset import prepare_data  # noqa: E402
 from training.degradation import bicubic, make_degradation  # noqa: E402
 from training.metrics import luma, psnr  # noqa: E402
 from training.scan import find_images, scan  # noqa: E402
@@ -165,7 +166,7 @@ def train_one(settings: SearchSettings, name: str) -> None:
     words += [*autoencoder, *(["--fonts", settings.fonts] if settings.fonts else [])]
     processes = distributed.start("cpu")
     wanted, start = finetune.prepare(parse([str(word) for word in words]), processes)
-    data = finetune.prepare_data(wanted, start.model, processes)
+    data = prepare_data(wanted, start.model, processes)
     per_update = seconds_per_update(finetune.make_trainer(wanted, copy.deepcopy(start.model), processes), data)
     iterations = max(1, round(seconds / per_update))
     wanted = replace(wanted, iterations=iterations, validate_every=iterations, save_every=iterations)

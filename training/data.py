@@ -217,7 +217,7 @@ class Crops(Dataset):
             image, y, x, span = self._place(rng, side, LEAF_RESCALE)
             return _relit(_shrink(image[:, y : y + span, x : x + span].float(), side), rng)
 
-        return draw_leaves(self.settings.size, rng, photo)
+        return draw_leaves(self.settings.size, rng, photo).float()
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, number])

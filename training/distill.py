@@ -35,9 +35,9 @@ import torch
 import resshift_core as rs
 from resshift_core.sampler import sample
 from training.chain import Chain, Points
-from training.degradation import make_degradation
+from training.dataset import degradation_of, prepare_data
 from training.distributed import Processes
-from training.finetune import prepare, prepare_data, program, train
+from training.finetune import prepare, program, train
 from training.losses import distance
 from training.resize import resize_trunk
 from training.settings import SettingsError, TrainSettings, describe, read_config
@@ -168,10 +168,7 @@ def run(settings: DistillSettings, processes: Processes) -> None:
     if processes.first and not settings.dry_run:
         scores = Validator(data.pairs)(teacher).scores
         print("The teacher on the held-out pictures: " + ", ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-    degrade = None
-    if settings.degradation != "paired":
-        degrade = make_degradation(settings.degradation, start.model.scale, settings.seed, settings.damaged_share)
-    chain = Chain(start.model, degrade, settings.seed, 1.0, processes.device)
+    chain = Chain(start.model, degradation_of(settings, start.model.scale), settings.seed, 1.0, processes.device)
     train(settings, start, Trainer(start.model, settings, Distillation(chain, teacher, settings), processes), data)
 
 

@@ -37,7 +37,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -47,107 +47,22 @@ from resshift_core.device import is_out_of_memory
 from resshift_core.errors import brief
 from training import distributed
 from training.chain import Chain
-from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
-from training.degradation import make_degradation
+from training.data import Crops, Positions, default_workers, load_batches
+from training.dataset import Data, degradation_of, prepare_data
 from training.distributed import Processes
-from training.drawings import usable_fonts
 from training.interrupts import Interrupts, Stopped
 from training.losses import LossSettings, Objective, make_lpips
 from training.memory import fit_micro_batch
 from training.program import exit_status
 from training.report import Report, memory_text, save_picture, write_summary
 from training.resize import resize
-from training.scan import DataError, Picture, Scan, find_images, scan
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, tell_changes, to_dict
 from training.start import Start, load_start
 from training.state import load_state, save_state
 from training.trainer import Trainer
-from training.validation import Pair, Validator, given_pairs, hold_out, make_pairs
+from training.validation import Validator
 
 log = logging.getLogger("resshift.training")
-
-
-@dataclass(frozen=True)
-class Data:
-    """The crops to train on and the pairs to validate on."""
-
-    crops: Crops
-    pairs: list[Pair]
-    held: tuple[str, ...]  # what the pairs were made of: digests of the pictures
-    fingerprint: str  # of the pictures
-    count: int
-
-
-def _make_degradation(settings: TrainSettings, scale: int):
-    if settings.degradation == "paired":
-        return None
-    return make_degradation(settings.degradation, scale, settings.seed, settings.damaged_share)
-
-
-def _held_out(settings: TrainSettings, pictures: list[Picture]) -> tuple[list[Picture], list[Picture]]:
-    """(to train on, to validate on)."""
-    listed = find_images(settings.data, "val") if (settings.data / "MANIFEST.csv").is_file() else []
-    if settings.validation is not None:
-        listed = find_images(settings.validation, without=settings.output)
-        if not listed:
-            raise DataError(f"There is no picture in {settings.validation} to validate on. Give another --validation, or none.")
-    if listed:
-        held = list(scan(listed, 16).used)
-        secret = {picture.digest for picture in held}
-        train = [picture for picture in pictures if picture.digest not in secret]
-        if len(train) < len(pictures):
-            log.warning("%d pictures are among those to validate on, too, and are not trained on.", len(pictures) - len(train))
-        if not train:
-            raise DataError(f"All pictures of {settings.data} are those to validate on. Give other ones.")
-        return train, held
-    train, held = hold_out(pictures)
-    if not held:
-        log.warning("With %d pictures none is held out: validation shows pictures that the model was trained on.", len(train))
-    return train, held or train
-
-
-def scan_data(settings: TrainSettings, processes: Processes) -> Scan:
-    """The check of the data, by the first process."""
-    found = None
-    if processes.first:
-        try:
-            paths = find_images(settings.data, "train", without=settings.output)
-            found = scan(paths, settings.crop, settings.output / "scan.json", quiet=False)
-            print(found.report())
-        except DataError as error:
-            found = error
-    found = processes.share(found)
-    if isinstance(found, DataError):
-        raise found
-    return found
-
-
-def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Data:
-    """Scan, hold out, pair up.
-
-    Raises:
-        DataError: there is nothing to train on, or pairs do not fit.
-    """
-    found, scale = scan_data(settings, processes), model.scale
-    fonts = usable_fonts(settings.fonts) if settings.fonts else []
-    crop = CropSettings(
-        settings.crop, settings.rescale_share, settings.min_rescale, settings.variety, settings.leaves_share,
-        settings.drawn_share, tuple(fonts), settings.turns, holes=model.config.task == "inpaint",
-    )  # fmt: skip
-    train, held = _held_out(settings, list(found.used))
-    if settings.degradation == "paired":
-        partners = match_pairs(train, settings.data, settings.pairs, scale)
-        partners.update(match_pairs(held, settings.validation or settings.data, settings.pairs, scale))
-    held = held[: settings.validation_count]
-    if settings.degradation == "paired":
-        crop = replace(crop, drawn_share=0.0, leaves_share=0.0)
-        crops = PairedCrops(train, [partners[p.path] for p in train], scale, crop, settings.seed, settings.cache_mib)
-        pairs = given_pairs(held, [partners[p.path] for p in held], scale, settings.validation_crop, crop.holes)
-    else:
-        crops = Crops(train, crop, settings.seed, settings.cache_mib)
-        degrade = _make_degradation(settings, scale)
-        pairs = make_pairs(held, degrade, scale, settings.validation_crop, crop.holes)
-    return Data(crops, pairs, tuple(picture.digest for picture in held), found.fingerprint, len(train))
 
 
 def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Trainer:
@@ -156,7 +71,7 @@ def make_trainer(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
     Raises:
         OfflineError: LPIPS is asked for and its weights are not to be had.
     """
-    degrade = _make_degradation(settings, model.scale)
+    degrade = degradation_of(settings, model.scale)
     chain = Chain(model, degrade, settings.seed, settings.last_step_share, processes.device, settings.rollout_share)
     lpips = make_lpips(settings.lpips_net, processes.device) if settings.lpips else None
     kind = LossSettings(

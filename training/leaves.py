@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
-OVERSAMPLING = 2
+from .drawings import OVERSAMPLING
+
 SMALLEST, LARGEST, EXPONENT = 0.03, 0.6, 1.6  # radii over the side of the crop; their density falls by this power
 FILLINGS = 5  # made for a crop; shapes share them
 
@@ -24,7 +24,7 @@ Photo = Callable[[int], torch.Tensor]  # side -> (3, side, side), 0 to 255
 
 
 def draw_leaves(size: int, rng: np.random.Generator, photo: Photo) -> torch.Tensor:
-    """A picture of 4 to 27 shapes, float32 (3, size, size), 0 to 255, drawn larger and then shrunk; some as a soft lens shows it.
+    """A picture of 4 to 27 shapes, uint8 (3, size, size), drawn larger and then shrunk; some as a soft lens shows it.
 
     photo: a square piece of a photograph, for a side in pixels.
     """
@@ -38,20 +38,15 @@ def draw_leaves(size: int, rng: np.random.Generator, photo: Photo) -> torch.Tens
             canvas.paste(tuple(int(level) for level in rng.integers(0, 256, 3)), mask=mask)
         else:
             canvas.paste(fillings[int(rng.integers(len(fillings)))], mask=mask)
-    large = torch.from_numpy(np.array(canvas)).permute(2, 0, 1).float()
-    drawn = F.interpolate(large[None], size=(size, size), mode="bicubic", antialias=True)[0].clamp(0, 255)
-    return _blurred(drawn, float(rng.uniform(0.25, 0.8))) if rng.random() < 0.4 else drawn
+    page = canvas.resize((size, size), Image.Resampling.BICUBIC)
+    if rng.random() < 0.4:
+        page = page.filter(ImageFilter.GaussianBlur(float(rng.uniform(0.25, 0.8))))
+    return torch.from_numpy(np.array(page)).permute(2, 0, 1).contiguous()
 
 
 def _radii(count: int, rng: np.random.Generator) -> np.ndarray:
     power = 1 - EXPONENT
     return (SMALLEST**power + rng.random(count) * (LARGEST**power - SMALLEST**power)) ** (1 / power)
-
-
-def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    taps = torch.exp(-(torch.arange(-3, 4) ** 2) / (2 * sigma**2))
-    kernel = torch.outer(taps, taps) / taps.sum() ** 2
-    return F.conv2d(F.pad(image[:, None], (3, 3, 3, 3), mode="reflect"), kernel[None, None])[:, 0]
 
 
 # ---------------------------------------------------------------------------------------------------- what fills a shape

@@ -17,7 +17,7 @@ import yaml
 
 import resshift_core as rs
 
-from .losses import DETAIL_WINDOW, SPECTRUM_WINDOW
+from .losses import DETAIL_WINDOW, PSNR_LIMIT, SPECTRUM_WINDOW
 
 log = logging.getLogger("resshift.training")
 
@@ -76,7 +76,7 @@ class TrainSettings:
 
     # Loss
     loss: Literal["mse", "psnr", "l1", "charbonnier"] | None = None  # of the predicted x0; psnr: mean decibels
-    psnr_limit: float = 46.0  # decibels of a crop, for that loss; beyond, they count less and less
+    psnr_limit: float = PSNR_LIMIT  # decibels of a crop, for that loss; beyond, they count less and less
     eq8_weight: bool = False  # weight steps as the paper's eq. 8 (normalised to a mean of 1); published networks do not
     lpips: float = 0.0  # weight of LPIPS on the decoded picture (through the quantiser, straight-through)
     lpips_net: Literal["vgg", "alex", "squeeze"] = "vgg"

@@ -1,0 +1,102 @@
+"""From a folder of pictures to the crops that are trained on and the pairs that are held out."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import resshift_core as rs
+
+from .data import Crops, CropSettings, PairedCrops, match_pairs
+from .degradation import Degrade, make_degradation
+from .distributed import Processes
+from .drawings import usable_fonts
+from .scan import DataError, Picture, Scan, find_images, scan
+from .settings import TrainSettings
+from .validation import Pair, given_pairs, hold_out, make_pairs
+
+log = logging.getLogger("resshift.training")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The crops to train on and the pairs to validate on."""
+
+    crops: Crops
+    pairs: list[Pair]
+    held: tuple[str, ...]  # what the pairs were made of: digests of the pictures
+    fingerprint: str  # of the pictures
+    count: int
+
+
+def degradation_of(settings: TrainSettings, scale: int) -> Degrade | None:
+    """What makes low-resolution pictures; None where they are given."""
+    if settings.degradation == "paired":
+        return None
+    return make_degradation(settings.degradation, scale, settings.seed, settings.damaged_share)
+
+
+def _held_out(settings: TrainSettings, pictures: list[Picture]) -> tuple[list[Picture], list[Picture]]:
+    """(to train on, to validate on)."""
+    listed = find_images(settings.data, "val") if (settings.data / "MANIFEST.csv").is_file() else []
+    if settings.validation is not None:
+        listed = find_images(settings.validation, without=settings.output)
+        if not listed:
+            raise DataError(f"There is no picture in {settings.validation} to validate on. Give another --validation, or none.")
+    if listed:
+        held = list(scan(listed, 16).used)
+        secret = {picture.digest for picture in held}
+        train = [picture for picture in pictures if picture.digest not in secret]
+        if len(train) < len(pictures):
+            log.warning("%d pictures are among those to validate on, too, and are not trained on.", len(pictures) - len(train))
+        if not train:
+            raise DataError(f"All pictures of {settings.data} are those to validate on. Give other ones.")
+        return train, held
+    train, held = hold_out(pictures)
+    if not held:
+        log.warning("With %d pictures none is held out: validation shows pictures that the model was trained on.", len(train))
+    return train, held or train
+
+
+def scan_data(settings: TrainSettings, processes: Processes) -> Scan:
+    """The check of the data, by the first process."""
+    found = None
+    if processes.first:
+        try:
+            paths = find_images(settings.data, "train", without=settings.output)
+            found = scan(paths, settings.crop, settings.output / "scan.json", quiet=False)
+            print(found.report())
+        except DataError as error:
+            found = error
+    found = processes.share(found)
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Data:
+    """Scan, hold out, pair up.
+
+    Raises:
+        DataError: there is nothing to train on, or pairs do not fit.
+    """
+    found, scale = scan_data(settings, processes), model.scale
+    fonts = usable_fonts(settings.fonts) if settings.fonts else []
+    crop = CropSettings(
+        settings.crop, settings.rescale_share, settings.min_rescale, settings.variety, settings.leaves_share,
+        settings.drawn_share, tuple(fonts), settings.turns, holes=model.config.task == "inpaint",
+    )  # fmt: skip
+    train, held = _held_out(settings, list(found.used))
+    if settings.degradation == "paired":
+        partners = match_pairs(train, settings.data, settings.pairs, scale)
+        partners.update(match_pairs(held, settings.validation or settings.data, settings.pairs, scale))
+    held = held[: settings.validation_count]
+    if settings.degradation == "paired":
+        crop = replace(crop, drawn_share=0.0, leaves_share=0.0)
+        crops = PairedCrops(train, [partners[p.path] for p in train], scale, crop, settings.seed, settings.cache_mib)
+        pairs = given_pairs(held, [partners[p.path] for p in held], scale, settings.validation_crop, crop.holes)
+    else:
+        crops = Crops(train, crop, settings.seed, settings.cache_mib)
+        degrade = degradation_of(settings, scale)
+        pairs = make_pairs(held, degrade, scale, settings.validation_crop, crop.holes)
+    return Data(crops, pairs, tuple(picture.digest for picture in held), found.fingerprint, len(train))
