@@ -212,8 +212,9 @@ class ResShiftModel:
         """
         tau = None if constants else torch.full((len(x_t),), float(schedule.tau[t - 1]), device=x_t.device)
         x = x_t * schedule.input_scale(t, self.config.space)
+        x = x.to(condition.dtype, memory_format=layout_for(x.device))  # here: the caller's x lives until the network ends
         out = self.unet(x, tau, condition=condition, constants=constants)
-        return out.float() + self.guess(x_t, y0, schedule, t)
+        return self.guess(x_t, y0, schedule, t).add_(out)
 
     @property
     def _has_vqgan(self) -> bool:

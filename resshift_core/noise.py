@@ -13,7 +13,8 @@ import torch
 
 KEEP_BYTES = 64 * 2**20  # pictures whose noise is smaller than this keep all of it
 BAND_ROWS = 128  # distance of the saved generator states otherwise
-BLOCK_BYTES = 136 * 2**20  # of noise that such a picture keeps drawn, from the tile asked for on: three tiles of `builtin`
+ROW_BYTES = 176 * 2**20  # a row of tiles whose noise is not larger has all of it drawn at once: five tiles of `builtin`
+BLOCK_BYTES = 136 * 2**20  # of others, so much is kept drawn, from the tile asked for on: three tiles
 BLOCK = 16  # torch fills normals in blocks of 16: a draw split at multiples of 16 gives the values of the whole draw
 
 
@@ -66,14 +67,17 @@ class NoiseField:
         (known, start, end), values = self._blocks.get(draw, (((), 0, 0), None))
         if known != runs or not start <= left <= right <= end:
             rows = sum(last - first for first, last in runs)
-            columns = max(right - left, BLOCK_BYTES // (4 * self.draws * self.shape[0] * rows))
-            shape = (self.shape[0], rows, min(columns, self.shape[2]))
+            bytes_per_column, width = 4 * self.draws * self.shape[0] * rows, self.shape[2]
+            whole = width * bytes_per_column <= ROW_BYTES
+            columns = width if whole else min(width, max(right - left, BLOCK_BYTES // bytes_per_column))
+            shape = (self.shape[0], rows, columns)
             self._blocks.pop(draw, None)
             if values is None or values.shape != shape:  # used again if possible: taking it anew tears holes into the heap
                 values = None  # the old one goes before the new one comes
                 values = torch.empty(shape, dtype=torch.float32)
-            start, end = left, min(self.shape[2], left + shape[2])
-            self._redraw(values[:, :, : end - start], draw, runs, left)
+            start = 0 if whole else left
+            end = min(width, start + columns)
+            self._redraw(values[:, :, : end - start], draw, runs, start)
             self._blocks[draw] = (runs, start, end), values
         return values[:, :, left - start : right - start]
 
@@ -94,6 +98,7 @@ class NoiseField:
 
     def _redraw_channels(self, out: torch.Tensor, channels: range, draw: int, runs, left: int) -> None:
         width, columns = self.shape[2], slice(left, left + out.shape[2])
+        whole_rows = out.shape[2] == width
         generator = torch.Generator()
         # filled again and again: fresh memory takes longer than the numbers
         values = torch.empty(BAND_ROWS, width, dtype=torch.float32)
@@ -105,8 +110,10 @@ class NoiseField:
                 _skip(generator, values[:skipped])
                 for row in range(first, last, BAND_ROWS):
                     rows = min(BAND_ROWS, last - row)
-                    values[:rows].normal_(generator=generator)
-                    out[channel, top : top + rows] = values[:rows, columns]
+                    drawn = out[channel, top : top + rows] if whole_rows else values[:rows]
+                    drawn.normal_(generator=generator)
+                    if not whole_rows:
+                        out[channel, top : top + rows] = drawn[:, columns]
                     top += rows
 
 

@@ -161,6 +161,8 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     fields = [shared.noise(picture) for picture, _ in jobs]
 
     def draw(number):
+        if len(jobs) == 1:
+            return fields[0].block(number, *boxes[0])[None].to(device)
         drawn = torch.empty(y0.shape, dtype=torch.float32)
         for slot, field, box in zip(drawn, fields, boxes):
             slot.copy_(field.block(number, *box))  # at once: a field may overwrite it for the next tile

@@ -33,6 +33,7 @@ def test_a_streamed_field_has_the_same_values(monkeypatch, height, threads):
 
 def test_tiles_of_a_streamed_field_have_the_same_values(monkeypatch):
     monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+    monkeypatch.setattr(noise, "ROW_BYTES", 0)
     monkeypatch.setattr(noise, "BLOCK_BYTES", 2 * 5 * 4 * 20 * 40)  # 40 columns of 20 rows
     field, expected = NoiseField(5, 2, 5, 100, 160), reference(5, 2, 5, 100, 160)
     for first in (0, 20, 75):
@@ -42,16 +43,19 @@ def test_tiles_of_a_streamed_field_have_the_same_values(monkeypatch):
                 assert torch.equal(found, expected[draw][:, first : first + 20, left:right])
 
 
-def test_rows_are_drawn_once_for_the_tiles_that_fit(monkeypatch):
+@pytest.mark.parametrize("columns, times", [(159, 2), (160, 1)])
+def test_rows_are_drawn_once_for_the_tiles_that_fit(monkeypatch, columns, times):
     monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+    monkeypatch.setattr(noise, "ROW_BYTES", 2 * 5 * 4 * 20 * columns)  # all of 160 columns, or the blocks of the next line
     monkeypatch.setattr(noise, "BLOCK_BYTES", 2 * 5 * 4 * 20 * 96)
     drawn, field = [], NoiseField(5, 2, 5, 100, 160)
+    expected = reference(5, 2, 5, 100, 160)
     redraw = field._redraw
     monkeypatch.setattr(field, "_redraw", lambda out, *place: drawn.append(place) or redraw(out, *place))
-    for left in (0, 32, 64, 96, 128):
+    for left in (32, 0, 64, 96, 128) if times == 1 else (0, 32, 64, 96, 128):
         for draw in (0, 1):
-            field.block(draw, 0, 20, left, left + 32)
-    assert [place[0] for place in drawn] == [0, 1, 0, 1]
+            assert torch.equal(field.block(draw, 3, 23, left, left + 32), expected[draw][:, 3:23, left : left + 32])
+    assert [place[0] for place in drawn] == [0, 1] * times
 
 
 @pytest.mark.parametrize("width", [1024, 4096])

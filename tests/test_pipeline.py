@@ -371,6 +371,7 @@ class TestBatchesOfLargePictures:
     @pytest.fixture
     def small_blocks(self, monkeypatch):
         monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+        monkeypatch.setattr(noise, "ROW_BYTES", 0)
         monkeypatch.setattr(noise, "BLOCK_BYTES", 0)
 
     @pytest.mark.parametrize("tile_batch", [2, 3, 6])

@@ -117,6 +117,7 @@ class TestRepeatedNoise:
     def test_a_streamed_field_gives_the_same_across_both_ends(self, monkeypatch):
         whole = RepeatedNoise(9, 2, 4, 200, 150, Repeat(140, 96, top=32, left=32))
         monkeypatch.setattr(noise_module, "KEEP_BYTES", 0)
+        monkeypatch.setattr(noise_module, "ROW_BYTES", 0)
         monkeypatch.setattr(noise_module, "BLOCK_BYTES", 2 * 4 * 4 * 64 * 70)  # 70 columns of 64 rows
         streamed = RepeatedNoise(9, 2, 4, 200, 150, Repeat(140, 96, top=32, left=32))
         assert streamed.field._whole is None
