@@ -355,6 +355,15 @@ def test_workers_are_shared_out_among_the_processes_of_their_machine(monkeypatch
     assert default_workers(torch.device("cuda"), processes.here) == 11
 
 
+@pytest.mark.parametrize("found, device", [("cuda", "cuda"), ("mps", "cpu"), ("cpu", "cpu")])
+def test_auto_is_what_upscaling_would_take_if_that_is_cuda(monkeypatch, found, device):
+    """Not what torch says it sees: it sees cards that it has no kernels for."""
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found != "cuda")
+    monkeypatch.setattr(distributed, "resolve_device", lambda word: torch.device(found))
+    assert distributed.start("auto").device == torch.device(device)
+
+
 def test_held_out_pictures_are_chosen_by_content(folder):
     found = pictures(folder)
     train, held = hold_out(found)

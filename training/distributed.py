@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from resshift_core.device import resolve_device
+
 LONGEST_WAIT = timedelta(hours=12)  # the first process decodes every picture of a folder, however large, before the start
 
 
@@ -45,10 +47,13 @@ class Processes:
 
 def start(device: str = "auto") -> Processes:
     """Join the other processes, if torchrun's variables are set. device: "auto", "cuda", "cpu", "cuda:1", ..."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    where = torch.device(device)
     world = int(os.environ.get("WORLD_SIZE", 1))
+    if device == "auto" and world > 1:  # trying the first GPU would take memory on it, in every process
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    elif device == "auto":
+        found = resolve_device("auto")
+        device = found if found.type == "cuda" else "cpu"  # nothing else was ever trained on
+    where = torch.device(device)
     if world == 1:
         if where.type == "cuda" and where.index is not None:
             torch.cuda.set_device(where)  # or helpers of torch would take memory on the first GPU, too

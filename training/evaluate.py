@@ -37,6 +37,7 @@ import tyro
 from tqdm import tqdm
 
 import resshift_core as rs
+from resshift_core.device import resolve_device
 from training.data import match_pairs
 from training.degradation import make_degradation
 from training.losses import make_lpips
@@ -361,7 +362,7 @@ def run(settings: EvaluationSettings) -> list[dict]:
     candidates = [bicubic_candidate(scale)]
     for name, model in zip(short_names(settings.models), models):
         candidates += _own_candidates(settings, model, name)
-    device = "cuda" if settings.device == "auto" and torch.cuda.is_available() else settings.device.replace("auto", "cpu")
+    device = resolve_device(settings.device)
     candidates += [load_other(path, scale, device) for path in settings.others]
     settings.output.mkdir(parents=True, exist_ok=True)
     rows = []
