@@ -45,9 +45,9 @@ export const STRINGS = {
     "before": "avant",
     "after": "après",
     "as trained": "comme à l’entraînement",
-    "grey: as trained": "gris : entraînement",
-    "{size}: 1 tile of {tile}": "{size} : 1 tuile de {tile}",
-    "{size}: {count} tiles of {tile}": "{size} : {count} tuiles de {tile}",
+    "grey: as trained": "gris : comme à l’entraînement",
+    "{size}: 1 tile of {tile}": "{size} : 1 tuile de {tile}",
+    "{size}: {count} tiles of {tile}": "{size} : {count} tuiles de {tile}",
     "{memory} per batch (fp32)": "{memory} par lot (fp32)",
     "{memory} per tile (fp32)": "{memory} par tuile (fp32)"
   },
