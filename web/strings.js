@@ -54,8 +54,8 @@ export const STRINGS = {
   "es": {
     "before": "antes",
     "after": "después",
-    "as trained": "como se entrenó",
-    "grey: as trained": "gris: como se entrenó",
+    "as trained": "como en el entrenamiento",
+    "grey: as trained": "gris: como en el entrenamiento",
     "{size}: 1 tile of {tile}": "{size}: 1 mosaico de {tile}",
     "{size}: {count} tiles of {tile}": "{size}: {count} mosaicos de {tile}",
     "{memory} per batch (fp32)": "{memory} por lote (fp32)",
