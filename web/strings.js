@@ -65,9 +65,9 @@ export const STRINGS = {
     "before": "до",
     "after": "после",
     "as trained": "как при обучении",
-    "grey: as trained": "серое: при обучении",
+    "grey: as trained": "серым: как при обучении",
     "{size}: 1 tile of {tile}": "{size}: 1 тайл {tile}",
-    "{size}: {count} tiles of {tile}": "{size}: тайлов {count}, по {tile}",
+    "{size}: {count} tiles of {tile}": "{size}: тайлы {tile}, {count} шт.",
     "{memory} per batch (fp32)": "{memory} на пакет (fp32)",
     "{memory} per tile (fp32)": "{memory} на тайл (fp32)"
   }
