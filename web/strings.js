@@ -14,7 +14,7 @@ export const STRINGS = {
   "zh": {
     "before": "处理前",
     "after": "处理后",
-    "as trained": "与训练相同",
+    "as trained": "与训练时相同",
     "grey: as trained": "灰色：训练时",
     "{size}: 1 tile of {tile}": "{size}：1 个 {tile} 的图块",
     "{size}: {count} tiles of {tile}": "{size}：{count} 个 {tile} 的图块",
