@@ -26,10 +26,10 @@ export const STRINGS = {
     "after": "処理後",
     "as trained": "学習時と同じ",
     "grey: as trained": "灰色：学習時",
-    "{size}: 1 tile of {tile}": "{size}：{tile} のタイル 1 枚",
-    "{size}: {count} tiles of {tile}": "{size}：{tile} のタイル {count} 枚",
-    "{memory} per batch (fp32)": "1 バッチ {memory}（fp32）",
-    "{memory} per tile (fp32)": "1 タイル {memory}（fp32）"
+    "{size}: 1 tile of {tile}": "{size}：{tile}のタイル1枚",
+    "{size}: {count} tiles of {tile}": "{size}：{tile}のタイル{count}枚",
+    "{memory} per batch (fp32)": "1バッチあたり{memory}（fp32）",
+    "{memory} per tile (fp32)": "1タイルあたり{memory}（fp32）"
   },
   "ko": {
     "before": "처리 전",
