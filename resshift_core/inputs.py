@@ -42,8 +42,8 @@ class Input:
 
 SEED = Input(
     "seed", "INT", "seed",
-    "Start of the random numbers: the same seed gives the same picture. Picture i of a batch uses seed + i, unless noise "
-    "is shared.",
+    "Start of the random numbers: the same seed gives the same picture. Picture i of a batch, counted from 0, uses "
+    "seed + i, unless noise is shared.",
     0, 0, SEED_MAX,
 )  # fmt: skip
 STEPS = Input(

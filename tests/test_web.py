@@ -77,6 +77,11 @@ class TestTexts:
                 assert translated != english
                 assert re.search(SCRIPTS.get(code, "."), translated), translated
 
+    def test_french_punctuation_does_not_begin_a_line(self):
+        """Its spaces are such that no line breaks at them."""
+        for text in docs.Language("fr").words.values():
+            assert not re.search("[ ][:;!?»]|«[ ]", text), text
+
     def test_every_input_of_every_node_is_described_in_every_language(self):
         for code in docs.LANGUAGES:
             definitions = json.loads((ROOT / "locales" / code / "nodeDefs.json").read_text(encoding="utf-8"))
