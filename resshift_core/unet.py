@@ -111,7 +111,8 @@ class ResBlock(nn.Module):
             film = self.film(emb)
         if film is not None:
             h = torch.addcmul(film[1], h, film[0])
-        return self.out_layers[1:](h).add_(self.skip_connection(x))
+        h = self.out_layers[1:](h)
+        return h.add_(self.skip_connection(x))
 
 
 class Downsample(nn.Module):
@@ -259,5 +260,6 @@ class SwinUNet(nn.Module):
             skips.append(h)
         h = self.middle_block(h, emb, constants)
         for stage in self.output_blocks:
-            h = stage(torch.cat([h, skips.pop()], dim=1), emb, constants)
+            h = torch.cat([h, skips.pop()], dim=1)  # a line of its own: the old h goes before the stage begins
+            h = stage(h, emb, constants)
         return self.out(h)
