@@ -214,7 +214,7 @@ class ResShiftModel:
         x = x_t * schedule.input_scale(t, self.config.space)
         x = x.to(condition.dtype, memory_format=layout_for(x.device))  # here: the caller's x lives until the network ends
         out = self.unet(x, tau, condition=condition, constants=constants)
-        return self.guess(x_t, y0, schedule, t).add_(out)
+        return self.guess(x_t, y0, schedule, t).add_(out.float())
 
     @property
     def _has_vqgan(self) -> bool:
