@@ -33,7 +33,7 @@ class UpscaleModel:
         self.managed, self.settings = managed, settings
         self.scale = managed.model.scale
         self.model = managed.model.unet  # hosts count its bytes
-        self.patcher = managed.patchers[0]  # and newer ones ask for it to be loaded
+        self.patcher = managed.patcher  # and newer ones ask for it to be loaded
         self.dtype = torch.float32
 
     @property

@@ -24,6 +24,12 @@ def choose_dtypes(word: str) -> tuple[torch.dtype, torch.dtype]:
     return network, autoencoder
 
 
+def image_format() -> dict:
+    """dtype and device of an IMAGE that travels to the next node. ComfyUI of 2026 has a flag for float16 (--fp16-intermediates)."""
+    dtype = mm.intermediate_dtype() if hasattr(mm, "intermediate_dtype") else torch.float32
+    return {"dtype": dtype, "device": mm.intermediate_device()}
+
+
 def _same(one: torch.device, other: torch.device) -> bool:
     """Whether two devices are one: "mps" is "mps:0"."""
     return one.type == other.type and (one.index or 0) == (other.index or 0)
@@ -50,6 +56,7 @@ class ManagedModel:
             for part, offload in parts
             if next(part.parameters(), None) is not None  # the built-in model's autoencoder has no weights
         ]
+        self.patcher = self.patchers[0]  # by this name ComfyUI of 2026 knows a model, and drops old ones when memory is short
 
     def bytes_per_run(self, tile: int, tiles: int) -> int:
         """What a batch of tiles needs beside the weights."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 
-import comfy.model_management as mm
 import torch
 
 from .. import resshift_core as rs
@@ -16,7 +15,7 @@ from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
 from .comparison import compared
 from .described import described
-from .managed import ManagedModel
+from .managed import ManagedModel, image_format
 from .progress import Progress
 from .told import show_text
 
@@ -84,7 +83,7 @@ def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tenso
     check_numbers(settings.get("scale"), settings.get("tile_batch"))
     model, scale = managed.model, settings.get("scale") or managed.model.scale
     size = target_size(height, width, scale)
-    out = torch.empty(count, *size, channels, dtype=torch.float32, device=mm.intermediate_device())
+    out = torch.empty(count, *size, channels, **image_format())
     per_frame = max(height * width * model.scale**2, size[0] * size[1])
     chunk = max(1, min(CHUNK_FRAMES, CHUNK_PIXELS // per_frame))
     seed, progress = settings.pop("seed"), Progress(count)
@@ -110,7 +109,7 @@ def run_without_hole(image: torch.Tensor, node_id: str | None) -> dict:
     note = "The mask is black everywhere, so there is nothing to fill in: paint over what is to go (Open in MaskEditor)."
     log.warning(note)
     show_text(node_id, note)
-    result = image.float().nan_to_num(0).clamp(0, 1).to(mm.intermediate_device())
+    result = image.float().nan_to_num(0).clamp(0, 1).to(**image_format())
     return {"ui": compared(image, result), "result": (result,)}
 
 
@@ -118,9 +117,10 @@ def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor) -
     """The result where the mask is white, plain bicubic enlargement elsewhere, frame by frame, in place. (B, H, W, C)."""
     images, size = to_channels_first(image), tuple(result.shape[1:3])
     for i in range(len(result)):
-        plain = resize_visible(images[i : i + 1].nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result)
-        weight = resize(mask[min(i, len(mask) - 1)][None], size)[0, 0, :, :, None].to(result)
-        result[i].sub_(plain).mul_(weight).add_(plain)
+        plain = resize_visible(images[i : i + 1].float().nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result.device)
+        weight = resize(mask[min(i, len(mask) - 1)][None], size)[0, 0, :, :, None].to(result.device)
+        frame = result[i].float()  # the same memory where results are float32
+        result[i] = frame.sub_(plain).mul_(weight).add_(plain)
     return result
 
 

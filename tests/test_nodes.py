@@ -478,6 +478,19 @@ class TestUpscale:
         plain = result[:, 60:]  # 0.75 at its darkest where the black bled
         assert (plain[..., :3] * plain[..., 3:] + 1 - plain[..., 3:]).min() > 0.97
 
+    def test_pictures_in_float16_where_comfyui_wants_them(self, host):
+        """--fp16-intermediates: sums are still made in float32, and the batch is held in half of the memory."""
+        socket, image, mask = load(host), picture(2, 16, 24, 3), torch.zeros(1, 16, 24)
+        mask[:, :8] = 0.3
+        exact = [upscaled(host, "ResShiftUpscaleImage", socket, image, mask=mask) for mask in (None, mask)]
+        host.modules["comfy.model_management"].intermediate_dtype = lambda: torch.float16
+        half = [upscaled(host, "ResShiftUpscaleImage", socket, image, mask=mask) for mask in (None, mask)]
+        assert all(result.dtype == torch.float16 for result in half)
+        for one, other in zip(exact, half):
+            torch.testing.assert_close(other.float(), one, atol=6e-4, rtol=0)
+        taken = upscaled(host, "ResShiftUpscaleImage", socket, image.half(), mask=mask)
+        torch.testing.assert_close(taken.float(), exact[1], atol=0.02, rtol=0)
+
     def test_an_empty_batch_of_masks_is_none(self, host):
         socket, image = load(host), picture(1, 8, 8, 3)
         plain = upscaled(host, "ResShiftUpscaleImage", socket, image)
