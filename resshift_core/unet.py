@@ -75,6 +75,11 @@ class OverwritingSiLU(nn.SiLU):
         return overwriting_silu(x)
 
 
+def convolved_part(conv: nn.Conv2d, part, first: int, bias=None):
+    """What the channels `part` of a convolution's input, number `first` and those after it, add to its output."""
+    return F.conv2d(part, conv.weight[:, first : first + part.shape[1]], bias, conv.stride, conv.padding)
+
+
 class ResBlock(nn.Module):
     """norm, SiLU, conv3x3; norm, FiLM by the time embedding, SiLU, conv3x3; plus the input.
 
@@ -104,15 +109,33 @@ class ResBlock(nn.Module):
         scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
         return 1 + scale, shift
 
-    def forward(self, x, emb=None, film=None):
-        """film: what `film(emb)` returned, in place of emb."""
-        h = self.out_layers[0](self.in_layers(x))
+    def forward(self, x, emb=None, film=None, skip=None):
+        """film: what `film(emb)` returned, in place of emb.
+
+        skip: more channels of the input, in blocks without a norm; nobody else may hold them, nor x then.
+        """
+        if skip is None:
+            h, plain = self.in_layers(x), None
+        else:
+            h, plain = self._of_two(x, skip)
+        h = self.out_layers[0](h)
         if film is None and emb is not None:
             film = self.film(emb)
         if film is not None:
             h = torch.addcmul(film[1], h, film[0])
         h = self.out_layers[1:](h)
-        return h.add_(self.skip_connection(x))
+        return h.add_(self.skip_connection(x) if plain is None else plain)
+
+    def _of_two(self, x, skip):
+        """(in_layers, skip_connection) of x and skip, which are not joined: tensors twice as large as all others leave holes in
+        the allocator's memory that nothing else fills."""
+        channels, conv, through = x.shape[1], self.in_layers[2], self.skip_connection
+        if isinstance(through, nn.Conv2d):
+            plain = convolved_part(through, x, 0, through.bias).add_(convolved_part(through, skip, channels))
+        else:
+            plain = torch.cat([x, skip], dim=1)
+        h = convolved_part(conv, overwriting_silu(x), 0, conv.bias)
+        return h.add_(convolved_part(conv, overwriting_silu(skip), channels)), plain
 
 
 class Downsample(nn.Module):
@@ -140,10 +163,11 @@ class Upsample(nn.Module):
 class Stage(nn.Sequential):
     """One entry of the network's block lists: hands the time embedding, or the constants, to the layers in it."""
 
-    def forward(self, x, emb, constants=None):
+    def forward(self, x, emb, constants=None, skip=None):
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb, constants and constants[layer])
+                x = layer(x, emb, constants and constants[layer], skip)
+                skip = None
             else:
                 x = layer(x, constants) if isinstance(layer, SwinLayer) else layer(x)
         return x
@@ -232,11 +256,17 @@ class SwinUNet(nn.Module):
         )
 
     def condition(self, lq, mask=None):
-        """The part of the network that sees the low-resolution picture alone. (B, 3, H, W) -> (B, C, h, w)."""
+        """The part of the network that sees the low-resolution picture alone, up to what it adds to the first features.
+
+        (B, 3, H, W) -> (B, model_channels, h, w).
+        """
         if mask is not None:
             lq = torch.cat([lq, mask], dim=1)
         features = self.feature_extractor(lq.to(self.out[2].weight.dtype))
-        return self.trunk(features) if self.config.trunk_blocks else features
+        if self.config.trunk_blocks:
+            features = self.trunk(features)
+        opening = self.input_blocks[0][0]
+        return convolved_part(opening, features, self.config.in_channels, opening.bias)
 
     def constants(self, t) -> list[dict[nn.Module, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]]:
         """What the steps t, (T,), compute from t and the weights alone: FiLM vectors and biases of the windows, for each step.
@@ -253,13 +283,17 @@ class SwinUNet(nn.Module):
         emb = self.time_embed(t) if constants is None else None
         if condition is None:
             condition = self.condition(lq, mask)
-        h = torch.cat([x.to(condition.dtype, memory_format=layout_for(x.device)), condition], dim=1)
-        skips = []
-        for stage in self.input_blocks:
+        x = x.to(condition.dtype, memory_format=layout_for(x.device))
+        h = convolved_part(self.input_blocks[0][0], x, 0).add_(condition)
+        skips = [h]
+        for stage in self.input_blocks[1:]:
             h = stage(h, emb, constants)
             skips.append(h)
         h = self.middle_block(h, emb, constants)
         for stage in self.output_blocks:
-            h = torch.cat([h, skips.pop()], dim=1)  # a line of its own: the old h goes before the stage begins
-            h = stage(h, emb, constants)
+            if self.config.norm == "none":
+                h = stage(h, emb, constants, skips.pop())
+            else:
+                h = torch.cat([h, skips.pop()], dim=1)  # a line of its own: the old h goes before the stage begins
+                h = stage(h, emb, constants)
         return self.out(h)

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from benchmarks.timing import operations
 from resshift_core import SwinUNet, UNetConfig, winograd
-from resshift_core.unet import TimestepEmbedding
+from resshift_core.unet import ResBlock, TimestepEmbedding
 
 from .standin import GOLDEN, UNETS, standin_unet
 
@@ -127,6 +127,37 @@ def test_small_configurations_run(words):
     out = unet(torch.rand(2, 3, size, size), torch.tensor([0.0, 1.5]), lq, mask)
     assert out.shape == (2, 3, size, size) and torch.isfinite(out).all()
     assert not torch.equal(out[0], out[1])
+
+
+@pytest.mark.parametrize("out_channels", [8, 16, 24], ids=["narrower", "as wide", "wider"])
+@pytest.mark.parametrize("learning", [False, True])
+def test_a_block_without_a_norm_takes_its_skip_unjoined(out_channels, learning):
+    """As of the joined picture, with gradients and without; "as wide" has no convolution beside the two."""
+    torch.manual_seed(0)
+    block = ResBlock(16, out_channels, 0, "none").requires_grad_(learning)
+    x, skip = (torch.randn(2, 8, 12, 20, requires_grad=learning) for _ in range(2))
+    joined = block(torch.cat([x, skip], dim=1))
+    if learning:
+        joined.square().sum().backward()
+        expected = [tensor.grad.clone() for tensor in (x, skip, *block.parameters())]
+        for tensor in (x, skip, *block.parameters()):
+            tensor.grad = None
+    apart = block(x.clone(), skip=skip.clone())
+    torch.testing.assert_close(apart, joined, atol=1e-6, rtol=1e-5)
+    if learning:
+        apart.square().sum().backward()
+        for tensor, gradient in zip((x, skip, *block.parameters()), expected):
+            torch.testing.assert_close(tensor.grad, gradient, atol=1e-4, rtol=1e-4)
+
+
+def test_a_unet_without_norms_joins_nothing(monkeypatch):
+    """Every tensor of a step is as wide as the others: what was made large is freed in pieces, and memory grows by the holes."""
+    unet = standin_unet(UNetConfig(3, 3, model_channels=32, channel_mult=(1,), num_res_blocks=1, swin_depth=0, norm="none"))
+    with torch.inference_mode():
+        (constants,) = unet.constants(torch.tensor([1.0]))
+        monkeypatch.setattr(torch, "cat", lambda *_, **__: pytest.fail("joined"))
+        condition = unet.condition(torch.rand(1, 3, 16, 16))
+        assert unet(torch.rand(1, 3, 16, 16), None, condition=condition, constants=constants).shape == (1, 3, 16, 16)
 
 
 def test_position_norm_and_no_norm_make_tiles_exact():
