@@ -213,6 +213,7 @@ class TestPipelines:
     COMMON = {"prompt": "x", "steps": 1, "cfg_scale": 1, "seed": 1, "denoising_strength": 0.5}
 
     def passes(self, webui, path: str, **body) -> tuple[Image.Image, int]:
+        webui.post("/sdapi/v1/options", {"show_progress_type": "Approx cheap"})  # the others fetch weights of their own
         before = webui.text().count("Cleanup minimal inference memory")
         answer = webui.post(f"/sdapi/v1/{path}", {**self.COMMON, **body})
         return decoded(answer["images"][0]), webui.text().count("Cleanup minimal inference memory") - before
