@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gradio as gr
-from modules import shared
+from modules import shared, ui_components
 
 from resshift_core import registry
 
@@ -21,13 +21,14 @@ def add_options() -> None:
     for word, item in INPUTS.items():
         kind, arguments = component(item)
         _add(word, getattr(defaults, word), LABELS[word], kind, arguments, item.tooltip)
-    _add("dtype", "auto", "Number format", gr.Radio, {"choices": list(DTYPE_WORDS)}, "auto: bf16 or fp16 where the hardware has it")
+    _add(
+        "dtype", "auto", "Number format", gr.Radio, {"choices": [*DTYPE_WORDS]}, "auto: bf16 or fp16 where the hardware has it"
+    )
     _add("keep_loaded", True, "Keep the model in main memory between runs", gr.Checkbox, {}, "it never stays on the GPU")
     _add("download", True, "Download a listed model when it is first used", gr.Checkbox, {}, "its licence is told in the log")
     names = [(_label(entry), entry.name) for entry in selectable()]
     _add(
-        "visible", [], "Published models to list although they are not downloaded yet", gr.Dropdown,
-        {"choices": [name for _, name in names], "multiselect": True},
+        "visible", [], "Published models to list although they are not downloaded yet", *_several([name for _, name in names]),
         "; ".join(label for label, _ in names) + "; needs Reload UI",
     )  # fmt: skip
 
@@ -35,6 +36,15 @@ def add_options() -> None:
 def _label(entry: registry.Entry) -> str:
     size = f"{entry.size / 1e6:.0f} MB" if entry.size else "about 480 MB"
     return f"{entry.name}: {size}, {entry.licence}"
+
+
+def _several(choices: list[str]) -> tuple[type, dict]:
+    """A list of which any number can be chosen.
+
+    The host writes a component's arguments into the page again whenever it is opened, and Gradio 3 then knows no `multiselect`.
+    """
+    kind = getattr(ui_components, "DropdownMulti", None)
+    return (gr.Dropdown, {"choices": choices, "multiselect": True}) if kind is None else (kind, {"choices": choices})
 
 
 def _add(word: str, default, label: str, kind, arguments: dict, hint: str) -> None:

@@ -194,6 +194,9 @@ class TestElsewhere:
         extras, _ = webui.extras(picture((64, 48)), BUILTIN, 2)
         assert result.size == (128, 96) and np.array_equal(result, extras)
 
+    def test_the_page_can_be_told_every_option(self, webui):
+        assert len(webui.post("/probe/settings")) == 14
+
     def test_the_installer_changes_no_package(self, webui):
         def packages():
             return subprocess.run([webui.python, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout

@@ -61,9 +61,22 @@ def reload_ui():
     return {}
 
 
+def settings_page():
+    """What a page that is opened does with our options: each is written into its component anew. Gradio 3 checks the words."""
+    from modules import ui_settings
+    ours = [key for key in shared.opts.data_labels if key.startswith("resshift_")]
+    for key in ours:
+        words = {word: value for word, value in ui_settings.get_value_for_setting(key).items() if word != "__type__"}
+        update = getattr(shared.opts.data_labels[key].component, "update", None)
+        if update is not None:
+            update(**words)
+    return ours
+
+
 def add_routes(_, app):
     app.add_api_route("/probe/resize", resize, methods=["POST"])
     app.add_api_route("/probe/reload", reload_ui, methods=["POST"])
+    app.add_api_route("/probe/settings", settings_page, methods=["POST"])
 
 
 script_callbacks.on_app_started(add_routes)
