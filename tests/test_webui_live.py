@@ -1,4 +1,4 @@
-"""A real Forge, started on the CPU from the checkout in WEBUI_DIR with the Python in WEBUI_PYTHON.
+"""A real WebUI (A1111, Forge), started on the CPU from the checkout in WEBUI_DIR with the Python in WEBUI_PYTHON.
 
 With WEBUI_CHECKPOINT, a file that webui_checkpoint.py makes, its own pipelines for hires fix, img2img and SD upscale run too.
 """
@@ -79,10 +79,10 @@ class TestExtras:
         "factor, size", [(4, (256, 184)), (1.5, (96, 64)), (8, (520, 376)), (1, (64, 40)), (3.3, (208, 152))]
     )
     def test_factors_in_one_pass(self, webui, factor, size):
-        before = webui.text().count("Cleanup minimal inference memory")  # Forge says so for every pass
+        before = webui.passes()
         result, words = webui.extras(picture(), BUILTIN, factor)
         assert result.size == size and "ResShift seed: 0" in words and "ResShift steps: 4" in words
-        assert webui.text().count("Cleanup minimal inference memory") - before <= 1
+        assert webui.passes() - before == 1
 
     @pytest.mark.parametrize("size", [(1, 1), (7, 3), (33, 301)])
     def test_odd_sizes(self, webui, size):
@@ -125,7 +125,7 @@ class TestExtras:
         def run():
             try:
                 done["result"] = webui.extras(image, BUILTIN)
-            except Refused as error:  # of a single skipped picture Forge's API finds no result to send
+            except Refused as error:  # of a single skipped picture the API finds no result to send
                 done["error"] = error
             done["at"] = time.monotonic()
 
@@ -190,7 +190,9 @@ class TestElsewhere:
     def test_hires_fix_and_img2img(self, webui):
         """Their images.resize_image, inside autocast; Extras' result is cut and resized in the same way."""
         body = {"image": encoded(picture((64, 48))), "upscaler": BUILTIN, "width": 128, "height": 96}
+        before = webui.passes()
         result = decoded(webui.post("/probe/resize", body)["image"])
+        assert webui.passes() - before == 1
         extras, _ = webui.extras(picture((64, 48)), BUILTIN, 2)
         assert result.size == (128, 96) and np.array_equal(result, extras)
 
@@ -211,15 +213,15 @@ class TestElsewhere:
 
 @pytest.mark.skipif(not os.environ.get("WEBUI_CHECKPOINT"), reason="WEBUI_CHECKPOINT names no checkpoint")
 class TestPipelines:
-    """Whole runs of the host; Forge says "Cleanup minimal" for each of our passes."""
+    """Whole runs of the host."""
 
     COMMON = {"prompt": "x", "steps": 1, "cfg_scale": 1, "seed": 1, "denoising_strength": 0.5}
 
     def passes(self, webui, path: str, **body) -> tuple[Image.Image, int]:
         webui.post("/sdapi/v1/options", {"show_progress_type": "Approx cheap"})  # the others fetch weights of their own
-        before = webui.text().count("Cleanup minimal inference memory")
+        before = webui.passes()
         answer = webui.post(f"/sdapi/v1/{path}", {**self.COMMON, **body})
-        return decoded(answer["images"][0]), webui.text().count("Cleanup minimal inference memory") - before
+        return decoded(answer["images"][0]), webui.passes() - before
 
     def test_hires_fix(self, webui):
         more = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": BUILTIN, "hr_second_pass_steps": 1}

@@ -1,8 +1,9 @@
-"""Writes a Stable Diffusion 1.5 checkpoint of random weights (2 GB), with which Forge runs hires fix and img2img.
+"""Writes a Stable Diffusion 1.5 checkpoint of random weights (2 GB), with which A1111 and Forge run hires fix and img2img.
 
     cd FORGE && PYTHON_OF_FORGE .../tests/webui_checkpoint.py FILE.safetensors
 
-Then WEBUI_CHECKPOINT=FILE.safetensors for tests/test_webui_live.py. The pictures are noise; what matters is that the host's own
+Then WEBUI_CHECKPOINT=FILE.safetensors for tests/test_webui_live.py. A1111 also wants config.json and tokenizer of
+openai/clip-vit-large-patch14 in the Hub's cache; Forge's checkout has the same files under CONFIGS. The pictures are noise; what matters is that the host's own
 pipelines reach our upscaler.
 """
 

@@ -1,4 +1,4 @@
-"""A real WebUI (Forge) as a subprocess with an empty data folder of its own, and its HTTP interface."""
+"""A real WebUI (A1111, Forge) as a subprocess with an empty data folder of its own, and its HTTP interface."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ EXTENSION = "ResShift für WebUI"  # a space and a letter beyond ASCII
 RUN_S = 300
 USER = "tester:secret"
 ARGUMENTS = (
-    "--nowebui --api --always-cpu --skip-torch-cuda-test --skip-prepare-environment --skip-version-check "
+    "--nowebui --api --skip-torch-cuda-test --skip-prepare-environment --skip-version-check "
     f"--disable-nan-check --server-name 127.0.0.1 --api-auth {USER}"
 )
+ON_CPU = {True: "--always-cpu", False: "--use-cpu all --no-half --no-download-sd-model --do-not-download-clip"}  # Forge, A1111
 # An extension beside ours, for what no route of the host reaches without a Stable Diffusion checkpoint.
 PROBE = '''
-import base64, io
+import base64, io, sys
 import torch
 from modules import images, script_callbacks, shared
 from modules.call_queue import queue_lock
@@ -73,7 +74,21 @@ def settings_page():
     return ours
 
 
+def count_passes():
+    """A route that tells how often rs.upscale was called: each call is one diffusion pass over a picture."""
+    core, passes = sys.modules["resshift_core"], []
+    upscale = core.upscale
+
+    def counted(*args, **keywords):
+        passes.append(1)
+        return upscale(*args, **keywords)
+
+    core.upscale = counted
+    return lambda: len(passes)
+
+
 def add_routes(_, app):
+    app.add_api_route("/probe/passes", count_passes(), methods=["GET"])
     app.add_api_route("/probe/resize", resize, methods=["POST"])
     app.add_api_route("/probe/reload", reload_ui, methods=["POST"])
     app.add_api_route("/probe/settings", settings_page, methods=["POST"])
@@ -119,7 +134,8 @@ class Server(HostProcess):
         return os.environ.get("WEBUI_PYTHON", sys.executable)
 
     def command(self) -> list[str]:
-        arguments = os.environ.get("WEBUI_ARGS", ARGUMENTS).split()
+        forge = (self.checkout / "modules_forge").is_dir()
+        arguments = os.environ.get("WEBUI_ARGS", f"{ARGUMENTS} {ON_CPU[forge]}").split()
         return [self.python, "launch.py", *arguments, "--port", str(self.port), "--data-dir", str(self.base)]
 
     def environment(self) -> dict[str, str]:
@@ -142,6 +158,10 @@ class Server(HostProcess):
 
     def post(self, path: str, data: dict | None = None):
         return self.ask(path, data or {})
+
+    def passes(self) -> int:
+        """Diffusion passes so far."""
+        return self.get("/probe/passes")
 
     def upscalers(self) -> list[str]:
         return [item["name"] for item in self.get("/sdapi/v1/upscalers") if item["name"].startswith("ResShift")]
