@@ -54,9 +54,14 @@ class Conv3x3(nn.Conv2d):
             and x.shape[-2] * x.shape[-1] * factor**2 >= 16 * MIN_TILES
             and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
             and not _autocasting()
-            and not torch.compiler.is_compiling()
+            and not _compiling()
             and not torch.jit.is_tracing()  # strips depend on the size
         )
+
+
+def _compiling() -> bool:
+    asked = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has no such question
+    return asked is not None and asked()
 
 
 def _autocasting() -> bool:
