@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from .color import COLOR_FIXES
+from .device import cpu_has_fp16
 from .errors import InputError
 from .model import ResShiftModel
 from .noise import Repeat
@@ -44,6 +45,16 @@ def check_words(sampler: str, color_fix: str, wrap: str) -> None:
     for word, value, known in (("sampler", sampler, SAMPLERS), ("color_fix", color_fix, COLOR_FIXES), ("wrap", wrap, WRAPS)):
         if value not in known:
             raise InputError(f"{word} is {value!r}; known are {', '.join(known)}.")
+
+
+def check_number_format(model: ResShiftModel) -> None:
+    """Models may be held in fp16 anywhere; not every torch computes with it on a processor."""
+    weights = (weight for part in (model.unet, model.autoencoder) for weight in part.parameters())
+    if any(weight.dtype == torch.float16 and weight.device.type == "cpu" for weight in weights) and not cpu_has_fp16():
+        raise InputError(
+            f"The model is in fp16, which torch {torch.__version__} does not compute on a processor. "
+            "Choose auto, fp32 or bf16 as its number format."
+        )
 
 
 def check_numbers(scale: float | None, tile_batch: int | None) -> tuple[float | None, int | None]:

@@ -92,6 +92,17 @@ def cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
+@functools.cache
+def cpu_has_fp16() -> bool:
+    """Whether this torch convolves fp16 on the processor; 2.1, which A1111 pins, does not."""
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float16, device="cpu")
+    try:
+        torch.nn.functional.conv2d(one, one)
+    except RuntimeError:
+        return False
+    return True
+
+
 def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     """ "auto" = bf16 where the hardware has it, else fp16 on CUDA, else fp32.
 

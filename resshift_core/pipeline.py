@@ -18,6 +18,7 @@ from .arguments import (
     Settings,
     check_images,
     check_mask,
+    check_number_format,
     check_numbers,
     check_seeds,
     check_tile,
@@ -326,6 +327,7 @@ def _checked_and_run(
     images = check_images(images)
     mask = check_mask(mask, images, model)
     check_words(sampler, color_fix, wrap)
+    check_number_format(model)
     scale, tile_batch = check_numbers(scale, tile_batch)
     count, channels, height, width = images.shape
     torus = Torus.of(wrap, height, width, model.config.multiple) if wrap != "none" else None

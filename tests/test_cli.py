@@ -170,7 +170,7 @@ class TestProgram:
             (["upscale", "a.png", "--dtype", "int8"], "invalid choice"),
             (["upscale", "a.png", "--variant", "x9"], "invalid choice"),
             (["upscale", "a.png", "-o", "b.gif"], "b.gif ends in .gif, which cannot be written; known"),
-            (["upscale", "a.png", "--format", "gif"], "--format gif cannot be written; known are avif"),
+            (["upscale", "a.png", "--format", "gif"], "--format gif cannot be written; known are "),
             (["upscale", "a.png", "-o", "b.png", "--format", "jpg"], "contradict"),
             (["upscale", "a.png", "c.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),
             (["upscale", "*.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),

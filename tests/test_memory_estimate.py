@@ -5,7 +5,7 @@ import weakref
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from resshift_core.peek import peek_config, without_weights
 
@@ -20,7 +20,7 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
+        for tensor in tree_flatten(result)[0]:
             if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.sizes:
                 self.sizes[storage._cdata] = storage.nbytes()
                 weakref.finalize(storage, self.sizes.pop, storage._cdata, None)
@@ -28,6 +28,13 @@ class Peak(TorchDispatchMode):
         return result
 
 
+def storages_are_objects() -> bool:
+    """Torch 2.1 wraps a storage anew each time it is asked for, so that nobody is told when it goes."""
+    tensor = torch.zeros(1)
+    return tensor.untyped_storage() is tensor.untyped_storage()
+
+
+@pytest.mark.skipif(not storages_are_objects(), reason="this torch does not tell when a storage goes")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", ["builtin", "builtin-real", "realsr_x4_s4", "faceir_s4"])
 def test_the_estimate_is_an_upper_one(name, dtype):

@@ -319,7 +319,7 @@ class TestMemory:
         socket, image = load(host), picture(1, 16, 16, 3)
 
         def full(*_, **__):
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
         expected = of_library(socket.model, image)
         monkeypatch.setattr(host.modules["comfy.model_management"], "load_models_gpu", full)

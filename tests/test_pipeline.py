@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resshift_core as rs
-from resshift_core import noise, pipeline
+from resshift_core import arguments, noise, pipeline
 from resshift_core.alpha import fill_hidden
 from resshift_core.arguments import check_images
 from resshift_core.resize import resize
@@ -268,7 +268,7 @@ class TestChannels:
 
     def test_a_callers_default_device_changes_nothing(self, model, monkeypatch):
         """Such as the GPU of `torch.set_default_device("cuda")`; what lies on "meta" has no values."""
-        monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cpu"))  # as torch 2.3 says within a context
+        monkeypatch.setattr(torch, "get_default_device", lambda: torch.device("cpu"), raising=False)  # as 2.3 says
         pictures = torch.rand(2, 4, 40, 24)
         expected = rs.upscale(model, pictures, tile=16, overlap=4, scale=3, color_fix="wavelet", wrap="x")
         weights = rs.load_model("builtin", device="cpu").unet.state_dict()
@@ -433,6 +433,14 @@ class TestFaults:
         with pytest.raises(RuntimeError, match="mat1"):
             rs.upscale(model, picture(16, 16))
 
+    def test_fp16_that_torch_does_not_compute_is_a_sentence(self, monkeypatch):
+        half = standin.small_model().to(dtype=torch.float16)
+        monkeypatch.setattr(arguments, "cpu_has_fp16", lambda: False)
+        with pytest.raises(rs.InputError, match="is in fp16, which torch .* does not compute on a processor. Choose auto"):
+            rs.upscale(half, picture(16, 16))
+        assert rs.upscale(half.to(dtype=torch.float32), picture(16, 16)).shape == (1, 3, 64, 64)
+
+    @pytest.mark.fp16
     def test_a_tile_that_overflows_in_half_precision_is_redone(self, caplog):
         half = standin.small_model()
         with torch.no_grad():
@@ -445,6 +453,7 @@ class TestFaults:
         assert (out - expected).abs().mean() < 0.02
         assert caplog.text.count("overflowed") == 1
 
+    @pytest.mark.fp16
     @pytest.mark.parametrize("part", ["network", "encoder", "decoder"])
     def test_an_overflow_before_a_codebook_is_noticed_too(self, caplog, part):
         """A codebook has a valid code for whatever is not finite, so the picture would not tell."""
@@ -465,6 +474,7 @@ class TestFaults:
         assert caplog.text.count("it is done again in float32") == 1
         assert (out - expected).abs().mean() < 0.02
 
+    @pytest.mark.fp16
     @pytest.mark.parametrize("half", ["unet", "autoencoder"])
     def test_either_of_two_formats_may_overflow(self, caplog, half):
         """ComfyUI's flags set them apart."""

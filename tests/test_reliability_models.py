@@ -87,7 +87,11 @@ class TestClaims:
     )
     def test_tensors_that_are_not_numbers_in_memory(self, tmp_path, make, told):
         path = tmp_path / "odd.pth"
-        torch.save({"a": torch.zeros(1), "b": make()}, path)
+        odd = make()
+        try:
+            torch.save({"a": torch.zeros(1), "b": odd}, path)
+        except RuntimeError:  # so does torch 2.1 with a nested tensor
+            pytest.skip("this torch cannot write it")
         refused(path, told)
 
 

@@ -25,6 +25,7 @@ from . import standin
 from .test_reliability_models import fuzz
 
 ROOT = Path(__file__).parent.parent
+FP16 = pytest.param(torch.float16, marks=pytest.mark.fp16)
 AREA = 6_000  # low-resolution pixels of a picture in the short version
 DRAWN = {
     "height": st.integers(1, 300), "width": st.integers(1, 300), "count": st.integers(1, 3), "seed": st.integers(0, 2**64 - 1),
@@ -234,7 +235,7 @@ class TestMemory:
 
 
 class TestNumbers:
-    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    @pytest.mark.parametrize("dtype", [FP16, torch.bfloat16])
     def test_a_tile_that_overflows_is_redone_alone(self, monkeypatch, caplog, dtype):
         """Infinities in one tile of six: this tile is that of float32, the others are untouched."""
         half = gentle(standin.small_model())
@@ -260,7 +261,7 @@ class TestNumbers:
         others[third] = False
         assert torch.equal(out[others], plain[others])
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, FP16])
     @pytest.mark.parametrize(
         "value", [0.0, 1.0, 1e-45, 1e-38, 1 - 2**-24, "checks", "one white pixel", "not a number", "infinite"]
     )

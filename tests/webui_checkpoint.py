@@ -3,8 +3,8 @@
     cd FORGE && PYTHON_OF_FORGE .../tests/webui_checkpoint.py FILE.safetensors
 
 Then WEBUI_CHECKPOINT=FILE.safetensors for tests/test_webui_live.py. A1111 also wants config.json and tokenizer of
-openai/clip-vit-large-patch14 in the Hub's cache; Forge's checkout has the same files under CONFIGS. The pictures are noise; what matters is that the host's own
-pipelines reach our upscaler.
+openai/clip-vit-large-patch14 in the Hub's cache; Forge's checkout has the same files under CONFIGS. The pictures are noise;
+what matters is that the host's own pipelines reach our upscaler.
 """
 
 from __future__ import annotations

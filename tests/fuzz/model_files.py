@@ -480,7 +480,7 @@ def reading_seconds(path: Path) -> float:
     """Processor time of torch's own reading of `MANY` tensors: how fast this machine is at what takes longest here."""
     torch.save(many_tensors(), path)
     clock = time.process_time()
-    torch.load(path, weights_only=True, mmap=True)
+    torch.load(str(path), weights_only=True, mmap=True)  # torch 2.1 wants text
     return time.process_time() - clock
 
 
