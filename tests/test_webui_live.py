@@ -175,6 +175,16 @@ class TestExtras:
             webui.extras(picture(), BUILTIN)
         assert webui.extras(picture(), "Lanczos")[0].size == (256, 184)
 
+    def test_fp16_on_a_processor_runs_or_is_a_sentence(self, webui):
+        """A1111's torch 2.1 does not compute it there."""
+        webui.options(dtype="fp16")
+        try:
+            assert webui.extras(picture(), BUILTIN)[0].size == (256, 184)
+        except Refused as error:
+            assert error.status == 500 and "Choose auto, fp32 or bf16" in error.text
+        finally:
+            webui.options(dtype="auto")
+
     def test_memory_stays_where_it_was(self, webui):
         for seed in range(3):
             webui.options(seed=seed)

@@ -2,7 +2,7 @@
 
 Every set gets a virtual environment of its own (about 3 GB while it is used). "lowest" pins every dependency of
 pyproject.toml to its lower bound, "newest" takes what there is; "torch=2.3.1" or the like tries one version of one dependency
-and the newest of the others. The Python is the one that runs this script: the oldest torch needs Python 3.12 or older.
+and the newest of the others. The Python is the one that runs this script: the oldest torch needs Python 3.11 or older.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parent.parent
-REPLACED = {"torch": "torch==2.3.1"}  # 2.3.0 has the same features; its wheels are no longer offered for every system
+REPLACED = {"torch": "torch==2.1.2"}  # A1111 pins it; 2.1.0 has the same features
 NEEDS_TRAINING = re.compile(r"^(from|import) (training|benchmarks(?!\.timing)|\.training_run|\.test_training)\b", re.MULTILINE)
 TOOLS = ["pytest>=8", "hypothesis>=6", "fastapi>=0.100", "httpx>=0.24"]
 
