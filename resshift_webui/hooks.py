@@ -17,9 +17,10 @@ def register() -> None:
     script_callbacks.on_before_ui(_before_ui)
     script_callbacks.on_app_started(api.add_routes)
     script_callbacks.on_script_unloaded(loaded.free)
+    script_callbacks.on_script_unloaded(host.leave_lists_to_come)
 
 
 def _before_ui() -> None:
     """A page is about to be drawn. Some hosts have a fixed list of upscalers."""
     ScriptPostprocessingResShift.drawn = itertools.count(1)
-    host.add_upscalers(UpscalerResShift().scalers)
+    host.add_upscalers(lambda: UpscalerResShift().scalers)

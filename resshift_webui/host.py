@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -98,10 +99,37 @@ def listed() -> dict[str, str]:
     return {item.name: item.data_path for item in ours}
 
 
-def add_upscalers(data: list) -> None:
-    """List `data` in a host whose list of upscalers is fixed; does nothing where they are listed already."""
-    listed = {upscaler.name for upscaler in shared.sd_upscalers}
-    shared.sd_upscalers.extend(item for item in data if item.name not in listed)
+def add_upscalers(make: Callable[[], list]) -> None:
+    """List what `make` gives in a host whose list of upscalers is fixed; does nothing where it is listed already."""
+    fixed, known = not listed(), {upscaler.name for upscaler in shared.sd_upscalers}
+    shared.sd_upscalers.extend(item for item in make() if item.name not in known)
+    if fixed:
+        _join_lists_to_come(make)
+
+
+def _join_lists_to_come(make: Callable[[], list]) -> None:
+    """Forge Neo's button makes the list anew, of what its class of ESRGAN models finds: ours are found with them."""
+    leave_lists_to_come()
+    with contextlib.suppress(ImportError, AttributeError):
+        from modules import esrgan_model
+
+        class WithOurs(esrgan_model.UpscalerESRGAN):
+            holds_resshift = True
+
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                self.scalers = [*self.scalers, *make()]
+
+        esrgan_model.UpscalerESRGAN = WithOurs
+
+
+def leave_lists_to_come() -> None:
+    """Give the host its own class back."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from modules import esrgan_model
+
+        if esrgan_model.UpscalerESRGAN.holds_resshift:
+            esrgan_model.UpscalerESRGAN = esrgan_model.UpscalerESRGAN.__base__
 
 
 def quoted(value) -> str:

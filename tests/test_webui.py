@@ -133,6 +133,17 @@ assert "nodes" not in sys.modules and "training" not in sys.modules
             assert entry_names(webui) == [BUILTIN, REAL]
             assert webui.extras(picture(), BUILTIN).image.size == (80, 48)
 
+    def test_a_fixed_list_that_is_made_anew_has_them_too(self, tmp_path, monkeypatch):
+        with installed(WebUI(tmp_path, fixed_upscalers=True), monkeypatch) as webui:
+            for _ in range(2):
+                webui.load()
+                save(webui, standin.small_model(), "mine.safetensors")
+                webui.list_upscalers()
+                assert entry_names(webui) == [BUILTIN, REAL, "ResShift mine 4x"]
+            webui.call("script_unloaded")
+            webui.list_upscalers()
+            assert entry_names(webui) == []
+
 
 class TestEntries:
     def test_files_are_named_after_their_stem_and_scale(self, host):

@@ -129,6 +129,10 @@ class Upscaler:
         return img if img.size == size else img.resize(size, LANCZOS)
 
 
+def no_scalers(self, dirname=None):
+    self.scalers = []
+
+
 class UpscalerData:
     def __init__(self, name, path, upscaler=None, scale=4, model=None, sha256=None):
         self.name, self.data_path, self.scaler, self.scale = name, path, upscaler, scale
@@ -235,6 +239,7 @@ class WebUI:
             "scripts": module("modules.scripts", scripts_postproc=self.runner),
             "call_queue": module("modules.call_queue", queue_lock=threading.Lock()),
             "infotext_utils": module("modules.infotext_utils", quote=quoted),
+            "esrgan_model": module("modules.esrgan_model", UpscalerESRGAN=type("UpscalerESRGAN", (), {"__init__": no_scalers})),
         }
         package = module("modules", __path__=[], **parts)
         forge = module("modules_forge.utils", prepare_free_memory=count("made_room"))
@@ -251,10 +256,15 @@ class WebUI:
         kinds = [kind for kind in vars(script).values() if isinstance(kind, type) and issubclass(kind, ScriptPostprocessing)]
         self.scripts = [UpscaleScript(self), *(kind() for kind in kinds)]
         self.scripts.sort(key=lambda script: script.order)
-        classes = [] if self.fixed else {str(kind): kind for kind in self.upscaler.Upscaler.__subclasses__()}.values()
-        self.shared.sd_upscalers[:] = [item for kind in classes for item in kind(None).scalers]
+        self.list_upscalers()
         self.call("before_ui")
         return script
+
+    def list_upscalers(self) -> None:
+        """At start and at Reload UI; Forge Neo's list, which is fixed, has a button for it."""
+        found = {str(kind): kind for kind in self.upscaler.Upscaler.__subclasses__()}.values()
+        classes = [self.modules["modules.esrgan_model"].UpscalerESRGAN] if self.fixed else found
+        self.shared.sd_upscalers[:] = [item for kind in classes for item in kind(None).scalers]
 
     def call(self, word: str, *arguments) -> None:
         for callback in self.callbacks[word]:

@@ -62,6 +62,13 @@ def reload_ui():
     return {}
 
 
+def list_upscalers():
+    """What the button beside Forge Neo's upscalers does."""
+    from modules import modelloader
+    modelloader.load_upscalers()
+    return {}
+
+
 def settings_page():
     """What a page that is opened does with our options: each is written into its component anew. Gradio 3 checks the words."""
     from modules import ui_settings
@@ -91,6 +98,7 @@ def add_routes(_, app):
     app.add_api_route("/probe/passes", count_passes(), methods=["GET"])
     app.add_api_route("/probe/resize", resize, methods=["POST"])
     app.add_api_route("/probe/reload", reload_ui, methods=["POST"])
+    app.add_api_route("/probe/list", list_upscalers, methods=["POST"])
     app.add_api_route("/probe/settings", settings_page, methods=["POST"])
 
 
