@@ -75,7 +75,7 @@ class Session:
         if self.sees_jobs and not self.in_extras():
             return
         if not self.sees_jobs:
-            self.before, self.sheets = None, []
+            self.before, self.sheets, self.stopped = None, [], False
         self.history[name, self.before, size] = made
         if sheet is not None:
             self.sheets.append(sheet)

@@ -497,6 +497,11 @@ class TestExtras:
         for _ in range(2):
             assert host.extras(picture(), BUILTIN).info["ResShift seed"] == 0
 
+    def test_such_hosts_get_words_after_a_stopped_run(self, host):
+        host.knows_firstpass = False
+        part("session").SESSION.stopped = True
+        assert host.extras(picture(), BUILTIN).info["ResShift seed"] == 0
+
     def test_words_make_the_same_settings_again(self, host):
         module = part("settings")
         settings = module.Settings(3, 0.05, 0.5, "deterministic", 12, 64, 16, 0, "adain")
