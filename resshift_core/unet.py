@@ -109,32 +109,32 @@ class ResBlock(nn.Module):
         scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
         return 1 + scale, shift
 
-    def forward(self, x, emb=None, film=None, skip=None):
-        """film: what `film(emb)` returned, in place of emb.
-
-        skip: more channels of the input, in blocks without a norm; nobody else may hold them, nor x then.
+    def forward(self, x, emb=None, film=None):
+        """x: in blocks without a norm also a list of two tensors, whose channels follow one another. It is emptied, and they
+        are overwritten: nobody else may hold them.
+        film: what `film(emb)` returned, in place of emb.
         """
-        if skip is None:
-            h, plain = self.in_layers(x), None
-        else:
-            h, plain = self._of_two(x, skip)
+        h, plain = self._of_two(x) if isinstance(x, list) else (self.in_layers(x), None)
         h = self.out_layers[0](h)
         if film is None and emb is not None:
             film = self.film(emb)
         if film is not None:
-            h = torch.addcmul(film[1], h, film[0])
+            h = torch.addcmul(film[1], h, film[0], out=None if torch.is_grad_enabled() else h)
         h = self.out_layers[1:](h)
         return h.add_(self.skip_connection(x) if plain is None else plain)
 
-    def _of_two(self, x, skip):
-        """(in_layers, skip_connection) of x and skip, which are not joined: tensors twice as large as all others leave holes in
+    def _of_two(self, pair):
+        """(in_layers, skip_connection) of two tensors that are not joined: what is twice as large as all others leaves holes in
         the allocator's memory that nothing else fills."""
+        x, skip = pair
+        pair.clear()
         channels, conv, through = x.shape[1], self.in_layers[2], self.skip_connection
         if isinstance(through, nn.Conv2d):
             plain = convolved_part(through, x, 0, through.bias).add_(convolved_part(through, skip, channels))
         else:
             plain = torch.cat([x, skip], dim=1)
         h = convolved_part(conv, overwriting_silu(x), 0, conv.bias)
+        del x
         return h.add_(convolved_part(conv, overwriting_silu(skip), channels)), plain
 
 
@@ -163,11 +163,10 @@ class Upsample(nn.Module):
 class Stage(nn.Sequential):
     """One entry of the network's block lists: hands the time embedding, or the constants, to the layers in it."""
 
-    def forward(self, x, emb, constants=None, skip=None):
+    def forward(self, x, emb, constants=None):
         for layer in self:
             if isinstance(layer, ResBlock):
-                x = layer(x, emb, constants and constants[layer], skip)
-                skip = None
+                x = layer(x, emb, constants and constants[layer])
             else:
                 x = layer(x, constants) if isinstance(layer, SwinLayer) else layer(x)
         return x
@@ -285,15 +284,14 @@ class SwinUNet(nn.Module):
             condition = self.condition(lq, mask)
         x = x.to(condition.dtype, memory_format=layout_for(x.device))
         h = convolved_part(self.input_blocks[0][0], x, 0).add_(condition)
+        del x
         skips = [h]
         for stage in self.input_blocks[1:]:
             h = stage(h, emb, constants)
             skips.append(h)
         h = self.middle_block(h, emb, constants)
         for stage in self.output_blocks:
-            if self.config.norm == "none":
-                h = stage(h, emb, constants, skips.pop())
-            else:
-                h = torch.cat([h, skips.pop()], dim=1)  # a line of its own: the old h goes before the stage begins
-                h = stage(h, emb, constants)
+            # a line of its own: the old h goes before the stage begins
+            h = [h, skips.pop()] if self.config.norm == "none" else torch.cat([h, skips.pop()], dim=1)
+            h = stage(h, emb, constants)
         return self.out(h)

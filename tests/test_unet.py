@@ -142,7 +142,7 @@ def test_a_block_without_a_norm_takes_its_skip_unjoined(out_channels, learning):
         expected = [tensor.grad.clone() for tensor in (x, skip, *block.parameters())]
         for tensor in (x, skip, *block.parameters()):
             tensor.grad = None
-    apart = block(x.clone(), skip=skip.clone())
+    apart = block([x.clone(), skip.clone()])
     torch.testing.assert_close(apart, joined, atol=1e-6, rtol=1e-5)
     if learning:
         apart.square().sum().backward()
