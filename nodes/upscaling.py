@@ -119,8 +119,7 @@ def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor) -
     for i in range(len(result)):
         plain = resize_visible(images[i : i + 1].float().nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result.device)
         weight = resize(mask[min(i, len(mask) - 1)][None], size)[0, 0, :, :, None].to(result.device)
-        frame = result[i].float()  # the same memory where results are float32
-        result[i] = frame.sub_(plain).mul_(weight).add_(plain)
+        result[i] = plain.lerp_(result[i].float(), weight)
     return result
 
 

@@ -44,6 +44,11 @@ class Server(HostProcess):
         command += ["--base-directory", str(self.base), "--disable-auto-launch", *self.arguments]
         return command + os.environ.get("COMFYUI_ARGS", "").split()
 
+    @property
+    def passes_on_all_progress(self) -> bool:
+        """ComfyUI of 2026 passes on at most ten values a second, and those with a preview."""
+        return "PROGRESS_THROTTLE" not in (self.checkout / "comfy" / "utils.py").read_text("utf-8")
+
     def environment(self) -> dict[str, str]:
         return {name: value for name, value in super().environment().items() if name != "RESSHIFT_MODELS_DIR"}
 

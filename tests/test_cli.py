@@ -32,6 +32,8 @@ from . import standin
 from .test_image_io import MAKE, SRGB, colours, exif_block, png_texts, saved
 
 ROOT = Path(__file__).parent.parent
+Image.init()
+AVIF = "avif, " if "AVIF" in Image.SAVE else ""  # not with Pillow before 11.3
 
 
 @pytest.fixture(scope="session")
@@ -170,7 +172,7 @@ class TestProgram:
             (["upscale", "a.png", "--dtype", "int8"], "invalid choice"),
             (["upscale", "a.png", "--variant", "x9"], "invalid choice"),
             (["upscale", "a.png", "-o", "b.gif"], "b.gif ends in .gif, which cannot be written; known"),
-            (["upscale", "a.png", "--format", "gif"], "--format gif cannot be written; known are "),
+            (["upscale", "a.png", "--format", "gif"], f"--format gif cannot be written; known are {AVIF}bmp, "),
             (["upscale", "a.png", "-o", "b.png", "--format", "jpg"], "contradict"),
             (["upscale", "a.png", "c.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),
             (["upscale", "*.png", "-o", "b.png"], "b.png is a file, but there are several inputs"),
