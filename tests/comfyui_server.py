@@ -19,29 +19,40 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from . import accelerator
 from .host_process import HostProcess
 
 ROOT = Path(__file__).parent.parent
 PACK = "ResShift für Comfy"  # a space and a letter beyond ASCII
 RUN_S = 240
+PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
+CARD_MIB = int(os.environ.get("COMFYUI_CARD_MIB", "0"))
 
 
 class Server(HostProcess):
-    """`with Server(checkout, base) as comfy:`; `base` gets ComfyUI's input, output, models and custom_nodes."""
+    """`with Server(checkout, base) as comfy:`; `base` gets ComfyUI's input, output, models and custom_nodes.
+
+    card_mib: it runs on the second device of `accelerator`, with so much memory, instead of on the processor.
+    """
 
     name, first_page = "ComfyUI", "/system_stats"
 
-    def __init__(self, checkout: Path, base: Path, arguments: tuple[str, ...] = ()):
+    def __init__(self, checkout: Path, base: Path, arguments: tuple[str, ...] = (), card_mib: int = CARD_MIB):
         super().__init__(checkout, base)
-        self.arguments, self.client = arguments, uuid.uuid4().hex
+        self.arguments, self.client, self.card_mib = arguments, uuid.uuid4().hex, card_mib
         for folder in ("custom_nodes", "input", "output", "models/resshift", "models/vae", "user", "temp"):
             (base / folder).mkdir(parents=True, exist_ok=True)
         os.symlink(ROOT, base / "custom_nodes" / PACK, target_is_directory=True)
 
     def command(self) -> list[str]:
-        python = os.environ.get("COMFYUI_PYTHON", sys.executable)
-        command = [python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--preview-method", "auto"]
-        command += ["--base-directory", str(self.base), "--disable-auto-launch", *self.arguments]
+        command = [PYTHON, "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--preview-method", "auto"]
+        command += [
+            *(() if self.card_mib else ("--cpu",)),
+            "--base-directory",
+            str(self.base),
+            "--disable-auto-launch",
+            *self.arguments,
+        ]
         return command + os.environ.get("COMFYUI_ARGS", "").split()
 
     @property
@@ -50,7 +61,8 @@ class Server(HostProcess):
         return "PROGRESS_THROTTLE" not in (self.checkout / "comfy" / "utils.py").read_text("utf-8")
 
     def environment(self) -> dict[str, str]:
-        return {name: value for name, value in super().environment().items() if name != "RESSHIFT_MODELS_DIR"}
+        variables = {name: value for name, value in super().environment().items() if name != "RESSHIFT_MODELS_DIR"}
+        return variables | (accelerator.environment(self.card_mib, PYTHON) if self.card_mib else {})
 
     def __enter__(self) -> Server:
         super().__enter__()

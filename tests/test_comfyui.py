@@ -1,5 +1,6 @@
 """The pack in a real ComfyUI. COMFYUI_DIR names one checkout, or several with os.pathsep between them (an old and a recent
-one); COMFYUI_PYTHON is the Python that runs them, where it is not this one.
+one); COMFYUI_PYTHON is the Python that runs them, where it is not this one. With COMFYUI_CARD_MIB everything runs on a second
+device of so much memory (see `accelerator`), as on a graphics card, and slowly.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ class TestRuns:
         lq = torch.from_numpy(gradient(48, 64)).float().movedim(-1, 0)[None] / 255
         expected = rs.upscale(rs.load_model("builtin", device="cpu", dtype="fp32"), lq, seed=5, color_fix="wavelet")
         levels = (expected[0].movedim(0, -1) * 255).clamp(0, 255).numpy().astype(np.uint8)
-        assert np.abs(shown.astype(int) - levels).max() <= 1  # two builds of torch, one picture
+        limit = 3 if comfy.card_mib else 1  # a device has half precision; else two builds of torch, one picture
+        assert np.abs(shown.astype(int) - levels).max() <= limit
 
     def test_the_same_prompt_twice_gives_the_same_bytes(self, comfy):
         first = comfy.run(graph(seed=11))
