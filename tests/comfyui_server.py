@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 PACK = "ResShift für Comfy"  # a space and a letter beyond ASCII
 RUN_S = 240
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
-CARD_MIB = int(os.environ.get("COMFYUI_CARD_MIB", "0"))
+CARD_MIB, CARD_NAME = int(os.environ.get("COMFYUI_CARD_MIB", "0")), os.environ.get("COMFYUI_CARD_NAME", "npu")
 
 
 class Server(HostProcess):
@@ -46,13 +46,8 @@ class Server(HostProcess):
 
     def command(self) -> list[str]:
         command = [PYTHON, "main.py", "--listen", "127.0.0.1", "--port", str(self.port), "--preview-method", "auto"]
-        command += [
-            *(() if self.card_mib else ("--cpu",)),
-            "--base-directory",
-            str(self.base),
-            "--disable-auto-launch",
-            *self.arguments,
-        ]
+        command += ["--base-directory", str(self.base), "--disable-auto-launch", *self.arguments]
+        command += ["--cpu"] if not self.card_mib else ["--directml"] if CARD_NAME == "privateuseone" else []
         return command + os.environ.get("COMFYUI_ARGS", "").split()
 
     @property
@@ -62,7 +57,7 @@ class Server(HostProcess):
 
     def environment(self) -> dict[str, str]:
         variables = {name: value for name, value in super().environment().items() if name != "RESSHIFT_MODELS_DIR"}
-        return variables | (accelerator.environment(self.card_mib, PYTHON) if self.card_mib else {})
+        return variables | (accelerator.environment(self.card_mib, PYTHON, CARD_NAME) if self.card_mib else {})
 
     def __enter__(self) -> Server:
         super().__enter__()

@@ -1,6 +1,6 @@
 """The pack in a real ComfyUI. COMFYUI_DIR names one checkout, or several with os.pathsep between them (an old and a recent
 one); COMFYUI_PYTHON is the Python that runs them, where it is not this one. With COMFYUI_CARD_MIB everything runs on a second
-device of so much memory (see `accelerator`), as on a graphics card, and slowly.
+device of so much memory (see `accelerator`), as on a graphics card; COMFYUI_CARD_NAME=privateuseone makes it DirectML's.
 """
 
 from __future__ import annotations
