@@ -9,8 +9,7 @@ import torch
 from .. import resshift_core as rs
 from ..resshift_core.alpha import resize_visible
 from ..resshift_core.arguments import check_numbers
-from ..resshift_core.device import is_out_of_memory
-from ..resshift_core.errors import brief
+from ..resshift_core.device import told_shortage
 from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
 from .comparison import compared
@@ -64,11 +63,8 @@ def upscale_somehow(managed: ManagedModel, need: int, images: torch.Tensor, **se
         try:
             return rs.upscale(prepare(), images, **settings)
         except Exception as error:
-            if isinstance(error, rs.OutOfMemory):
-                failed = str(error)
-            elif is_out_of_memory(error):
-                failed = f"Out of memory: the model's weights do not fit on {managed.device} ({brief(error)})."
-            else:
+            failed = told_shortage(error, managed.device)
+            if failed is None:
                 raise
     raise rs.OutOfMemory(failed)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from .errors import InputError, brief
+from .errors import InputError, OutOfMemory, brief
 
 log = logging.getLogger("resshift")
 
@@ -186,6 +186,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     known = OUT_OF_MEMORY if isinstance(error, RuntimeError) else PAGE_FILE_FULL if isinstance(error, OSError) else ()
     text = str(error).lower()  # of an OSError, with a file's name, which may have any words
     return any(words in text for words in known)
+
+
+def told_shortage(error: BaseException, device: torch.device) -> str | None:
+    """A sentence for an error that says that a run on the device lacks memory; None for every other error."""
+    if isinstance(error, OutOfMemory):
+        return str(error)
+    return f"Out of memory: the model's weights do not fit on {device} ({brief(error)})." if is_out_of_memory(error) else None
 
 
 def release_memory(device: torch.device) -> None:

@@ -81,6 +81,14 @@ def on_device(source: str, on_progress=None) -> Iterator[rs.ResShiftModel]:
             _keeper.rest()
 
 
+@contextmanager
+def on_processor(source: str) -> Iterator[rs.ResShiftModel]:
+    """The same in float32 on the processor, for what the device cannot hold."""
+    with _keeper.lock:
+        host.collect_garbage()
+        yield _load(source, "fp32", "cpu", None)
+
+
 def free() -> None:
     """Forget the model: the scripts are being unloaded."""
     with _keeper.lock:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 
+import torch
 from PIL import Image
 
 import resshift_core as rs
 from resshift_core.arguments import laid_tile
+from resshift_core.device import told_shortage
 from resshift_core.image_io import Picture, pixels_of, to_image
 from resshift_core.resize import target_size
 from resshift_core.sheet import compare_sheet
 
-from . import loaded
+from . import host, loaded
 from .entries import Entry
 from .progress import Progress
 from .session import SESSION, Made
 from .settings import Settings, draw_seed
+
+log = logging.getLogger("resshift")
 
 
 @dataclass(frozen=True)
@@ -52,15 +57,31 @@ def upscale_image(
     height, width = images.shape[-2:]
     wanted = target_size(height, width, scale or entry.scale) if size is None else (size[1], size[0])
     try:
-        with Progress(images, owns_bar) as progress, loaded.on_device(entry.source, progress.fetching) as model:
-            progress.begin()
-            out = rs.upscale(model, images, size=wanted, on_step=progress, **settings.as_arguments())
+        with Progress(images, owns_bar) as progress:
+            out, model = _upscaled_somehow(entry.source, images, progress, size=wanted, **settings.as_arguments())
             made = Made(entry.name, _as_used(model, settings, tuple(images.shape[-2:])))
     except rs.Cancelled:
         SESSION.stopped = True
         return None
     result = to_image(out[0], picture.mode)
     return Result(result, made, _sheet(picture, result, made) if settings.compare else None)
+
+
+def _upscaled_somehow(source: str, images: torch.Tensor, progress: Progress, **words) -> tuple[torch.Tensor, rs.ResShiftModel]:
+    """(result, model): on the host's device, or, where the weights or even small tiles do not fit there, on the processor."""
+    device = host.device()
+    try:
+        with loaded.on_device(source, progress.fetching) as model:
+            progress.begin()
+            return rs.upscale(model, images, on_step=progress, **words), model
+    except Exception as error:
+        failed = told_shortage(error, device)
+        if failed is None or device.type == "cpu":
+            raise
+    log.warning("%s Trying the processor.", failed)
+    with loaded.on_processor(source) as model:
+        progress.begin()
+        return rs.upscale(model, images, on_step=progress, **words), model
 
 
 def _as_used(model: rs.ResShiftModel, settings: Settings, size: tuple[int, int]) -> Settings:

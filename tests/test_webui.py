@@ -251,6 +251,35 @@ class TestEntries:
         with loaded.on_device("mine.safetensors") as model:
             assert model.scale == 4 and fetched == ["vq_f4_face"]
 
+    @pytest.mark.parametrize("error", [rs.OutOfMemory("Not even a tile of 64 fits."), torch.cuda.OutOfMemoryError("CUDA out of memory")])
+    def test_what_the_device_cannot_hold_is_computed_on_the_processor(self, host, monkeypatch, caplog, error):
+        loaded, run = part("loaded"), rs.upscale
+        entry, settings = part("entries").find_entry(BUILTIN), part("settings").Settings(seed=3)
+        expected = part("upscaling").upscale_image(picture(), entry, settings).image
+
+        def upscale(model, *args, **words):
+            if not asked:
+                asked.append(model.dtype)
+                raise error
+            asked.append(model.dtype)
+            return run(model, *args, **words)
+
+        asked = []
+        monkeypatch.setattr(rs, "upscale", upscale)
+        monkeypatch.setattr(part("host"), "device", lambda: torch.device("meta"))
+        monkeypatch.setattr(loaded._keeper, "get", lambda source, *_: rs.load_model(source, device="cpu", dtype="bf16"))
+        result = part("upscaling").upscale_image(picture(), entry, settings).image
+        assert asked == [torch.bfloat16, torch.float32] and "Trying the processor" in caplog.text
+        assert np.abs(np.asarray(result, int) - np.asarray(expected, int)).max() <= 3
+
+    def test_a_processor_without_room_is_a_sentence(self, host, monkeypatch):
+        def upscale(*_, **__):
+            raise rs.OutOfMemory("Not even a tile of 64 fits.")
+
+        monkeypatch.setattr(rs, "upscale", upscale)
+        with pytest.raises(rs.OutOfMemory, match="Not even a tile"):
+            part("upscaling").upscale_image(picture(), part("entries").find_entry(BUILTIN), part("settings").Settings())
+
     def test_a_network_whose_kind_is_open_says_what_to_do_here(self, host, monkeypatch):
         def load_model(*_, **__):
             raise VariantOpen("x.pth: Say which one it is with variant=: a, b.")

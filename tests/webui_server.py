@@ -15,6 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from . import accelerator
 from .host_process import HostProcess
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +26,9 @@ ARGUMENTS = (
     "--nowebui --api --skip-torch-cuda-test --skip-prepare-environment --skip-version-check "
     f"--disable-nan-check --server-name 127.0.0.1 --api-auth {USER}"
 )
-ON_CPU = {True: "--always-cpu", False: "--use-cpu all --no-half --no-download-sd-model --do-not-download-clip"}  # Forge, A1111
+NO_MODEL = "--no-download-sd-model --do-not-download-clip"
+ON_CPU = {True: "--always-cpu", False: f"--use-cpu all --no-half {NO_MODEL}"}  # Forge, A1111
+ON_CARD = {True: ("privateuseone", "--directml"), False: ("npu", f"--no-half {NO_MODEL}")}  # which foreign devices they know
 # An extension beside ours, for what no route of the host reaches without a Stable Diffusion checkpoint.
 PROBE = '''
 import base64, io, sys
@@ -81,6 +84,16 @@ def settings_page():
     return ours
 
 
+def card(limit: int = 0):
+    """Memory of the second device that is taken, was taken at most since the last call, and, from now on, there is."""
+    device = torch.ops.resshift_card
+    if limit:
+        device.set_limit(limit)
+    told = {"used": device.used(), "peak": device.peak(), "limit": device.limit()}
+    device.reset_peak()
+    return told
+
+
 def count_passes():
     """A route that tells how often rs.upscale was called: each call is one diffusion pass over a picture."""
     core, passes = sys.modules["resshift_core"], []
@@ -96,6 +109,7 @@ def count_passes():
 
 def add_routes(_, app):
     app.add_api_route("/probe/passes", count_passes(), methods=["GET"])
+    app.add_api_route("/probe/card", card, methods=["GET"])
     app.add_api_route("/probe/resize", resize, methods=["POST"])
     app.add_api_route("/probe/reload", reload_ui, methods=["POST"])
     app.add_api_route("/probe/list", list_upscalers, methods=["POST"])
@@ -125,12 +139,16 @@ class Refused(ConnectionError):
 
 
 class Server(HostProcess):
-    """`with Server(checkout, base) as webui:`; `base` gets the host's models, outputs and extensions."""
+    """`with Server(checkout, base) as webui:`; `base` gets the host's models, outputs and extensions.
+
+    card_mib: it runs on the second device of `accelerator`, with so much memory, instead of on the processor.
+    """
 
     name, start_s, first_page = "WebUI", 300, "/sdapi/v1/upscalers"
 
-    def __init__(self, checkout: Path, base: Path):
+    def __init__(self, checkout: Path, base: Path, card_mib: int = 0):
         super().__init__(checkout, base)
+        self.forge, self.card_mib = (checkout / "modules_forge").is_dir(), card_mib
         self.models = base / "models" / "ResShift"
         for folder in (self.models, base / "extensions" / "probe" / "scripts"):
             folder.mkdir(parents=True)
@@ -142,12 +160,13 @@ class Server(HostProcess):
         return os.environ.get("WEBUI_PYTHON", sys.executable)
 
     def command(self) -> list[str]:
-        forge = (self.checkout / "modules_forge").is_dir()
-        arguments = os.environ.get("WEBUI_ARGS", f"{ARGUMENTS} {ON_CPU[forge]}").split()
+        where = ON_CARD[self.forge][1] if self.card_mib else ON_CPU[self.forge]
+        arguments = os.environ.get("WEBUI_ARGS", f"{ARGUMENTS} {where}").split()
         return [self.python, "launch.py", *arguments, "--port", str(self.port), "--data-dir", str(self.base)]
 
     def environment(self) -> dict[str, str]:
-        return {**super().environment(), "RESSHIFT_MODELS_DIR": str(self.base / "nowhere")}
+        card = accelerator.environment(self.card_mib, self.python, ON_CARD[self.forge][0]) if self.card_mib else {}
+        return {**super().environment(), **card, "RESSHIFT_MODELS_DIR": str(self.base / "nowhere")}
 
     def ask(self, path: str, data: dict | None = None, user: str = USER):
         """GET, or POST where there is `data`. Raises Refused."""

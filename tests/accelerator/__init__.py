@@ -53,5 +53,5 @@ def environment(mib: int, python: str = sys.executable, name: str = "npu") -> di
     """Variables for a host: it then finds Ascend's package and a device "npu" of so many MiB, or, with the name "privateuseone",
     DirectML's package and its device.
     """
-    path = os.pathsep.join(filter(None, (str(FOLDER), os.environ.get("PYTHONPATH"))))
-    return {"PYTHONPATH": path, "RESSHIFT_CARD": str(built(python)), "RESSHIFT_CARD_MIB": str(mib), "RESSHIFT_CARD_NAME": name}
+    path = os.pathsep.join(filter(None, (str(FOLDER), str(FOLDER / name), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "RESSHIFT_CARD": str(built(python)), "RESSHIFT_CARD_MIB": str(mib)}
