@@ -156,10 +156,11 @@ def without_autocast(device: torch.device):
 
 
 def layout_for(device: torch.device) -> torch.memory_format:
-    """How weights and activations lie: channels last, but on Apple's GPU, whose convolutions have a history of wrong results
-    with that, and on foreign backends such as DirectML, for which torch's own group norm is written for planes of channels.
+    """How weights and activations lie: channels last where torch itself brings the kernels, but for Apple's GPU, whose
+    convolutions have a history of wrong results with that. Foreign backends (DirectML, Ascend) may take torch's own group norm,
+    which on them is written for planes of channels.
     """
-    return torch.contiguous_format if device.type in ("mps", "privateuseone") else torch.channels_last
+    return torch.channels_last if device.type in ("cpu", "cuda", "xpu", "meta") else torch.contiguous_format
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -306,10 +306,10 @@ class TestMemory:
 
     @pytest.mark.parametrize(
         "device, layout",
-        [("mps", torch.contiguous_format), ("privateuseone", torch.contiguous_format), ("cuda", torch.channels_last)],
+        [(name, torch.contiguous_format) for name in ("mps", "privateuseone", "hpu")] + [("cuda", torch.channels_last)],
     )
     def test_weights_lie_as_the_device_likes(self, host, device, layout):
-        """The host moves them as they lie; Apple's GPU and DirectML (privateuseone) want them contiguous."""
+        """The host moves them as they lie; Apple's GPU and foreign ones (privateuseone is DirectML) want them contiguous."""
         host.device = torch.device(device)
         socket = load(host, inpainting_model())
         weights = [weight for part in (socket.model.unet, socket.model.autoencoder) for weight in part.parameters()]

@@ -251,7 +251,9 @@ class TestEntries:
         with loaded.on_device("mine.safetensors") as model:
             assert model.scale == 4 and fetched == ["vq_f4_face"]
 
-    @pytest.mark.parametrize("error", [rs.OutOfMemory("Not even a tile of 64 fits."), torch.cuda.OutOfMemoryError("CUDA out of memory")])
+    @pytest.mark.parametrize(
+        "error", [rs.OutOfMemory("Not even a tile of 64 fits."), torch.cuda.OutOfMemoryError("CUDA out of memory")]
+    )
     def test_what_the_device_cannot_hold_is_computed_on_the_processor(self, host, monkeypatch, caplog, error):
         loaded, run = part("loaded"), rs.upscale
         entry, settings = part("entries").find_entry(BUILTIN), part("settings").Settings(seed=3)

@@ -35,7 +35,6 @@ FUNCTIONS = {
 }  # fmt: skip
 
 
-
 def register(name: str) -> None:
     """`name` is what torch calls the device: "privateuseone", or what it is renamed to."""
     backend = types.ModuleType(f"torch.{name}")
