@@ -31,7 +31,7 @@ namespace {
 constexpr c10::DeviceType CARD = c10::DeviceType::PrivateUse1;
 const c10::Device DEVICE(CARD, 0);
 
-std::atomic<int64_t> used{0}, peak{0}, limit{int64_t(1) << 62}, refusals{0};
+std::atomic<int64_t> used{0}, peak{0}, limit{int64_t(1) << 62}, asked{0}, refused{-1};
 
 struct Block {
   void* data;
@@ -50,9 +50,8 @@ struct CardAllocator final : c10::Allocator {
     if (n == 0) return {nullptr, nullptr, &release_nothing, DEVICE};
     const auto bytes = static_cast<int64_t>((n + 511) / 512 * 512);
     const int64_t now = used += bytes;
-    if (now > limit) {
+    if (now > limit || asked++ == refused) {
       used -= bytes;
-      ++refusals;
       TORCH_CHECK_WITH(OutOfMemoryError, false, "NPU out of memory. Tried to allocate ", bytes, " bytes; ", now - bytes,
                        " of ", limit.load(), " are in use.");
     }
@@ -221,8 +220,12 @@ TORCH_LIBRARY(resshift_card, m) {
   });
   m.def("used() -> int", [] { return used.load(); });
   m.def("peak() -> int", [] { return peak.load(); });
-  m.def("refusals() -> int", [] { return refusals.load(); });
+  m.def("asked() -> int", [] { return asked.load(); });
   m.def("reset_peak() -> ()", [] { peak = used.load(); });
   m.def("limit() -> int", [] { return limit.load(); });
   m.def("set_limit(int bytes) -> ()", [](int64_t bytes) { limit = bytes; });
+  m.def("refuse(int number) -> ()", [](int64_t number) {  // the allocation after so many more, once
+    asked = 0;
+    refused = number;
+  });
 }
