@@ -13,13 +13,14 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "card.cpp"
+OLDEST = (2, 14)  # backends of other people change with torch
 VERSION_AND_FOLDER = (
     "import torch; print(torch.__version__); print(torch.__path__[0]); print(int(torch.compiled_with_cxx11_abi()))"
 )
 
 
 class CannotBuild(Exception):
-    """There is no compiler, or it does not like this torch."""
+    """There is no compiler, or it does not like this torch, or this torch is older than what it was tried with."""
 
 
 @functools.cache
@@ -34,6 +35,8 @@ def built(python: str = sys.executable) -> Path:
         raise CannotBuild("needs g++")
     asked = subprocess.run([python, "-c", VERSION_AND_FOLDER], capture_output=True, text=True, check=True)
     version, folder, abi = asked.stdout.split()
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise CannotBuild(f"was not tried with torch {version}")
     key = hashlib.sha256(SOURCE.read_bytes() + version.encode() + folder.encode()).hexdigest()[:16]
     library = Path(tempfile.gettempdir()) / f"resshift-card-{key}.so"
     if library.exists():
