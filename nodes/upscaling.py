@@ -9,7 +9,7 @@ import torch
 from .. import resshift_core as rs
 from ..resshift_core.alpha import resize_visible
 from ..resshift_core.arguments import check_numbers
-from ..resshift_core.device import told_shortage
+from ..resshift_core.device import first_that_fits
 from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
 from .comparison import compared
@@ -49,24 +49,16 @@ def upscale_somehow(managed: ManagedModel, need: int, images: torch.Tensor, **se
     """`upscale`, with room for `need` bytes beside the weights; where these, or even small tiles, do not fit, with all other
     models moved away, and at last on the processor.
     """
+
+    def run(prepare):
+        return lambda: rs.upscale(prepare(), images, **settings)
+
     attempts = (
-        (lambda: managed.load(need), ""),
-        (managed.make_room, "again without other models"),
-        (managed.on_cpu, "the processor"),
+        (run(lambda: managed.load(need)), ""),
+        (run(managed.make_room), "again without other models"),
+        (run(managed.on_cpu), "the processor"),
     )
-    failed = ""
-    for prepare, what in attempts:
-        if failed and managed.device.type == "cpu":
-            break
-        if failed:
-            log.warning("%s Trying %s.", failed, what)
-        try:
-            return rs.upscale(prepare(), images, **settings)
-        except Exception as error:
-            failed = told_shortage(error, managed.device)
-            if failed is None:
-                raise
-    raise rs.OutOfMemory(failed)
+    return first_that_fits(attempts, managed.device)
 
 
 def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None, **settings) -> torch.Tensor:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from .errors import InputError, OutOfMemory, brief
 
 log = logging.getLogger("resshift")
+Result = TypeVar("Result")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -189,11 +192,28 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in known)
 
 
-def told_shortage(error: BaseException, device: torch.device) -> str | None:
-    """A sentence for an error that says that a run on the device lacks memory; None for every other error."""
-    if isinstance(error, OutOfMemory):
-        return str(error)
-    return f"Out of memory: the model's weights do not fit on {device} ({brief(error)})." if is_out_of_memory(error) else None
+def first_that_fits(attempts: Sequence[tuple[Callable[[], Result], str]], device: torch.device) -> Result:
+    """What the first of some (run, what the log calls it) returns that has enough memory. On the processor there is one attempt.
+
+    Raises:
+        OutOfMemory: none has, with the words of the last.
+    """
+    failed = ""
+    for run, what in attempts:
+        if failed and device.type == "cpu":
+            break
+        if failed:
+            log.warning("%s Trying %s.", failed, what)
+        try:
+            return run()
+        except Exception as error:
+            if isinstance(error, OutOfMemory):
+                failed = str(error)
+            elif is_out_of_memory(error):
+                failed = f"Out of memory: the model's weights do not fit on {device} ({brief(error)})."
+            else:
+                raise
+    raise OutOfMemory(failed)
 
 
 def release_memory(device: torch.device) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,7 @@ from PIL import Image
 
 import resshift_core as rs
 from resshift_core.arguments import laid_tile
-from resshift_core.device import told_shortage
+from resshift_core.device import first_that_fits
 from resshift_core.image_io import Picture, pixels_of, to_image
 from resshift_core.resize import target_size
 from resshift_core.sheet import compare_sheet
@@ -20,8 +19,6 @@ from .entries import Entry
 from .progress import Progress
 from .session import SESSION, Made
 from .settings import Settings, draw_seed
-
-log = logging.getLogger("resshift")
 
 
 @dataclass(frozen=True)
@@ -69,19 +66,17 @@ def upscale_image(
 
 def _upscaled_somehow(source: str, images: torch.Tensor, progress: Progress, **words) -> tuple[torch.Tensor, rs.ResShiftModel]:
     """(result, model): on the host's device, or, where the weights or even small tiles do not fit there, on the processor."""
-    device = host.device()
-    try:
-        with loaded.on_device(source, progress.fetching) as model:
+
+    def run(place):
+        with place as model:
             progress.begin()
             return rs.upscale(model, images, on_step=progress, **words), model
-    except Exception as error:
-        failed = told_shortage(error, device)
-        if failed is None or device.type == "cpu":
-            raise
-    log.warning("%s Trying the processor.", failed)
-    with loaded.on_processor(source) as model:
-        progress.begin()
-        return rs.upscale(model, images, on_step=progress, **words), model
+
+    attempts = (
+        (lambda: run(loaded.on_device(source, progress.fetching)), ""),
+        (lambda: run(loaded.on_processor(source)), "the processor"),
+    )
+    return first_that_fits(attempts, host.device())
 
 
 def _as_used(model: rs.ResShiftModel, settings: Settings, size: tuple[int, int]) -> Settings:

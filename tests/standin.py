@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -106,3 +106,11 @@ def small_model(**overrides) -> ResShiftModel:
     for key, value in overrides.items():
         (unet if key in of_unet else model)[key] = value
     return standin_model(ModelConfig(UNetConfig(**unet), **model))
+
+
+def narrow_model(variant: str) -> ResShiftModel:
+    """A network of a published structure that runs in a moment."""
+    config = published_config(variant)
+    unet = replace(config.unet, model_channels=32, swin_channels=32, swin_depth=2, channel_mult=(1, 1, 1, 1))
+    autoencoder = replace(config.autoencoder, ch=8, num_res_blocks=(1,) * len(config.autoencoder.ch_mult))
+    return standin_model(replace(config, unet=unet, autoencoder=autoencoder))

@@ -79,6 +79,15 @@ def graph(image: str = "example.png", model: str = "builtin", key: str = "ResShi
     }
 
 
+def example(comfy: Server, path: Path) -> dict:
+    """The prompt of an example workflow, with the small inpainting model for the published one."""
+    prompt = to_prompt(read(path), comfy.get("/object_info"))
+    for node in prompt.values():
+        if node["class_type"] == "LoadResShiftModel" and node["inputs"]["model"].startswith("inpaint"):
+            node["inputs"]["model"] = INPAINTING
+    return prompt
+
+
 class TestLoading:
     def test_the_pack_is_imported_without_a_word_and_quickly(self, comfy):
         line = next(line for line in comfy.text().splitlines() if line.strip().endswith(PACK))
@@ -136,11 +145,7 @@ class TestLoading:
 class TestRuns:
     @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
     def test_every_example_workflow_finishes(self, comfy, path):
-        prompt = to_prompt(read(path), comfy.get("/object_info"))
-        for node in prompt.values():
-            if node["class_type"] == "LoadResShiftModel" and node["inputs"]["model"].startswith("inpaint"):
-                node["inputs"]["model"] = INPAINTING
-        entry = comfy.run(prompt)
+        entry = comfy.run(example(comfy, path))
         assert entry["status"]["status_str"] == "success"
         shown = [item for output in entry["outputs"].values() for item in output.get("images", ())]
         assert shown and all(Image.open(io.BytesIO(comfy.file(item))).size[0] >= 64 for item in shown)

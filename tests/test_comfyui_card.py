@@ -17,9 +17,8 @@ import torch
 import resshift_core as rs
 
 from . import accelerator, standin
-from .comfyui_graphs import read, to_prompt
 from .comfyui_server import PYTHON, Server
-from .test_comfyui import CHECKOUTS, INPAINTING, WORKFLOWS, gradient, graph, save_inpainting_model
+from .test_comfyui import CHECKOUTS, INPAINTING, WORKFLOWS, example, gradient, graph, save_inpainting_model
 
 pytestmark = pytest.mark.host
 WEIGHTS = 1_600_000  # bytes of the built-in model's 0.81 M numbers in half precision
@@ -29,10 +28,7 @@ PICTURE, LARGE = gradient(72, 96), gradient(300, 400)
 def start(tmp_path_factory, mib: int, *arguments: str) -> Server:
     if not CHECKOUTS:
         pytest.skip("needs a checkout of ComfyUI: set COMFYUI_DIR")
-    try:
-        accelerator.built(PYTHON)
-    except accelerator.CannotBuild as error:
-        pytest.skip(str(error))
+    accelerator.skip_unless_built(PYTHON)
     server = Server(CHECKOUTS[-1], tmp_path_factory.mktemp("comfyui"), arguments, card_mib=mib)
     server.put_image("example.png", PICTURE)
     return server
@@ -115,7 +111,7 @@ def test_short_memory_is_no_error(tmp_path_factory, mib, said):
         for key in ("ResShiftUpscaleImage", "TiledResShiftUpscaleImage"):
             (shown,) = comfy.images(comfy.run(graph("large.png", key=key)), "4")
             assert differ(shown, upscaled("fp32", LARGE)) <= 3
-        assert (said or "Out of memory") in comfy.text() if said else "Out of memory" not in comfy.text()
+        assert ("Out of memory" in comfy.text()) == bool(said) and (said or "") in comfy.text()
         assert emptied(comfy) == 0
 
 
@@ -137,9 +133,5 @@ def test_models_that_do_not_fit_together_take_turns(tmp_path_factory):
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
 def test_workflows_where_memory_is_short(tmp_path_factory, crowded, path):
     """Every example, films, inpainting and core's own node among them, on a device that holds tiles of 64 pixels."""
-    prompt = to_prompt(read(path), crowded.get("/object_info"))
-    for node in prompt.values():
-        if node["class_type"] == "LoadResShiftModel" and node["inputs"]["model"].startswith("inpaint"):
-            node["inputs"]["model"] = INPAINTING
-    assert crowded.run(prompt)["status"]["status_str"] == "success"
+    assert crowded.run(example(crowded, path))["status"]["status_str"] == "success"
     assert emptied(crowded) == 0

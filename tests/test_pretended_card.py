@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -33,14 +31,6 @@ def card():
         yield card
 
 
-def narrow(variant: str) -> rs.ResShiftModel:
-    """A network of a published structure that runs in a moment."""
-    config = standin.published_config(variant)
-    unet = replace(config.unet, model_channels=32, swin_channels=32, swin_depth=2, channel_mult=(1, 1, 1, 1))
-    autoencoder = replace(config.autoencoder, ch=8, num_res_blocks=(1,) * len(config.autoencoder.ch_mult))
-    return standin.standin_model(replace(config, unet=unet, autoencoder=autoencoder))
-
-
 def test_tensors_of_two_devices_are_an_error(card):
     there = torch.ones(3).to("cuda")
     assert there.device.type == "cuda" and isinstance(there * 2 + 1, There) and there.sum().item() == 3
@@ -55,7 +45,7 @@ def test_published_kinds(variant, images_there, one_thread):
     lq = picture(50, 66, count=2)
     words = {"mask": (picture(50, 66, channels=1) > 0.6).float()} if "inpaint" in variant else {}
     words |= {"tile": 64, "overlap": 0, "tile_batch": 2, "steps": 2, "color_fix": "wavelet"}
-    model = narrow(variant)
+    model = standin.narrow_model(variant)
     expected = rs.upscale(model, lq, **words)
     with pretended_card():
         model.to("cuda")
@@ -191,7 +181,7 @@ def test_degradations_do_not_wait(card, degradation, tmp_path, one_thread):
 
 @pytest.mark.parametrize("latent", [False, True])
 def test_losses_do_not_wait(card, latent, tmp_path, one_thread):
-    model = narrow("realsr_x4_s4") if latent else standin.small_model(steps=4)
+    model = standin.narrow_model("realsr_x4_s4") if latent else standin.small_model(steps=4)
     words = {"crop": 256} if latent else {"crop": 32, "spectrum": 0.1}
     trainer = trainer_there(model, tmp_path, degradation="bicubic", rollout_share=1.0, last_step_share=0.0, **words)
     numbers, crops = list(range(2 if latent else 6)), {"hr": torch.rand(2 if latent else 6, 3, words["crop"], words["crop"])}

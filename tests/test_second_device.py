@@ -1,4 +1,4 @@
-"""The library and training on a second device with an end to its memory: see `accelerator`. In processes of their own, because a
+"""The library on a second device with an end to its memory: see `accelerator`. In processes of their own, because a
 device cannot be taken out of torch again.
 """
 
@@ -16,21 +16,18 @@ from .comfyui_server import ROOT
 
 HEAD = """
 import json, sys
-from dataclasses import replace
 import torch
 import torch_npu
 import resshift_core as rs
 from tests import standin
 from tests.test_pipeline import picture
 card, told = torch.ops.resshift_card, {}
+
+def apart(one, other, latent=False):
+    difference = (one.cpu() - other).abs()
+    return float(difference.median() if latent else difference.max())
+
 torch.manual_seed(0)
-"""
-NARROW = """
-def narrow(variant):
-    config = standin.published_config(variant)
-    unet = replace(config.unet, model_channels=32, swin_channels=32, swin_depth=2, channel_mult=(1, 1, 1, 1))
-    autoencoder = replace(config.autoencoder, ch=8, num_res_blocks=(1,) * len(config.autoencoder.ch_mult))
-    return standin.standin_model(replace(config, unet=unet, autoencoder=autoencoder))
 """
 TAIL = """
 print("RESULT " + json.dumps(told))
@@ -40,10 +37,8 @@ print("RESULT " + json.dumps(told))
 @pytest.fixture(scope="module")
 def on_the_device():
     """Runs lines of Python there; gives their `told`."""
-    try:
-        variables = accelerator.environment(8192)
-    except accelerator.CannotBuild as error:
-        pytest.skip(str(error))
+    accelerator.skip_unless_built()
+    variables = accelerator.environment(8192)
     variables["PYTHONPATH"] += os.pathsep + str(ROOT)
 
     def run(lines: str) -> dict:
@@ -84,19 +79,18 @@ def test_pictures_are_the_processors(on_the_device):
     Codes of stand-in weights lie close together, and some are others where a sum is rounded in another order.
     """
     told = on_the_device(
-        NARROW
-        + """
+        """
 def built_in():
     return rs.load_model("builtin", device="cpu", dtype="fp32")
 
 lq, mask = picture(70, 50, count=2), (picture(70, 50, channels=1) > 0.6).float()
-makers = {"builtin": built_in} | {v: (lambda v=v: narrow(v)) for v in ("realsr_x4_s4", "inpaint_imagenet_s4", "faceir_s4")}
+makers = {"builtin": built_in} | {v: (lambda v=v: standin.narrow_model(v)) for v in ("realsr_x4_s4", "inpaint_imagenet_s4", "faceir_s4")}
 for name, make in makers.items():
     words = dict(seed=1, steps=2, color_fix="wavelet", tile=64, overlap=0, mask=mask if "inpaint" in name else None)
     expected, model = rs.upscale(make(), lq, **words), make().to("npu")
     weights = card.used()
     result = rs.upscale(model, lq.to("npu"), **words)
-    told[name] = [result.device.type, float((result.cpu() - expected).abs().median()), weights > 0]
+    told[name] = [result.device.type, apart(result, expected, name != "builtin"), weights > 0]
     del result
     told[name].append(card.used() - weights)
     del model
@@ -104,20 +98,19 @@ for name, make in makers.items():
 """
     )
     for name, (device, difference, moved, beside, after) in told.items():
-        assert device == "npu" and difference < 1e-3 and moved, name
+        assert device == "npu" and difference < (2e-5 if name == "builtin" else 1e-3) and moved, name
         assert beside < 1 << 20 and after < 1 << 20, (name, beside, after)  # schedules and indices may be kept
 
 
 @pytest.mark.parametrize("variant, side, count", [("builtin", 150, 12), ("realsr_x4_s4", 70, 6)])
 def test_any_allocation_may_fail(on_the_device, variant, side, count, request):
-    """At one in so many of all allocations of a run, weights included: the picture (of smaller tiles) all the same, or a sentence; nothing is kept."""
+    """The picture, or that of smaller tiles, all the same, or a sentence; nothing is kept."""
     count *= 5 if request.config.getoption("--slow") else 1
     told = on_the_device(
-        NARROW
-        + f"""
+        f"""
 import random
 def make():
-    return rs.load_model("builtin", device="cpu", dtype="fp32") if "{variant}" == "builtin" else narrow("{variant}")
+    return rs.load_model("builtin", device="cpu", dtype="fp32") if "{variant}" == "builtin" else standin.narrow_model("{variant}")
 
 lq = picture({side}, {side} - 6)
 words = dict(seed=1, steps=2, color_fix="wavelet")
@@ -132,7 +125,7 @@ for number in sorted(random.sample(range(total), min(total, {count}))):
     card.refuse(number)
     try:
         result = rs.upscale(model, lq, **words)
-        told["differences"].append(min(float((result - one).abs().median()) for one in (expected, smaller)))
+        told["differences"].append(min(apart(result, one, "{variant}" != "builtin") for one in (expected, smaller)))
         del result
     except rs.OutOfMemory as error:
         told["sentences"] += 1
@@ -144,7 +137,7 @@ told["again"] = float((rs.upscale(model, lq, **words) - expected).abs().max())
     )
     assert told["total"] > 100 and len(told["differences"]) + told["sentences"] == min(told["total"], count)
     assert told["again"] == 0 and told["left"] < 1 << 20, told
-    assert max(told["differences"]) < 1e-3 and told["sentences"] <= count // 4, told
+    assert max(told["differences"]) < (1e-4 if variant == "builtin" else 1e-3) and told["sentences"] <= count // 4, told
 
 
 @pytest.mark.parametrize("mib, tiles", [(200, (256,)), (36, (256, 128)), (16, (256, 128, 64))])

@@ -27,10 +27,7 @@ def webui(tmp_path_factory):
     if not checkout:
         pytest.skip("WEBUI_DIR names no checkout")
     server = Server(Path(checkout), tmp_path_factory.mktemp("webui"), MIB)
-    try:
-        accelerator.built(server.python)
-    except accelerator.CannotBuild as error:
-        pytest.skip(str(error))
+    accelerator.skip_unless_built(server.python)
     with server:
         yield server
 

@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 FOLDER = Path(__file__).parent
 SOURCE = FOLDER / "card.cpp"
 OLDEST = (2, 14)  # backends of other people change with torch
@@ -50,6 +52,14 @@ def built(python: str = sys.executable) -> Path:
         raise CannotBuild(f"g++ does not build it against torch {version}: {done.stderr[-2000:]}")
     unfinished.replace(library)
     return library
+
+
+def skip_unless_built(python: str = sys.executable) -> None:
+    """Skip a test where `built` cannot build."""
+    try:
+        built(python)
+    except CannotBuild as error:
+        pytest.skip(str(error))
 
 
 def environment(mib: int, python: str = sys.executable, name: str = "npu") -> dict[str, str]:

@@ -8,13 +8,11 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/CPUFallback.h>
-#include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
 #include <atomic>
 #include <cstdlib>
-#include <mutex>
 #include <unordered_set>
 
 #include <ATen/ops/_reshape_alias_native.h>
@@ -153,16 +151,6 @@ at::Tensor convolution(const at::Tensor& input, const at::Tensor& weight, const 
   return at::convolution(here(input), here(weight), bias_here, stride, padding, dilation, transposed, output_padding, groups).to(DEVICE);
 }
 
-std::tuple<at::Tensor, at::Tensor, at::Tensor> convolution_backward(
-    const at::Tensor& gradient, const at::Tensor& input, const at::Tensor& weight, at::IntArrayRef stride, at::IntArrayRef padding,
-    at::IntArrayRef dilation, bool transposed, at::IntArrayRef output_padding, int64_t groups, std::array<bool, 3> wanted) {
-  const auto biases = at::IntArrayRef(gradient.sizes().data() + 1, 1);
-  const auto [to_input, to_weight, to_bias] = at::convolution_backward(
-      here(gradient), here(input), here(weight), biases, stride, padding, dilation, transposed, output_padding, groups, wanted);
-  const auto there = [](const at::Tensor& tensor) { return tensor.defined() ? tensor.to(DEVICE) : tensor; };
-  return {there(to_input), there(to_weight), there(to_bias)};
-}
-
 /// Everything else is computed by the processor, but never of tensors of two devices.
 void computed_here(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   static const std::unordered_set<std::string> takes_indices_from_anywhere = {
@@ -208,7 +196,6 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("view_as_real", &at::native::view_as_real);
   m.impl("view_as_complex", &at::native::view_as_complex);
   m.impl("convolution_overrideable", &convolution);
-  m.impl("convolution_backward_overrideable", &convolution_backward);
   m.impl("resize_", &resize);
   m.impl("set_.source_Storage_storage_offset", &set_source);
 }
