@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from resshift_core.errors import brief
 
 from .drawings import draw_hole, draw_page
+from .frames import draw_frame
 from .leaves import draw_leaves
 from .scan import DataError, Picture, find_images, read_rgb
 
@@ -44,6 +45,7 @@ class CropSettings:
     min_rescale: float = 0.4  # by a factor drawn from [min_rescale, 1]
     variety: bool = False  # see Crops._varied
     leaves_share: float = 0.0  # share of what is not drawn that are `draw_leaves`
+    frame_share: float = 0.0  # share of photographs and leaves with a frame, see `draw_frame`
     drawn_share: float = 0.0  # share of crops that are rendered text, line art or one colour
     fonts: tuple[str, ...] = ()  # font files for them
     turns: bool = True  # quarter turns beside mirror images
@@ -221,12 +223,15 @@ class Crops(Dataset):
 
     def __getitem__(self, number: int) -> dict[str, torch.Tensor]:
         rng = np.random.default_rng([self.seed, number])
-        if rng.random() < self.settings.drawn_share:
+        drawn = rng.random() < self.settings.drawn_share
+        if drawn:
             patches = {"hr": draw_page(self.settings.size, rng, self.settings.fonts).float()}
         elif self.settings.leaves_share and rng.random() < self.settings.leaves_share:
             patches = {"hr": self._leaves(rng)}
         else:
             patches = self._photo(rng)
+        if self.settings.frame_share and not drawn and rng.random() < self.settings.frame_share:
+            patches["hr"] = draw_frame(patches["hr"], rng)
         quarter = int(rng.integers(4)) if self.settings.turns else 0
         mirror = bool(rng.random() < 0.5)
         crop = {name: (_turn(patch, quarter, mirror) / 255).contiguous() for name, patch in patches.items()}

@@ -84,7 +84,7 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
     fonts = usable_fonts(settings.fonts) if settings.fonts else []
     crop = CropSettings(
         settings.crop, settings.rescale_share, settings.min_rescale, settings.variety, settings.leaves_share,
-        settings.drawn_share, tuple(fonts), settings.turns, holes=model.config.task == "inpaint",
+        settings.frame_share, settings.drawn_share, tuple(fonts), settings.turns, holes=model.config.task == "inpaint",
     )  # fmt: skip
     train, held = _held_out(settings, list(found.used))
     if settings.degradation == "paired":
@@ -92,7 +92,7 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         partners.update(match_pairs(held, settings.validation or settings.data, settings.pairs, scale))
     held = held[: settings.validation_count]
     if settings.degradation == "paired":
-        crop = replace(crop, drawn_share=0.0, leaves_share=0.0)
+        crop = replace(crop, drawn_share=0.0, leaves_share=0.0, frame_share=0.0)
         crops = PairedCrops(train, [partners[p.path] for p in train], scale, crop, settings.seed, settings.cache_mib)
         pairs = given_pairs(held, [partners[p.path] for p in held], scale, settings.validation_crop, crop.holes)
     else:

@@ -94,6 +94,7 @@ class TrainSettings:
     min_rescale: float = 0.5  # by a factor drawn from [min_rescale, 1]
     variety: bool = False  # busy places first, any angle, other contrasts, small factors as often as large ones
     leaves_share: float = 0.0  # of what is not drawn: shapes that hide one another, filled with photographs and patterns
+    frame_share: float = 0.0  # of what is not drawn, with black or other lines along some sides, as scans and films have them
     turns: bool = True  # quarter turns beside mirror images
     drawn_share: float = 0.0  # of crops that are rendered text, line art or one colour
     fonts: Path | None = None  # folder of font files for it
@@ -230,6 +231,7 @@ def check(settings: TrainSettings) -> None:
         "damaged_share",
         "drawn_share",
         "leaves_share",
+        "frame_share",
         "rescale_share",
         "ema",
     )
