@@ -54,6 +54,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     try:
         return _tried(device)
     except UNUSABLE as error:
+        if is_out_of_memory(error):  # what is wrong is not the device, and whoever uses it says so
+            return torch.device(device)
         raise InputError(f"The device {device!r} cannot be used ({brief(error)}). Try cpu or auto.") from error
 
 

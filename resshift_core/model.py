@@ -107,7 +107,8 @@ def _dataclass_from(cls, values: dict):
 
 
 def _copied(weight: torch.nn.Parameter, device, dtype: torch.dtype) -> torch.nn.Parameter:
-    return torch.nn.Parameter(weight.detach().to(device, dtype, copy=True), weight.requires_grad)
+    layout = layout_for(torch.device(device)) if weight.dim() == 4 else torch.preserve_format
+    return torch.nn.Parameter(weight.detach().to(device, dtype, copy=True, memory_format=layout), weight.requires_grad)
 
 
 class ResShiftModel:

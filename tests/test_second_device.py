@@ -163,3 +163,35 @@ told["estimate"] = model.bytes_per_tile({tiles[-1]}, {tiles[-1]})
     assert told["difference"] < 2e-5 and told["left"] < 1 << 20
     if len(tiles) == 1:  # else the tile that did not fit is in the peak, too
         assert told["peak"] < told["estimate"]
+
+
+@pytest.mark.parametrize("asked, mib", [("auto", 0), ("auto", 4), ("npu", 0), ("npu", 4)])
+def test_the_command_line_goes_on_with_the_processor(on_the_device, tmp_path, asked, mib):
+    """Where the weights (0 MiB) or the smallest tile (4 MiB) do not fit; a device that was asked for is not replaced."""
+    told = on_the_device(f"""
+from pathlib import Path
+from PIL import Image
+from resshift_core import device
+from resshift_core.cli import main
+folder = Path({str(tmp_path)!r})
+sources = [folder / "one.png", folder / "two.png"]
+for number, source in enumerate(sources):
+    Image.effect_noise((96, 80), 30 + number).convert("RGB").save(source)
+
+def status(asked, out):
+    words = ["--device", asked, "--dtype", "fp32", "--tile", "64", "--seed", "1", "-o", str(folder / out), "--suffix", ""]
+    return main(["upscale", *map(str, sources), *words])
+
+device._accelerator = lambda: torch.device("npu")
+card.set_limit({mib} << 20)
+told["status"] = status({asked!r}, "here")
+told["left"] = card.used()
+told["expected"] = status("cpu", "there")
+told["same"] = [
+    (folder / "here" / source.name).exists() and Image.open(folder / "here" / source.name) == Image.open(folder / "there" / source.name)
+    for source in sources
+]
+""")
+    replaced = asked == "auto"
+    assert told["same"] == [replaced] * 2 and told["expected"] == 0
+    assert told["status"] == (0 if replaced else 1 if mib else 2)

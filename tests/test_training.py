@@ -201,10 +201,11 @@ def test_a_validation_that_was_broken_off_is_made_up_for(place, tmp_path, monkey
 
 
 def test_few_photographs_are_varied(place, tmp_path):
-    words = ("--variety", "True", "--leaves-share", 0.4, "--min-rescale", 0.3, "--loss", "psnr", "--psnr-limit", 40)
+    words = ("--variety", "True", "--leaves-share", 0.4, "--frame-share", 0.3, "--min-rescale", 0.3)
+    words += ("--loss", "psnr", "--psnr-limit", 40)
     assert finetune.main(arguments(place[0], tmp_path, place[1], *words)) == 0
     used = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["training"]
-    assert used["variety"] is True and used["leaves_share"] == 0.4 and used["psnr_limit"] == 40
+    assert used["variety"] is True and used["leaves_share"] == 0.4 and used["frame_share"] == 0.3 and used["psnr_limit"] == 40
 
 
 def test_pairs_of_the_same_names(place, tmp_path):
@@ -218,6 +219,8 @@ def test_pairs_of_the_same_names(place, tmp_path):
         "--pairs",
         tmp_path / "low",
         "--leaves-share",
+        0.9,
+        "--frame-share",
         0.9,
         "--variety",
         "True",

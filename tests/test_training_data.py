@@ -14,9 +14,10 @@ import torch
 from PIL import Image
 
 import resshift_core as rs
-from training import distributed, leaves
+from training import distributed, frames, leaves
 from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
 from training.drawings import draw_page, usable_fonts
+from training.frames import draw_frame
 from training.leaves import draw_leaves
 from training.scan import DataError, Picture, find_images, inspect, read_rgb, scan
 from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
@@ -201,6 +202,46 @@ class TestVariety:
         values = torch.stack([crops[n]["hr"] for n in range(40)])
         assert 0 <= float(values.min()) and float(values.max()) <= 1
         assert len({round(float(value.max()), 2) for value in values if value.std() > 0.02}) > 4
+
+
+class TestFrames:
+    def test_lines_along_sides(self):
+        """The middle is the picture's, some side is of another colour, and all of it lies between the two."""
+        patch, rng, dark, sides = torch.full((3, 96, 96), 128.0), np.random.default_rng(0), 0, []
+        for _ in range(200):
+            framed = draw_frame(patch, rng)
+            assert framed.shape == patch.shape and 0 <= float(framed.min()) and float(framed.max()) <= 255
+            assert torch.equal(framed[:, 40:56, 40:56], patch[:, 40:56, 40:56])
+            changed = (framed - patch).abs().amax(0)
+            middle = slice(40, 56)
+            sides.append(
+                [
+                    float(row.max()) > 0
+                    for row in (changed[0, middle], changed[-1, middle], changed[middle, 0], changed[middle, -1])
+                ]
+            )
+            dark += float(framed.mean()) < 128
+        counts = np.array(sides).sum(1)
+        assert counts.min() >= 1 and set(counts) == {1, 2, 3, 4} and np.array(sides).mean(0).min() > 0.4
+        assert 130 < dark < 180
+
+    def test_most_are_narrow(self):
+        """Half of them take no more than sqrt(0.5 * 24) = 3.5 pixels."""
+        rng, widths = np.random.default_rng(0), []
+        for _ in range(400):
+            left = frames._left(64, 9, rng)
+            widths.append(float((1 - left).sum(0).mean()))
+        assert 2.8 < np.median(widths) < 4.3 and max(widths) < 28
+
+    def test_drawings_have_none(self, folder):
+        """And what has none is what it was before there were frames."""
+        crops = [
+            Crops(pictures(folder), CropSettings(32, frame_share=share, drawn_share=0.5), cache_mib=10) for share in (0.0, 1.0)
+        ]
+        pairs = [[crop[n]["hr"] for crop in crops] for n in range(24)]
+        drawn = [np.random.default_rng([0, n]).random() < 0.5 for n in range(24)]
+        assert all(torch.equal(*pair) for pair, page in zip(pairs, drawn) if page) and 4 < sum(drawn) < 20
+        assert not any(torch.equal(*pair) for pair, page in zip(pairs, drawn) if not page)
 
 
 class TestLeaves:

@@ -64,6 +64,14 @@ def test_converting_a_model_leaves_the_codes_exact():
     assert model.autoencoder.to_empty(device="cpu").quantize.embedding.weight.device.type == "cpu"
 
 
+def test_a_copy_lies_as_its_device_likes():
+    """Copies from devices that take planes of channels, on the processor."""
+    model = standin.small_model()
+    model.unet.to(memory_format=torch.contiguous_format)
+    conv = next(part for part in model.copied("cpu", torch.float32).unet.modules() if isinstance(part, torch.nn.Conv2d))
+    assert conv.kernel_size == (3, 3) and conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_distances_without_products_find_the_same_codes(autoencoder, recorded):
     """As CUDA takes them."""
     z, book = recorded["latent"], autoencoder.quantize.embedding.weight

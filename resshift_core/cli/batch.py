@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from ..atomic_file import remove_leftovers
+from ..device import first_that_fits
 from ..errors import InputError, ResShiftError
 from ..image_io import (
     MAX_PIXELS,
@@ -89,6 +90,7 @@ class Batch:
     Args:
         chain: gives the settings of a job, its seed among them.
         arguments: further keyword arguments of `upscale`.
+        on_processor: gives the model there, for pictures that do not fit on its device; None = these fail.
     """
 
     def __init__(
@@ -99,9 +101,10 @@ class Batch:
         handling: Handling,
         console: Console,
         report: Report,
+        on_processor: Callable[[], ResShiftModel] | None = None,
     ):
         self.model, self.chain, self.arguments, self.handling = model, chain, arguments, handling
-        self.console, self.report = console, report
+        self.console, self.report, self.on_processor = console, report, on_processor
 
     def run(self, jobs: list[Job], show_progress: bool = True) -> None:
         """Do all jobs. An interrupt lets the file that is being written end, then passes through."""
@@ -182,9 +185,16 @@ class Batch:
             done = max(done, event.fraction)
 
         chain, start = self.chain(job), time.monotonic()
-        result = upscale(
-            self.model, loaded.picture.tensor(), seed=chain.seed, mask=loaded.hole, on_step=on_step, **self.arguments
-        )  # fmt: skip
+
+        def run(model: ResShiftModel) -> torch.Tensor:
+            image = loaded.picture.tensor()
+            return upscale(model, image, seed=chain.seed, mask=loaded.hole, on_step=on_step, **self.arguments)
+
+        if self.on_processor is None:
+            result = run(self.model)
+        else:
+            attempts = (lambda: run(self.model), ""), (lambda: run(self.on_processor()), "the processor")
+            result = first_that_fits(attempts, self.model.device)
         return result[0], time.monotonic() - start
 
     def _write(self, ticket: int, job: Job, picture: Picture, result: torch.Tensor, seconds: float) -> None:

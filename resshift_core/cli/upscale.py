@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import inspect
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from PIL import Image
 from ..arguments import NOISES
 from ..checkpoint import load_model
 from ..color import COLOR_FIXES
+from ..device import first_that_fits, resolve_device, resolve_dtype
 from ..errors import InputError, ResShiftError
 from ..image_io import MAX_PIXELS
 from ..model import ResShiftModel
@@ -214,9 +217,16 @@ def _check(args: argparse.Namespace, naming: Naming) -> None:
 
 def _load(args: argparse.Namespace, rank: Rank) -> ResShiftModel:
     """The model; whatever is wrong with it is a wrong argument, for no input has been tried yet."""
+
+    def load(device: torch.device) -> ResShiftModel:
+        return load_model(args.model, autoencoder=args.autoencoder, variant=args.variant, device=device, dtype=args.dtype)
+
     try:
-        device = rank.device(args.device)
-        model = load_model(args.model, autoencoder=args.autoencoder, variant=args.variant, device=device, dtype=args.dtype)
+        device = resolve_device(rank.device(args.device))
+        attempts = [(lambda: load(device), "")]
+        if args.device == "auto":
+            attempts.append((lambda: load(torch.device("cpu")), "the processor"))
+        model = first_that_fits(attempts, device)
     except ResShiftError as error:
         raise InputError(str(error)) from error
     inpaints = model.config.task == "inpaint"
@@ -247,6 +257,7 @@ def _run(args, console: Console, report: Report, model: ResShiftModel, jobs: lis
         Handling(args.overwrite, args.max_pixels, args.mask, args.quality),
         console,
         report,
+        _on_processor(args, model),
     )
     # Pillow refuses twice its limit, also in what it decodes before it tells a size; `read_picture` is exact. It looks at crops, too:
     # those of a sheet are small
@@ -262,6 +273,14 @@ def _run(args, console: Console, report: Report, model: ResShiftModel, jobs: lis
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     report.close()
+
+
+def _on_processor(args, model: ResShiftModel) -> Callable[[], ResShiftModel] | None:
+    """For pictures that do not fit on a device that was not asked for: a copy of the model, made once."""
+    if args.device != "auto" or model.device.type == "cpu":
+        return None
+    place = torch.device("cpu")
+    return functools.cache(lambda: model.copied(place, resolve_dtype(args.dtype, place)))
 
 
 def _name(asked: str, model: ResShiftModel) -> str:
