@@ -46,6 +46,7 @@ class ManagedModel:
     def __init__(self, model: ResShiftModel):
         self.model = model
         self.device = mm.get_torch_device()
+        model.reserved_bytes = int(mm.extra_reserved_memory())  # --reserve-vram, in bytes
         for part in (model.unet, model.autoencoder):
             part.to(memory_format=layout_for(self.device))  # the host moves weights as they lie
         # not CoreModelPatcher: loading layer by layer is for ComfyUI's own layers, and hangs on modules what cannot be copied

@@ -122,6 +122,7 @@ class ResShiftModel:
         scale: output pixels per input pixel.
         metadata: strings that came with the file (licence, parent, training).
         device, dtype: where and in what format the network's weights are, whoever moved them there.
+        reserved_bytes: free memory of a graphics card that tiles do not fill, however many could go together.
     """
 
     def __init__(self, config: ModelConfig, metadata: dict[str, str] | None = None):
@@ -132,6 +133,7 @@ class ResShiftModel:
             module(config.autoencoder) for module, kind in AUTOENCODERS.values() if isinstance(config.autoencoder, kind)
         )
         self.metadata = dict(metadata or {})
+        self.reserved_bytes = 0
         self.eval()
 
     @property

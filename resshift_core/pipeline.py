@@ -217,7 +217,8 @@ def _tile_batch(model: ResShiftModel, height: int, width: int, asked: int | None
     free = free_bytes(model.device) if model.device.type == "cuda" else None
     if free is None:
         return 1
-    return max(1, min(64, most, int(0.7 * free) // max(1, model.bytes_per_tile(height, width))))
+    usable = min(int(0.7 * free), free - model.reserved_bytes)
+    return max(1, min(64, most, usable // max(1, model.bytes_per_tile(height, width))))
 
 
 def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Settings, progress: Progress) -> None:

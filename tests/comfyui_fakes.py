@@ -98,6 +98,7 @@ class Comfy:
         return self._module(
             "comfy.model_management",
             get_torch_device=lambda: self.device,
+            extra_reserved_memory=lambda: self.flags.get("reserved", 400 << 20),
             unet_offload_device=lambda: torch.device("cpu"),
             vae_offload_device=lambda: torch.device("cpu"),
             intermediate_device=lambda: torch.device("cpu"),

@@ -285,6 +285,10 @@ class TestLoader:
 
 
 class TestMemory:
+    def test_what_the_host_reserves_is_left_alone(self, host):
+        host.flags["reserved"] = 3 << 30
+        assert load(host).model.reserved_bytes == 3 << 30
+
     def test_weights_are_in_the_hosts_hands(self, host):
         socket = load(host)
         upscaled(host, "ResShiftUpscaleImage", socket, picture(1, 16, 16, 3))

@@ -723,6 +723,18 @@ def test_tiles_that_go_together_have_less_than_two_to_the_31_numbers(monkeypatch
     assert pipeline._tile_batch(model, 128, 128, None) == 31
     monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("mps"))
     assert model.most_tiles(128, 128) == 15  # Apple's library: 4 GiB in float32
+
+
+def test_tiles_leave_memory_to_others(monkeypatch):
+    """Three tenths of what is free, or what the host reserves."""
+    with torch.device("meta"):
+        model = rs.ResShiftModel(standin.published_config("realsr_x4_s4"))
+    one = model.bytes_per_tile(64, 64)
+    monkeypatch.setattr(pipeline, "free_bytes", lambda device: 20 * one)
+    monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("cuda"))
+    for reserved, tiles in ((0, 14), (5 * one, 14), (12 * one, 8), (30 * one, 1)):
+        model.reserved_bytes = reserved
+        assert pipeline._tile_batch(model, 64, 64, None) == tiles
     monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("cpu"))
     assert model.most_tiles(4096, 4096) == 1
 
