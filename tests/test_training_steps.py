@@ -183,6 +183,20 @@ def test_rolled_points_are_what_the_sampler_arrives_at():
     assert seen == {0, 1, 2, 3}
 
 
+def test_noise_is_drawn_as_far_as_a_sample_goes():
+    """One field at t = T, one more for x_T of a chain and one for each of its steps; without chains two, for students."""
+    chain = Chain(tiny(steps=4), None, 0, 0.4, "cpu", rollout_share=0.7)
+    t, rolled, noise = chain._random(range(64), (3, 8, 8))
+    assert noise.shape == (5, 64, 3, 8, 8) and set(rolled) == {None, 0, 1, 2}
+    for i, goal in enumerate(rolled):
+        drawn = 1 if goal is None else 5 - goal
+        assert float(noise[:drawn, i].std(dim=(1, 2, 3)).min()) > 0.7 and not noise[drawn:, i].any()
+    assert len({float(value) for value in noise[:, :, 0, 0, 0].flatten() if value}) == int((noise[:, :, 0, 0, 0] != 0).sum())
+    alone = chain._random([7], (3, 8, 8))
+    assert torch.equal(alone[2][:, 0], noise[:, 7]) and int(alone[0]) == int(t[7])
+    assert float(Chain(tiny(steps=4), None, 0, 0.4, "cpu")._random(range(64), (3, 8, 8))[2].std(dim=(2, 3, 4)).min()) > 0.7
+
+
 # ---------------------------------------------------------------------------------------------------- losses
 
 

@@ -26,7 +26,7 @@ class Points:
     y0: torch.Tensor  # (B, C, h, w), the latent of the upsampled low-resolution crop
     t: torch.Tensor  # (B,) int64, from 0
     x_t: torch.Tensor  # (B, C, h, w), as the chain has it
-    noise: torch.Tensor  # (N, B, C, h, w): that of x_t, then those of a run of the chain
+    noise: torch.Tensor  # (N, B, C, h, w): that of x_t, then those of a run of the chain, as far as a sample goes
     rolled: tuple[int | None, ...]  # t, where x_t is to be what the network's own chain arrives at, see Chain.roll_out
 
 
@@ -96,19 +96,26 @@ class Chain:
         return latent
 
     def _random(self, numbers, shape):
-        """(t counted from 0, rolled, noise): every sample from its own generator on the CPU, the same on every device."""
+        """(t counted from 0, rolled, noise): every sample from its own generators. What it does not need is zero.
+
+        t is the same on every device. Noise is drawn where it is needed: in pixel space it is several numbers for every one of
+        the picture, more than a processor draws for a GPU.
+        """
         last, steps, rolled = self.model.schedule.steps - 1, [], []
-        draws = 2 + (last if self.rollout_share else 0)
-        noise = torch.empty(draws, len(numbers), *shape, pin_memory=self.device.type == "cuda")
+        noise = torch.zeros(2 + (last if self.rollout_share else 0), len(numbers), *shape, device=self.device)
         for i, number in enumerate(numbers):
             generator = torch.Generator().manual_seed(torch_seed(self.seed, number, 4))
+            there = generator
+            if self.device.type != "cpu":
+                there = torch.Generator(self.device).manual_seed(torch_seed(self.seed, number, 7))
             at_end = float(torch.rand((), generator=generator)) < self.last_step_share
             uniform = int(torch.randint(0, last + 1, (), generator=generator))
             steps.append(last if at_end else uniform)
             rolls = float(torch.rand((), generator=generator)) < self.rollout_share and steps[-1] != last
             rolled.append(steps[-1] if rolls else None)
-            noise[:, i] = torch.randn((draws, *shape), generator=generator)
-        return upload(steps, self.device), tuple(rolled), noise.to(self.device, non_blocking=True)
+            draws = 2 + last - steps[-1] if rolls else 1 if self.rollout_share else 2
+            noise[:draws, i] = torch.randn((draws, *shape), generator=there, device=self.device)
+        return upload(steps, self.device), tuple(rolled), noise
 
     def shifted(self, x0, y0, t, noise):
         """x_t ~ q(x_t | x0, y0), eq. 2."""
