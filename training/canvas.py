@@ -20,6 +20,7 @@ from .upload import upload
 
 BLOCK = 16  # pixels: JPEG's unit with halved colour; canvases are multiples of it
 MODES = ("area", "bilinear", "bicubic")
+GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def _noise_field(image: torch.Tensor, noise: Noise, generator: torch.Generator) 
         return field * (noise.strength / 255)
     levels = image.mul(255).round()
     if noise.grey:
-        levels = kornia.color.rgb_to_grayscale(levels).round()
+        weights = upload(GREY, levels.device, levels.dtype)  # kornia of Python 3.10 makes its own there, and waits
+        levels = kornia.color.rgb_to_grayscale(levels, weights).round()
     return (torch.poisson(levels, generator=generator) - levels) * (noise.strength / 255)
 
 
