@@ -103,6 +103,7 @@ def _detect_inputs(state: State) -> dict:
         "mask": picture == 4,
         "lq_stages": len(stages),
         "trunk_blocks": max(0, len(trunk) - 1),
+        "degradation_channels": len(state.get("degradation_embed.0.bias", ())),
     }
 
 

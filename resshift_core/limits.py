@@ -21,7 +21,7 @@ RANGES = {  # field -> (least, most), of every number in it
     "in_channels": (1, 4096), "out_channels": (1, 4096), "lq_channels": (3, 3), "lq_stages": (0, 8),
     "model_channels": (2, 8192), "channel_mult": (1, 64), "num_res_blocks": (0, 64), "swin_depth": (0, 64),
     "swin_channels": (1, 8192), "head_channels": (1, 8192), "window": (1, 32), "mlp_ratio": (1e-3, 64.0),
-    "image_size": (1, 65536), "trunk_blocks": (0, 256), "ch": (1, 8192), "ch_mult": (1, 64), "z_channels": (1, 4096),
+    "image_size": (1, 65536), "trunk_blocks": (0, 256), "degradation_channels": (0, 8192), "ch": (1, 8192), "ch_mult": (1, 64), "z_channels": (1, 4096),
     "embed_dim": (1, 4096), "n_embed": (1, 2**24), "factor": (1, 64), "steps": (1, MAX_STEPS), "kappa": (0.0, 1e4),
     "p": (1e-6, 1e4), "min_noise_level": (1e-9, 1e4), "sqrt_eta_T": (1e-9, 1.0), "default_steps": (1, MAX_STEPS),
     "scale": (1, 64), "residual_std": (0.0, 1e4), "tile": (1, 65536), "overlap": (0, 65536),
@@ -88,6 +88,8 @@ def check_model(config) -> None:
         )
     if unet.mask != (config.task == "inpaint"):
         raise ValueError(f"task is {config.task!r}, but the network {'takes a' if unet.mask else 'has no'} mask")
+    if unet.degradation_channels and not unet.trunk_blocks:
+        raise ValueError("the network is told of degradations, but has no trunk to tell")
     layers = len(unet.channel_mult) * (unet.num_res_blocks + 1) * (unet.swin_depth + 1)
     if layers > MAX_LAYERS:
         raise ValueError(f"the network would have about {layers} layers")

@@ -62,6 +62,13 @@ class _Picture:
         self.noise_size = config.noise_side(height), config.noise_side(width)
         self.mirrored = mirror_index if config.space == "pixel" else reflect_index
         self.draws = draws
+        self._degradation: torch.Tensor | None = None
+
+    def degradation(self, model: ResShiftModel) -> torch.Tensor:
+        """What the network's estimator says of the whole picture, (1, 10): the same for every tile."""
+        if self._degradation is None:
+            self._degradation = model.unet.degradation.of_picture(self.rgb)
+        return self._degradation
 
     def crop(self, place: tuple[int, int], margin: int, source=None) -> torch.Tensor:
         """Low-resolution pixels of one tile and `margin` around it, mirrored beyond the picture. (C, h, w)."""
@@ -157,7 +164,10 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     if progress is not None:
         progress.tell("encode", 0, places, lambda: (lq.float() / 2 + 0.5).clamp(0, 1).cpu())
     y0 = model.autoencoder.encode(_enlarged(crops, lq, scale)).float()
-    condition = model.unet.condition(lq, mask)
+    told = None
+    if model.config.unet.degradation_channels:
+        told = torch.cat([picture.degradation(model) for picture, _ in jobs])
+    condition = model.unet.condition(lq, mask, told)
     boxes = [picture.latent_box(place, config) for picture, place in jobs]
     fields = [shared.noise(picture) for picture, _ in jobs]
 

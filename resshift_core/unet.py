@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .degradation import DESCRIPTION, DegradationEstimator
 from .device import layout_for
 from .normalization import NORMS
 from .swin import SwinBlock, SwinLayer
@@ -42,6 +43,7 @@ class UNetConfig:
     norm: str = "group"  # a key of normalization.NORMS
     shift_mask: str = "resshift"  # or "swin"
     trunk_blocks: int = 0  # residual blocks on the low-resolution picture alone, computed once for all steps
+    degradation_channels: int = 0  # of what the trunk's blocks are told of the whole picture's degradation; 0 = nothing
 
     @property
     def latent_multiple(self) -> int:
@@ -83,7 +85,7 @@ def convolved_part(conv: nn.Conv2d, part, first: int, bias=None):
 class ResBlock(nn.Module):
     """norm, SiLU, conv3x3; norm, FiLM by the time embedding, SiLU, conv3x3; plus the input.
 
-    `emb_channels=0` leaves the time out (the trunk).
+    In the trunk an embedding of the picture's degradation takes the place of the time's; `emb_channels=0` leaves it out.
     """
 
     def __init__(self, channels: int, out_channels: int, emb_channels: int, norm: str):
@@ -204,10 +206,14 @@ class SwinUNet(nn.Module):
         self.time_embed = TimestepEmbedding(width)
         self.feature_extractor, lq_features = _feature_extractor(config)
         if config.trunk_blocks:
+            told = config.degradation_channels
             self.trunk = nn.Sequential(
                 nn.Conv2d(lq_features, width, 3, padding=1),
-                *(ResBlock(width, width, 0, config.norm) for _ in range(config.trunk_blocks)),
+                *(ResBlock(width, width, told, config.norm) for _ in range(config.trunk_blocks)),
             )
+            if told:
+                self.degradation = DegradationEstimator()
+                self.degradation_embed = nn.Sequential(nn.Linear(len(DESCRIPTION), told), nn.SiLU(), nn.Linear(told, told))
             lq_features = width
 
         def res(channels, out_channels):
@@ -254,18 +260,34 @@ class SwinUNet(nn.Module):
             NORMS[config.norm](channels), nn.SiLU(), nn.Conv2d(channels, config.out_channels, 3, padding=1)
         )
 
-    def condition(self, lq, mask=None):
+    def stages(self):
+        """What every step computes, from the first block to the last."""
+        return *self.input_blocks, self.middle_block, *self.output_blocks
+
+    def condition(self, lq, mask=None, degradation=None):
         """The part of the network that sees the low-resolution picture alone, up to what it adds to the first features.
 
-        (B, 3, H, W) -> (B, model_channels, h, w).
+        (B, 3, H, W) -> (B, model_channels, h, w). degradation: (B, 10), what `self.degradation` says of the pictures that lq are
+        parts of; None = estimated from lq.
         """
         if mask is not None:
             lq = torch.cat([lq, mask], dim=1)
         features = self.feature_extractor(lq.to(self.out[2].weight.dtype))
         if self.config.trunk_blocks:
-            features = self.trunk(features)
+            features = self._through_trunk(features, lq[:, :3], degradation)
         opening = self.input_blocks[0][0]
         return convolved_part(opening, features, self.config.in_channels, opening.bias)
+
+    def _through_trunk(self, features, lq, degradation):
+        if not self.config.degradation_channels:
+            return self.trunk(features)
+        if degradation is None:
+            degradation = self.degradation(lq)
+        emb = self.degradation_embed(degradation.to(features.dtype))
+        features, *blocks = self.trunk[0](features), *self.trunk[1:]
+        for block in blocks:
+            features = block(features, emb)
+        return features
 
     def constants(self, t) -> list[dict[nn.Module, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]]:
         """What the steps t, (T,), compute from t and the weights alone: FiLM vectors and biases of the windows, for each step.
@@ -274,7 +296,7 @@ class SwinUNet(nn.Module):
         """
         emb, dtype = self.time_embed(t), self.out[2].weight.dtype
         biases = {module: module.biases().to(dtype) for module in self.modules() if isinstance(module, SwinBlock)}
-        timed = [module for module in self.modules() if isinstance(module, ResBlock) and hasattr(module, "emb_layers")]
+        timed = [block for stage in self.stages() for block in stage if isinstance(block, ResBlock)]
         films = [zip(*(part.split(1) for part in module.film(emb))) for module in timed]
         return [{**biases, **dict(zip(timed, step))} for step in zip(*films)]
 

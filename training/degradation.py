@@ -8,6 +8,7 @@ where a run was resumed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +16,8 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from resshift_core.degradation import DESCRIPTION
 
 from .canvas import MODES, Canvas, Noise, add_noise, blur, jpeg, resize
 from .kernels import NO_BLUR, Kernel, KernelRange, draw_kernel, draw_sinc, make_kernels
@@ -115,6 +118,25 @@ def draw_everyday(rng: np.random.Generator) -> tuple[StagePlan, bool]:
     levels = float(rng.uniform(1, 25)) if rng.random() < 0.6 else 0.0
     noise = Noise("gaussian", levels, bool(rng.random() < 0.4))
     return StagePlan(kernel, 1.0, plan.mode, noise, int(rng.integers(40, 96))), bool(rng.random() < 0.5)
+
+
+def describe(plan: StagePlan, compressed: bool) -> dict[str, float]:
+    """What `resshift_core.degradation.DESCRIPTION` is of a picture that went through one stage."""
+    kernel, noise = plan.kernel, plan.noise
+    shot = noise.kind == "poisson"
+    levels = noise.strength * math.sqrt(128) if shot else noise.strength
+    noisy = noise.kind != "none" and levels > 0
+    blur = 0.0 if kernel.kind == "none" else math.sqrt((kernel.sigma_x**2 + kernel.sigma_y**2) / 2)
+    return {
+        "damaged": 1.0,
+        "compressed": float(compressed),
+        "coarseness": (100 - plan.quality) / 70 if compressed else 0.0,
+        "noise": math.log2(1 + levels) / 5 if noisy else 0.0,
+        "shot": float(noisy and shot),
+        "grey": float(noisy and noise.grey),
+        "blur": blur,
+        plan.mode: 1.0,
+    }
 
 
 def random_for(seed: int, number: int, purpose: int) -> np.random.Generator:
@@ -235,6 +257,28 @@ def mixed(images: torch.Tensor, numbers: Sequence[int], seed: int, scale: int = 
 PIPELINES = {"paper-b1": paper_b1, "everyday": everyday, "realesrgan": realesrgan, "mixed": mixed}
 
 
+def _is_damaged(seed: int, number: int, share: float) -> bool:
+    return random_for(seed, number, 3).random() < share
+
+
+def descriptions(kind: str, numbers: Sequence[int], seed: int, share: float) -> torch.Tensor:
+    """What `make_degradation` does to the pictures of these numbers, (B, 10) in the order of DESCRIPTION.
+
+    Raises:
+        ValueError: a kind of more than one stage, whose results have no such description.
+    """
+    rows = []
+    for number in numbers:
+        row: dict[str, float] = {}
+        if kind not in ("paper-b1", "everyday", "bicubic"):
+            raise ValueError(f"what {kind!r} does to a picture cannot be described in a few numbers")
+        if kind != "bicubic" and _is_damaged(seed, number, share):
+            rng = random_for(seed, number, 1)
+            row = describe(draw_b1(rng), True) if kind == "paper-b1" else describe(*draw_everyday(rng))
+        rows.append([row.get(name, 0.0) for name in DESCRIPTION])
+    return torch.tensor(rows, dtype=torch.float32)
+
+
 def make_degradation(kind: str, scale: int, seed: int, share: float = 1.0) -> Degrade:
     """degrade(images, numbers). `share` of the pictures get the pipeline, the others are plainly bicubic.
 
@@ -247,7 +291,7 @@ def make_degradation(kind: str, scale: int, seed: int, share: float = 1.0) -> De
     def degrade(images: torch.Tensor, numbers: Sequence[int]) -> torch.Tensor:
         if kind == "bicubic":
             return bicubic(images, scale)
-        damaged = [random_for(seed, number, 3).random() < share for number in numbers]
+        damaged = [_is_damaged(seed, number, share) for number in numbers]
         pipeline = partial(PIPELINES[kind], seed=seed, scale=scale)
         return _share_out(images, numbers, damaged, scale, pipeline, lambda clean, _: bicubic(clean, scale))
 

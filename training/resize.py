@@ -1,4 +1,4 @@
-"""A trained network made longer, shorter or wider. A grown one starts as what it was (Net2Net, Chen et al., ICLR 2016)."""
+"""A trained network made longer, shorter, wider, or aware of degradations. A grown one starts as what it was (Net2Net, Chen et al., ICLR 2016)."""
 
 from __future__ import annotations
 
@@ -55,11 +55,35 @@ def resize_trunk(model: rs.ResShiftModel, blocks: int) -> rs.ResShiftModel:
     else:
         like = next(model.unet.parameters())
         width, norm = model.config.unet.model_channels, model.config.unet.norm
-        new = nn.Sequential(*(ResBlock(width, width, 0, norm) for _ in range(blocks - there)))
+        told = model.config.unet.degradation_channels
+        new = nn.Sequential(*(ResBlock(width, width, told, norm) for _ in range(blocks - there)))
         zero_branches(new)
         residual += new.to(like.device, like.dtype)
     resized.unet.trunk = nn.Sequential(convolution, *residual)
     return resized
+
+
+def add_estimator(model: rs.ResShiftModel, channels: int) -> rs.ResShiftModel:
+    """A copy whose trunk is told of degradations, by an embedding of so many channels, but makes nothing of it yet; the model
+    itself where its trunk is told already.
+
+    Raises:
+        SettingsError: there is no trunk.
+    """
+    config = model.config.unet
+    if config.degradation_channels:
+        return model
+    if not config.trunk_blocks:
+        raise SettingsError("This model has no trunk that could be told of degradations.")
+    told = copy.copy(model)
+    told.config = replace(model.config, unet=replace(config, degradation_channels=channels))
+    like = next(model.unet.parameters())
+    told.unet = rs.SwinUNet(told.config.unet).to(like.device, like.dtype)
+    for block in told.unet.trunk[1:]:
+        nn.init.zeros_(block.emb_layers[1].weight)
+        nn.init.zeros_(block.emb_layers[1].bias)
+    told.unet.load_state_dict({**told.unet.state_dict(), **model.unet.state_dict()})
+    return told
 
 
 def widen(model: rs.ResShiftModel, width: int) -> rs.ResShiftModel:
@@ -87,7 +111,8 @@ def widen(model: rs.ResShiftModel, width: int) -> rs.ResShiftModel:
     like = next(model.unet.parameters())
     wide.unet = rs.SwinUNet(wide.config.unet).to(like.device, like.dtype)
     names = {module: name for name, module in wide.unet.named_modules()}
-    for new in (module for module in wide.unet.modules() if isinstance(module, nn.Conv2d)):
+    inside = (part for name, part in wide.unet.named_children() if name != "degradation")
+    for new in (module for part in inside for module in part.modules() if isinstance(module, nn.Conv2d)):
         old = model.unet.get_submodule(names[new])
         outputs = _places(old.out_channels, new.out_channels, there, width)
         inputs = _places(old.in_channels, new.in_channels, there, width)
@@ -95,7 +120,12 @@ def widen(model: rs.ResShiftModel, width: int) -> rs.ResShiftModel:
         _embed(new, old, outputs, inputs, keep_new_rows=opens)
     with torch.no_grad():
         emb, old_emb = (nn.functional.silu(net.time_embed(_times(model, like))) for net in (wide.unet, model.unet))
-    for new in (module for module in wide.unet.modules() if isinstance(module, ResBlock) and hasattr(module, "emb_layers")):
+    if old_config.degradation_channels:
+        wide.unet.degradation.load_state_dict(model.unet.degradation.state_dict())
+        wide.unet.degradation_embed.load_state_dict(model.unet.degradation_embed.state_dict())
+        for new, old in zip(wide.unet.trunk[1:], model.unet.trunk[1:]):
+            _embed_film(new.emb_layers[1], old.emb_layers[1], there, width)
+    for new in (block for stage in wide.unet.stages() for block in stage if isinstance(block, ResBlock)):
         _refit_film(new.emb_layers[1], model.unet.get_submodule(names[new]).emb_layers[1], emb, old_emb, there, width)
     return wide
 
@@ -123,6 +153,15 @@ def _embed(new: nn.Conv2d, old: nn.Conv2d, outputs: list[int], inputs: list[int]
     new.weight[outputs] = 0
     new.weight[torch.tensor(outputs)[:, None], torch.tensor(inputs)] = old.weight
     new.bias[outputs] = old.bias
+
+
+@torch.no_grad()
+def _embed_film(new: nn.Linear, old: nn.Linear, there: int, width: int) -> None:
+    """What the old channels are told; the new ones are told nothing."""
+    rows = [*range(there), *range(width, width + there)]  # scales, then shifts
+    new.weight.zero_()
+    new.bias.zero_()
+    new.weight[rows], new.bias[rows] = old.weight, old.bias
 
 
 @torch.no_grad()

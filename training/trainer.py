@@ -139,6 +139,8 @@ class Trainer:
         self.device = processes.device
         self.chain: Chain = objective.chain
         self.raw = model.unet.train().requires_grad_(True)
+        if model.config.unet.degradation_channels:
+            self.raw.degradation.requires_grad_(False)  # training/train_estimator.py trains it, against what is known
         self.average = make_average(self.raw, settings.ema)
         if settings.checkpointing:
             recompute_activations(self.raw)
