@@ -36,11 +36,15 @@ FEATURES = 96  # of either kind
 
 def windows(picture: torch.Tensor) -> torch.Tensor:
     """(3, H, W) -> (N, 3, h, w), h and w at most WINDOW: evenly spread, on JPEG's grid, not more for larger pictures."""
-    short = [max(0, LEAST - side) for side in picture.shape[1:]]
-    if any(short):
-        picture = F.pad(picture[None], (0, short[1], 0, short[0]), mode="replicate")[0]
+    picture = _at_least(picture[None])[0]
     rows, columns = (_starts(side) for side in picture.shape[1:])
     return torch.stack([picture[:, top : top + WINDOW, left : left + WINDOW] for top in rows for left in columns])
+
+
+def _at_least(pictures: torch.Tensor) -> torch.Tensor:
+    """(B, 3, H, W), with the last pixels repeated up to LEAST."""
+    down, across = (max(0, LEAST - side) for side in pictures.shape[2:])
+    return F.pad(pictures, (0, across, 0, down), mode="replicate") if down or across else pictures
 
 
 def _starts(side: int) -> list[int]:
@@ -106,7 +110,7 @@ class Texture(nn.Module):
 
 
 class DegradationEstimator(nn.Module):
-    """(B, 3, h, w) in [-1, 1], h and w at least LEAST, -> DESCRIPTION, (B, 10) float32 in [0, 1].
+    """(B, 3, h, w) in [-1, 1] -> DESCRIPTION, (B, 10) float32 in [0, 1].
 
     It computes in float32 whatever its weights are: JPEG's traces are finer than half precision.
     """
@@ -118,7 +122,7 @@ class DegradationEstimator(nn.Module):
 
     def features(self, lq) -> torch.Tensor:
         """(B, 2 FEATURES), to be averaged over the windows of a picture."""
-        levels = lq.float() * 127.5 + 127.5
+        levels = _at_least(lq.float()) * 127.5 + 127.5
         return torch.cat([self.compression(levels), self.texture(levels)], 1)
 
     def describe(self, features) -> torch.Tensor:
