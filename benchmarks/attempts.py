@@ -114,8 +114,8 @@ def of_published(device: torch.device) -> Iterator[Attempt]:
 def joining(model: rs.ResShiftModel) -> rs.ResShiftModel:
     """A built-in model that joins x_t and the trunk's features before every step, and the skip to what it skipped."""
 
-    def condition(unet, lq, mask=None):
-        return unet.trunk(lq.to(unet.out[2].weight.dtype))
+    def condition(unet, lq, mask=None, degradation=None):
+        return unet.trunk(lq.to(unet.out[2].weight.dtype), unet.told(lq, degradation))
 
     def forward(unet, x, t, lq=None, mask=None, condition=None, constants=None):
         first = h = unet.input_blocks[0](torch.cat([x.to(condition.dtype), condition], dim=1), None)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .device import without_autocast
+
 DESCRIPTION = (  # every number in [0, 1]
     "damaged",  # 0 = only ever shrunk
     "compressed",
@@ -132,12 +134,12 @@ class DegradationEstimator(nn.Module):
         return F.linear(hidden, last.weight.float(), last.bias.float())
 
     def forward(self, lq):
-        with torch.autocast(lq.device.type, enabled=False):
+        with without_autocast(lq.device):
             return self.describe(self.features(lq)).clamp(0, 1)
 
     def of_picture(self, picture) -> torch.Tensor:
         """(3, H, W) in [0, 1], of any size and on any device, -> (1, 10) on the estimator's device."""
         device = self.head[0].weight.device
-        with torch.autocast(device.type, enabled=False):
+        with without_autocast(device):
             parts = windows(picture).to(device).float() * 2 - 1
             return self.describe(self.features(parts).mean(0, keepdim=True)).clamp(0, 1)

@@ -174,6 +174,17 @@ class Stage(nn.Sequential):
         return x
 
 
+class Trunk(nn.Sequential):
+    """A convolution and residual blocks on the low-resolution picture alone; emb: (B, E), what they are told of it."""
+
+    def forward(self, x, emb=None):
+        opening, *blocks = self
+        x = opening(x)
+        for block in blocks:
+            x = block(x, emb)
+        return x
+
+
 def _feature_extractor(config: UNetConfig) -> tuple[nn.Module, int]:
     """The low-resolution branch down to latent size, and the number of its output channels."""
     channels = config.lq_channels + config.mask
@@ -207,7 +218,7 @@ class SwinUNet(nn.Module):
         self.feature_extractor, lq_features = _feature_extractor(config)
         if config.trunk_blocks:
             told = config.degradation_channels
-            self.trunk = nn.Sequential(
+            self.trunk = Trunk(
                 nn.Conv2d(lq_features, width, 3, padding=1),
                 *(ResBlock(width, width, told, config.norm) for _ in range(config.trunk_blocks)),
             )
@@ -274,20 +285,17 @@ class SwinUNet(nn.Module):
             lq = torch.cat([lq, mask], dim=1)
         features = self.feature_extractor(lq.to(self.out[2].weight.dtype))
         if self.config.trunk_blocks:
-            features = self._through_trunk(features, lq[:, :3], degradation)
+            features = self.trunk(features, self.told(lq[:, :3], degradation))
         opening = self.input_blocks[0][0]
         return convolved_part(opening, features, self.config.in_channels, opening.bias)
 
-    def _through_trunk(self, features, lq, degradation):
+    def told(self, lq, degradation):
+        """The embedding of what happened to the picture, (B, degradation_channels), or None."""
         if not self.config.degradation_channels:
-            return self.trunk(features)
+            return None
         if degradation is None:
             degradation = self.degradation(lq)
-        emb = self.degradation_embed(degradation.to(features.dtype))
-        features, *blocks = self.trunk[0](features), *self.trunk[1:]
-        for block in blocks:
-            features = block(features, emb)
-        return features
+        return self.degradation_embed(degradation.to(self.out[2].weight.dtype))
 
     def constants(self, t) -> list[dict[nn.Module, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]]:
         """What the steps t, (T,), compute from t and the weights alone: FiLM vectors and biases of the windows, for each step.

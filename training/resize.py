@@ -11,7 +11,7 @@ from torch import nn
 
 import resshift_core as rs
 from resshift_core.limits import RANGES
-from resshift_core.unet import ResBlock
+from resshift_core.unet import ResBlock, Trunk
 
 from .settings import SettingsError, TrainSettings
 from .trainer import zero_branches
@@ -59,7 +59,7 @@ def resize_trunk(model: rs.ResShiftModel, blocks: int) -> rs.ResShiftModel:
         new = nn.Sequential(*(ResBlock(width, width, told, norm) for _ in range(blocks - there)))
         zero_branches(new)
         residual += new.to(like.device, like.dtype)
-    resized.unet.trunk = nn.Sequential(convolution, *residual)
+    resized.unet.trunk = Trunk(convolution, *residual)
     return resized
 
 
