@@ -32,6 +32,11 @@ LEAST = 16  # smaller pictures are padded to this
 MOST_WINDOWS = 8  # along a side
 LUMA = (0.299, 0.587, 0.114)
 STEPS = 24  # of JPEG's quantisation, in levels: 1 to so many are looked for
+COARSE = [
+    8 * row + column for row in range(8) for column in range(8) if 1 <= row + column <= 3
+]  # coefficients of low frequency
+LEAD = 0.15  # by which another grid must fit better than that of the picture's corner; without JPEG it is 0.09 at most
+BUSIEST, LEAST_BLOCKS = 4, 40  # windows that are searched for the grid, and blocks without which it is not looked for
 FILTERS, FILTER = 48, 5
 FEATURES = 96  # of either kind
 
@@ -72,15 +77,38 @@ class Compression(nn.Module):
 def combs(coefficients) -> torch.Tensor:
     """How well each step fits: the mean of cos(2 pi c / step), 1 where all c are its multiples, about 0 where they lie anywhere.
 
-    (B, 64, blocks) -> (B, STEPS, 64), for the steps 1, 2, ... STEPS.
+    (B, coefficients, blocks) -> (B, STEPS, coefficients), for the steps 1, 2, ... STEPS.
     """
     return torch.stack([torch.cos(coefficients * (2 * math.pi / step)).mean(2) for step in range(1, STEPS + 1)], 1)
 
 
+def _luma(levels) -> torch.Tensor:
+    """(B, 3, h, w) -> (B, 1, h, w), around 0."""
+    return torch.einsum("bchw,c->bhw", levels, levels.new_tensor(LUMA))[:, None] - 128
+
+
 def transformed(levels) -> torch.Tensor:
     """The cosine transform of the luminance of every block, (B, 3, h, w) in 8-bit levels -> (B, 64, blocks)."""
-    luma = torch.einsum("bchw,c->bhw", levels, levels.new_tensor(LUMA))[:, None] - 128
-    return F.conv2d(luma, _cosines(levels.device), stride=8).flatten(2)
+    return F.conv2d(_luma(levels), _cosines(levels.device), stride=8).flatten(2)
+
+
+def grid_of(levels) -> tuple[int, int]:
+    """Where JPEG's grid begins in windows, (N, 3, h, w) in 8-bit levels -> (rows, columns), each 0 to 7.
+
+    (0, 0) where it cannot be told, as without JPEG, or is of no matter: pictures cut out of others are the ones that have
+    another.
+    """
+    chosen = levels.flatten(1).var(1).topk(min(BUSIEST, len(levels))).indices
+    places = F.conv2d(_luma(levels[chosen]), _cosines(levels.device)[COARSE])  # blocks that begin anywhere
+    count, kinds, height, width = places.shape
+    rows, columns = height // 8, width // 8
+    if count * rows * columns < LEAST_BLOCKS:
+        return 0, 0
+    grids = places[:, :, : 8 * rows, : 8 * columns].reshape(count, kinds, rows, 8, columns, 8)
+    fits = combs(grids.permute(3, 5, 1, 0, 2, 4).reshape(64, kinds, -1))[:, 2:]  # (64 grids, steps from 3 on, coefficients)
+    lead = (fits - fits.mean(0)).amax(1).mean(1)
+    best = int(lead.argmax())
+    return divmod(best, 8) if float(lead[best] - lead[0]) > LEAD else (0, 0)
 
 
 def _cosines(device) -> torch.Tensor:
@@ -142,4 +170,7 @@ class DegradationEstimator(nn.Module):
         device = self.head[0].weight.device
         with without_autocast(device):
             parts = windows(picture).to(device).float() * 2 - 1
+            top, left = grid_of(parts * 127.5 + 127.5)
+            if top or left:
+                parts = windows(picture[:, top:, left:]).to(device).float() * 2 - 1
             return self.describe(self.features(parts).mean(0, keepdim=True)).clamp(0, 1)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import resshift_core as rs
-from resshift_core.degradation import DESCRIPTION, LEAST, MOST_WINDOWS, STEPS, WINDOW, combs, transformed, windows
+from resshift_core.degradation import DESCRIPTION, LEAST, MOST_WINDOWS, STEPS, WINDOW, combs, grid_of, transformed, windows
 from resshift_core.limits import check_model
 from training import finetune, train_estimator
 from training.degradation import descriptions, draw_everyday, make_degradation, random_for
@@ -73,6 +73,27 @@ def test_combs_find_jpegs_steps():
         others = [other for other in range(2, STEPS + 1) if step % other and other % step]
         assert found[step - 1, i] > 0.5 > before[step - 1, i]
         assert found[step - 1, i] > found[[other - 1 for other in others], i].max()
+
+
+@pytest.mark.parametrize("quality", [60, 85])
+@pytest.mark.parametrize("top, left", [(0, 0), (5, 3), (0, 6)])
+def test_pictures_cut_out_of_jpegs_are_looked_at_on_their_own_grid(quality, top, left):
+    model = told_model()
+    levels, _ = jpeg(picture(200, 230), quality)
+    cut = levels[0, :, top:, left:] / 255
+    assert grid_of(windows(cut) * 255) == (-top % 8, -left % 8)
+    aligned = cut[:, -top % 8 :, -left % 8 :]
+    found, wanted = (model.unet.degradation.of_picture(image) for image in (cut, aligned))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    "levels",
+    [picture(200, 230) * 255, picture(64, 64) * 255, torch.full((1, 3, 90, 90), 128.0), torch.rand(1, 3, 20, 20) * 255],
+    ids=["waves", "one window", "flat", "few blocks"],
+)
+def test_without_jpeg_the_grid_is_the_pictures_own(levels):
+    assert grid_of(windows(levels[0].round())) == (0, 0)
 
 
 def test_every_tile_is_told_what_is_said_of_the_whole_picture(monkeypatch):
