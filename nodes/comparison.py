@@ -21,8 +21,11 @@ QUALITY = 92
 
 def compared(before: torch.Tensor, after: torch.Tensor) -> dict:
     """The "ui" part of a node's answer: names of two temporary files, of the first frame. Both IMAGE (B, H, W, C)."""
+    nothing: dict[str, list] = {
+        "resshift_compare": []
+    }  # the key must be there: ComfyUI joins the answers for a list by the first's
     if not len(after):
-        return {}
+        return nothing
     try:
         height, width = after.shape[1:3]
         factor = min(1.0, MAX_SIDE / max(height, width))
@@ -31,7 +34,7 @@ def compared(before: torch.Tensor, after: torch.Tensor) -> dict:
         pair["picture"] = [before.shape[2], before.shape[1]]  # for the tile grid, where the page cannot know it
     except OSError as error:  # a full disk must not take the result away
         log.warning("No comparison is shown (%s).", error)
-        return {}
+        return nothing
     return {"resshift_compare": [json.dumps(pair)]}  # text: ComfyUI counts every dict as one more picture of the run
 
 

@@ -34,8 +34,8 @@ def folder_key() -> str:
 
 
 def download_folder() -> Path:
-    """The first folder of the key: the user's own where there is one."""
-    return Path(folder_paths.get_folder_paths(folder_key())[0])
+    """The first folder of the key that can be written: the user's own where there is one."""
+    return registry.first_writable(map(Path, folder_paths.get_folder_paths(folder_key())))
 
 
 def label(entry: registry.Entry) -> str:
@@ -50,7 +50,8 @@ def label(entry: registry.Entry) -> str:
 def plain_name(value: str) -> str:
     """The registry's name, or the file's, with the separators of this machine; sizes in a label may have changed since."""
     name = value.split(" [", 1)[0]
-    return name if name in registry.REGISTRY else value.replace("\\", "/")
+    own = value.lower().endswith(SUFFIXES)  # a file may be called "realsr_x4_s4 [mine].safetensors"
+    return name if name in registry.REGISTRY and not own else value.replace("\\", "/")
 
 
 def _files(key: str, prefix: str = "") -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import time
 
 import comfy.model_management as mm
 import comfy.utils
@@ -20,16 +22,23 @@ from .told import show_text
 
 log = logging.getLogger("resshift")
 
+PAUSE = 0.2  # seconds between two texts on a node
+
 
 def _fetch(name: str, with_autoencoder: bool, node_id: str | None) -> None:
     """Download what is missing of a model of the registry into ComfyUI's folder; the bar and the text show on the node."""
     bar = comfy.utils.ProgressBar(1)
 
+    shown = -math.inf
+
     def note(done: int, total: int | None) -> None:
+        nonlocal shown
         mm.throw_exception_if_processing_interrupted()
         bar.update_absolute(done, total or max(done, 1))
         of = f" of {total / 1e6:.0f}" if total else ""
-        show_text(node_id, f"Downloading {name}: {done / 1e6:.0f}{of} MB")
+        if time.monotonic() - shown > PAUSE:  # thousands of pieces come in a second, and each text is a message to the page
+            shown = time.monotonic()
+            show_text(node_id, f"Downloading {name}: {done / 1e6:.0f}{of} MB")
 
     def tell_licence(entry: Entry) -> bool:
         log.warning("%s is downloaded from %s. Its licence: %s.", entry.name, entry.url, entry.licence)
@@ -39,18 +48,19 @@ def _fetch(name: str, with_autoencoder: bool, node_id: str | None) -> None:
     download_missing(
         name, with_autoencoder=with_autoencoder, on_progress=note, confirm=tell_licence, folder=download_folder()
     )  # fmt: skip
+    show_text(node_id, f"{name} has been downloaded.")
 
 
 def _fingerprint(value: str | None):
-    """Changes when the file behind a choice does. None: a link gives the choice, and ComfyUI does not say it before the run."""
-    if value is None:
+    """Changes when the user's own file behind a choice does; a published one never does, but for its download at the first run.
+
+    None: a link gives the choice, and ComfyUI does not say it before the run.
+    """
+    found = None if value is None else locate(value)
+    if found is None or isinstance(found, str):
         return ""
-    found = locate(value)
-    path = REGISTRY[found].find() if isinstance(found, str) else found
-    if path is None:
-        return ""
-    status = os.stat(path)
-    return f"{path} {status.st_size} {status.st_mtime_ns}"
+    status = os.stat(found)
+    return f"{found} {status.st_size} {status.st_mtime_ns}"
 
 
 def _autoencoder_file(value: str, node_id: str | None):

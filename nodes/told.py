@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 log = logging.getLogger("resshift")
@@ -14,6 +15,10 @@ def show_text(node_id: str | None, text: str) -> None:
     try:
         from server import PromptServer
 
-        PromptServer.instance.send_progress_text(text, node_id)
+        server = PromptServer.instance
+        if "sid" in inspect.signature(server.send_progress_text).parameters:  # without it, every open page would show the text
+            server.send_progress_text(text, node_id, sid=server.client_id)
+        else:
+            server.send_progress_text(text, node_id)
     except Exception as error:  # a matter of display must not end a run
         log.debug("No text on node %s: %s", node_id, error)

@@ -30,19 +30,15 @@ def to_channels_first(image: torch.Tensor) -> torch.Tensor:
     return image.movedim(-1, 1) if image.ndim == 4 else image.unsqueeze(1)
 
 
-def fit_mask(mask: torch.Tensor | None, images: torch.Tensor) -> torch.Tensor | None:
-    """MASK (B, H, W) or (H, W) -> (1 or B, 1, H, W) of the pictures' size, its last picture repeated where there are more.
+def masks_of(mask: torch.Tensor, first: int, images: torch.Tensor) -> torch.Tensor:
+    """Of a MASK, (B, H, W) or (H, W), those for the frames `images`, (N, C, h, w), which begin with number `first`.
 
-    None where there is no mask, or an empty batch of them.
+    (1 or N, 1, h, w): of the pictures' size, the mask's last picture repeated where there are more frames.
     """
-    if mask is None or not mask.numel():
-        return None
-    mask = mask.reshape(-1, 1, *mask.shape[-2:]).float().nan_to_num(0).to(images.device)
-    mask = resize(mask, tuple(images.shape[-2:])).clamp(0, 1)
-    if mask.shape[0] not in (1, len(images)):
-        index = torch.arange(len(images)).clamp(max=len(mask) - 1)
-        mask = mask[index]
-    return mask
+    mask = mask.reshape(-1, 1, *mask.shape[-2:])
+    if len(mask) > 1:
+        mask = mask[torch.arange(first, first + len(images)).clamp(max=len(mask) - 1)]
+    return resize(mask.float().nan_to_num(0).to(images.device), tuple(images.shape[-2:])).clamp(0, 1)
 
 
 def upscale_somehow(managed: ManagedModel, need: int, images: torch.Tensor, **settings) -> torch.Tensor:
@@ -64,7 +60,7 @@ def upscale_somehow(managed: ManagedModel, need: int, images: torch.Tensor, **se
 def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None, **settings) -> torch.Tensor:
     """A batch of any length, a few frames at a time into one result: (B, H, W, C) -> (B, H * s, W * s, C).
 
-    mask: (1 or B, 1, H, W), for inpainting models.
+    mask: MASK, for inpainting models.
     """
     images = to_channels_first(image)
     count, channels, height, width = images.shape
@@ -80,7 +76,7 @@ def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tenso
     for first in range(0, count, chunk):
         part = images[first : first + chunk]
         progress.begin(first, part)
-        part_mask = mask if mask is None or len(mask) == 1 else mask[first : first + chunk]
+        part_mask = None if mask is None else masks_of(mask, first, part)
         own = seed + first if settings.get("noise") == "per_image" else seed
         result = upscale_somehow(managed, need, part, mask=part_mask, seed=own, on_step=progress, **settings)
         out[first : first + chunk] = result.movedim(1, -1)
@@ -106,7 +102,7 @@ def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor) -
     images, size = to_channels_first(image), tuple(result.shape[1:3])
     for i in range(len(result)):
         plain = resize_visible(images[i : i + 1].float().nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result.device)
-        weight = resize(mask[min(i, len(mask) - 1)][None], size)[0, 0, :, :, None].to(result.device)
+        weight = resize(masks_of(mask, i, images[i : i + 1]), size)[0, 0, :, :, None].to(result.device)
         result[i] = plain.lerp_(result[i].float(), weight)
     return result
 
@@ -130,14 +126,15 @@ def run_node(model: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None
     if note:
         log.warning(note)
         show_text(node_id, note)
-    fitted = fit_mask(mask, to_channels_first(image))
+    if mask is not None and not mask.numel():
+        mask = None
     fills = model.model.config.task == "inpaint"
-    if fills and fitted is None:
+    if fills and mask is None:
         name = model.model.config.name or "This model"
         raise rs.InputError(f"{name} fills what a mask marks. Connect a mask, white where the picture is to be filled in.")
-    result = upscale_frames(model, image, fitted if fills else None, **settings)
-    if fitted is not None and not fills:
-        result = only_inside(fitted, image, result)
+    result = upscale_frames(model, image, mask if fills else None, **settings)
+    if mask is not None and not fills:
+        result = only_inside(mask, image, result)
     return {"ui": compared(image, result), "result": (result,)}
 
 

@@ -30,6 +30,7 @@ DESCRIPTION = (  # every number in [0, 1]
 WINDOW = 64  # low-resolution pixels, a multiple of JPEG's 8
 LEAST = 16  # smaller pictures are padded to this
 MOST_WINDOWS = 8  # along a side
+TOGETHER = 8  # of them: 64 would take 125 MiB
 LUMA = (0.299, 0.587, 0.114)
 STEPS = 24  # of JPEG's quantisation, in levels: 1 to so many are looked for
 COARSE = [
@@ -51,7 +52,7 @@ def windows(picture: torch.Tensor) -> torch.Tensor:
 def _at_least(pictures: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W), with the last pixels repeated up to LEAST."""
     down, across = (max(0, LEAST - side) for side in pictures.shape[2:])
-    return F.pad(pictures, (0, across, 0, down), mode="replicate") if down or across else pictures
+    return F.pad(pictures.float(), (0, across, 0, down), mode="replicate") if down or across else pictures
 
 
 def _starts(side: int) -> list[int]:
@@ -151,8 +152,8 @@ class DegradationEstimator(nn.Module):
         self.head = nn.Sequential(nn.Linear(2 * FEATURES, FEATURES), nn.SiLU(), nn.Linear(FEATURES, len(DESCRIPTION)))
 
     def features(self, lq) -> torch.Tensor:
-        """(B, 2 FEATURES), to be averaged over the windows of a picture."""
-        levels = _at_least(lq.float()) * 127.5 + 127.5
+        """Windows, (B, 3, h, w) float32 in [-1, 1], -> (B, 2 FEATURES), to be averaged over a picture."""
+        levels = lq * 127.5 + 127.5
         return torch.cat([self.compression(levels), self.texture(levels)], 1)
 
     def describe(self, features) -> torch.Tensor:
@@ -161,16 +162,22 @@ class DegradationEstimator(nn.Module):
         hidden = F.silu(F.linear(features, first.weight.float(), first.bias.float()))
         return F.linear(hidden, last.weight.float(), last.bias.float())
 
-    def forward(self, lq):
+    def unlimited(self, lq) -> torch.Tensor:
+        """As `forward`, before the limits, beyond which there is nothing to learn from."""
         with without_autocast(lq.device):
-            return self.describe(self.features(lq)).clamp(0, 1)
+            parts = torch.cat([windows(picture.float()) for picture in lq])
+            return self.describe(self.features(parts).unflatten(0, (len(lq), -1)).mean(1))
+
+    def forward(self, lq):
+        return self.unlimited(lq).clamp(0, 1)
 
     def of_picture(self, picture) -> torch.Tensor:
-        """(3, H, W) in [0, 1], of any size and on any device, -> (1, 10) on the estimator's device."""
+        """(3, H, W) in [0, 1], of any size and on any device, -> (1, 10) on the estimator's device. JPEG's grid is looked for."""
         device = self.head[0].weight.device
         with without_autocast(device):
-            parts = windows(picture).to(device).float() * 2 - 1
-            top, left = grid_of(parts * 127.5 + 127.5)
+            parts = windows(picture).float()
+            top, left = grid_of(parts.to(device) * 255)
             if top or left:
-                parts = windows(picture[:, top:, left:]).to(device).float() * 2 - 1
-            return self.describe(self.features(parts).mean(0, keepdim=True)).clamp(0, 1)
+                parts = windows(picture[:, top:, left:]).float()
+            found = [self.features(some.to(device) * 2 - 1) for some in parts.split(TOGETHER)]
+            return self.describe(torch.cat(found).mean(0, keepdim=True)).clamp(0, 1)

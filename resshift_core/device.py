@@ -212,7 +212,8 @@ def first_that_fits(attempts: Sequence[tuple[Callable[[], Result], str]], device
             if isinstance(error, OutOfMemory):
                 failed = str(error)
             elif is_out_of_memory(error):
-                failed = f"Out of memory: the model's weights do not fit on {device} ({brief(error)})."
+                place = "the processor" if what == "the processor" else device
+                failed = f"Out of memory: the model's weights do not fit on {place} ({brief(error)})."
             else:
                 raise
     raise OutOfMemory(failed)

@@ -90,6 +90,8 @@ def check_model(config) -> None:
         raise ValueError(f"task is {config.task!r}, but the network {'takes a' if unet.mask else 'has no'} mask")
     if unet.degradation_channels and not unet.trunk_blocks:
         raise ValueError("the network is told of degradations, but has no trunk to tell")
+    if unet.degradation_channels and unet.mask:
+        raise ValueError("the network is told of degradations, which nothing estimates around a hole")
     layers = len(unet.channel_mult) * (unet.num_res_blocks + 1) * (unet.swin_depth + 1)
     if layers > MAX_LAYERS:
         raise ValueError(f"the network would have about {layers} layers")

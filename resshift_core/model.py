@@ -80,6 +80,8 @@ class ModelConfig:
         kind = next(word for word, (_, config) in AUTOENCODERS.items() if isinstance(self.autoencoder, config))
         values = asdict(self)
         values["autoencoder"]["kind"] = kind
+        if not self.unet.degradation_channels:
+            del values["unet"]["degradation_channels"]  # so that programs from before there was one read the file
         return values
 
     @classmethod

@@ -323,6 +323,7 @@ def _run(model, rgb, mask, settings: Settings, torus: Torus | None, on_step) -> 
     """All pictures at the model's own scale: (B, 3, H, W) -> (B, 3, H * s, W * s) float32 on the device of `rgb`."""
     if torus is not None:
         rgb, mask = torus.extend(rgb), None if mask is None else torus.extend(mask)
+        on_step = torus.without_margins(on_step)
         settings = replace(settings, repeat=torus.repeat(model.scale, model.config.autoencoder.factor))
     count, _, height, width = rgb.shape
     out = torch.zeros(count, 3, height * model.scale, width * model.scale, dtype=torch.float32, device=rgb.device)
@@ -395,10 +396,16 @@ def _upscaled_alpha(model: ResShiftModel, alpha, size: tuple[int, int], wrap: st
         own = model.config.name == ALPHA_MODEL
         kind = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else torch.float32
         faithful = model if own else load_model(ALPHA_MODEL, device=model.device, dtype=kind)
+        faithful.reserved_bytes = model.reserved_bytes
+
+        def tell(event):  # of the batch that the caller knows
+            boxes = tuple((edges[i], *box) for i, *box in event.boxes)
+            return on_step(replace(event, image=edges[event.image], images=len(alpha), boxes=boxes))
+
         results = _checked_and_run(
             faithful, torch.stack([alpha[i] for i in edges]), steps=None, kappa=None, p=None, seed=0, sampler="stochastic",
             tile="auto", overlap=None, tile_batch=None, mask=None, color_fix="none", noise="shared", scale=None, size=size,
-            wrap=wrap, on_step=part_of_run(on_step, 0, share),
+            wrap=wrap, on_step=part_of_run(None if on_step is None else tell, 0, share),
         )  # fmt: skip
         for i, result in zip(edges, results):
             upscaled[i].copy_(result)

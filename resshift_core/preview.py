@@ -31,6 +31,7 @@ class Canvas:
         rows, columns = (new / old for new, old in zip(self.shape, self.images.shape[-2:]))
         y, x = round(top * rows), round(left * columns)
         piece = _resized(tile, (max(1, round(height * rows)), max(1, round(width * columns))))
+        piece, y, x = piece[:, max(0, -y) :, max(0, -x) :], max(0, y), max(0, x)
         target = self.pixels[:, y : y + piece.shape[1], x : x + piece.shape[2]]
         target.copy_(piece[:, : target.shape[1], : target.shape[2]])
 

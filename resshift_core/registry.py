@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -141,6 +141,16 @@ def _models_dir() -> Path:
     else:
         base = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
     return base / "resshift" / "models"
+
+
+def first_writable(folders: Iterable[Path]) -> Path:
+    """The first of a host's folders that a download could be written into; where there is none, the first."""
+    folders = list(folders)
+
+    def writable(folder: Path) -> bool:
+        return os.access(next(place for place in (folder, *folder.absolute().parents) if place.exists()), os.W_OK)
+
+    return next((folder for folder in folders if writable(folder)), folders[0])
 
 
 _extra_dirs: list[Path] = []

@@ -7,7 +7,8 @@ The picture is extended by its own other side before the run and cut out again a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -64,6 +65,17 @@ class Torus:
         """What `extend` was given, of its result."""
         top, left = self.rows.before, self.columns.before
         return images[..., top : top + self.rows.length, left : left + self.columns.length]
+
+    def without_margins(self, on_step: Callable | None) -> Callable | None:
+        """`on_step` told where tiles lie in the picture itself; those that begin before it have negative rows or columns."""
+        if on_step is None:
+            return None
+        top, left = self.rows.before, self.columns.before
+
+        def tell(event):
+            return on_step(replace(event, boxes=tuple((i, y - top, x - left, *size) for i, y, x, *size in event.boxes)))
+
+        return tell
 
     def repeat(self, scale: int, factor: int) -> Repeat:
         """How the noise repeats, in latent positions."""

@@ -27,7 +27,12 @@ def model_folders() -> list[Path]:
     """Where model files lie: --resshift-models-path if it is given, then models/ResShift. Downloads go to the first."""
     chosen = getattr(shared.cmd_opts, "resshift_models_path", None)
     own = Path(shared.models_path) / FOLDER
-    return [Path(chosen), own] if chosen and Path(chosen) != own else [own]
+    return [Path(chosen), own] if chosen and _place(chosen) != _place(own) else [own]
+
+
+def _place(folder: str | Path) -> str:
+    """The same for every spelling of a folder, relative or through links."""
+    return os.path.normcase(os.path.realpath(folder))
 
 
 def device() -> torch.device:

@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import resshift_core as rs
 from resshift_core import registry
@@ -120,14 +119,14 @@ def _fetch_missing(source: str, on_progress) -> None:
     missing = missing_files(source) if source in registry.REGISTRY else []
     if not missing:
         return
-    folder = host.model_folders()[0]
+    folder = registry.first_writable(host.model_folders())
     if not host.option("download", True):
         names = " and ".join(f"{entry.file} from {entry.url}" for entry in missing)
         raise InputError(
             f"{source} is not on this machine, and Settings > ResShift does not allow downloads. Allow them there, or put {names} "
             f"into {folder}. Licence: {missing[0].licence}."
         )
-    download_missing(source, on_progress=on_progress, confirm=_tell_licence, folder=Path(folder))
+    download_missing(source, on_progress=on_progress, confirm=_tell_licence, folder=folder)
 
 
 def _tell_licence(entry: registry.Entry) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from . import host
@@ -34,6 +36,10 @@ class Session:
     sheets: list = field(default_factory=list)  # before/after sheets of this job's picture, PIL pictures
     seed: int | None = None  # of this job's picture, where it is drawn
     before: tuple[int, int] | None = None  # (width, height) of the job's picture
+    outside: Callable[[], object | None] = field(
+        default=lambda: None
+    )  # weakly, the last picture that was made outside of Extras
+    outside_made: Made | None = None  # how
     # (entry's name, size before, size after) -> how, or None: merely resized; for pictures that the host took from its cache
     history: dict[tuple, Made | None] = field(default_factory=dict)
 
@@ -66,6 +72,15 @@ class Session:
     def _chosen(self) -> Settings:
         """What the accordion asks during its job, else the options."""
         return settings_of_options() if self.asked is None else self.asked
+
+    def remember_outside(self, image, made: Made) -> None:
+        """A picture that an entry made; in Extras it does not matter."""
+        if not self.in_extras():
+            self.outside, self.outside_made = weakref.ref(image), made
+
+    def made_outside(self, image) -> Made | None:
+        """How an entry made this very picture, outside of Extras."""
+        return self.outside_made if not self.in_extras() and self.outside() is image else None
 
     def remember(self, name: str, size: tuple[int, int], made: Made | None, sheet=None) -> None:
         """What an entry made of this job's picture; the host may take it from its cache in a later job.

@@ -73,6 +73,7 @@ class UpscalerResShift(modules.upscaler.Upscaler):
         if result is None:
             return None
         SESSION.remember(entry.name, result.image.size, result.made, result.sheet)
+        SESSION.remember_outside(result.image, result.made)
         return result.image
 
     def _entry(self, source: str | None) -> Entry:

@@ -166,7 +166,9 @@ class Comfy:
 
     def _server(self) -> types.ModuleType:
         routes = types.SimpleNamespace(get=lambda path: lambda handler: handler)
-        instance = types.SimpleNamespace(send_progress_text=lambda text, node_id: self.texts.append(text), routes=routes)
+        instance = types.SimpleNamespace(
+            send_progress_text=lambda text, node_id, sid=None: self.texts.append(text), client_id="page", routes=routes
+        )
         return self._module("server", PromptServer=types.SimpleNamespace(instance=instance))
 
 

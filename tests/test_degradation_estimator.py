@@ -18,6 +18,7 @@ from training import finetune, train_estimator
 from training.degradation import descriptions, draw_everyday, make_degradation, random_for
 from training.resize import add_estimator, resize_trunk, widen
 from training.settings import SettingsError
+from training.state import sha256_of
 
 from . import standin
 from .training_run import arguments, make_pictures, save_tiny_model
@@ -116,6 +117,8 @@ def test_what_is_told_changes_the_picture_and_a_picture_alone_is_as_in_a_batch()
     given = torch.zeros(1, len(DESCRIPTION))
     assert (model.unet.condition(lq, None, given) - model.unet.condition(lq, None, 1 - given)).abs().max() > 1e-3
     torch.testing.assert_close(model.unet.condition(lq), model.unet.condition(lq, None, model.unet.degradation(lq)))
+    large = picture(70, 200)
+    torch.testing.assert_close(model.unet.degradation(large * 2 - 1), model.unet.degradation.of_picture(large[0].double()))
     batch = torch.cat([picture(40, 40), picture(40, 40, seed=3) * 0.5])
     together = rs.upscale(model, batch, noise="shared", tile_batch=1)
     for alone, result in zip(batch, together):
@@ -145,6 +148,22 @@ def test_without_a_trunk_nothing_can_be_told():
         check_model(replace(config, unet=replace(config.unet, trunk_blocks=0, degradation_channels=6)))
     with pytest.raises(SettingsError, match="no trunk"):
         add_estimator(standin.small_model(model_channels=8, trunk_blocks=0), 6)
+
+
+def test_around_a_hole_nothing_is_estimated():
+    model = standin.small_model(model_channels=8, trunk_blocks=2)
+    unet = replace(model.config.unet, mask=True)
+    with pytest.raises(ValueError, match="hole"):
+        check_model(replace(model.config, unet=replace(unet, degradation_channels=6), task="inpaint"))
+    model.config = replace(model.config, unet=unet, task="inpaint")
+    with pytest.raises(SettingsError, match="hole"):
+        add_estimator(model, 6)
+
+
+def test_files_without_an_estimator_are_read_by_programs_that_know_none():
+    assert "degradation_channels" not in standin.small_model(model_channels=8).config.to_dict()["unet"]
+    told = told_model().config
+    assert rs.ModelConfig.from_dict(told.to_dict()) == told
 
 
 def test_a_new_estimator_changes_nothing_yet_and_grown_models_stay_what_they_were():
@@ -201,13 +220,18 @@ def test_an_estimator_is_trained_and_finetune_leaves_it_as_it_is(tmp_path, capsy
     assert shares["compressed"] > 0.5 and shares["damaged"] > 0.2
     path = output / "estimator.safetensors"
     model = rs.load_model(path, device="cpu", dtype="fp32")
-    assert model.metadata["parent"] == "small"
+    assert model.metadata["parent"] == "small" and model.config.name == "out"
+    assert model.metadata["parent_sha256"] == sha256_of(parent)
     image = picture(20, 20)
     torch.testing.assert_close(rs.upscale(model, image), rs.upscale(rs.load_model(parent, device="cpu", dtype="fp32"), image))
 
     tuned = tmp_path / "tuned"
     assert finetune.main(arguments(pictures, tuned, path, "--degradation", "everyday", "--iterations", "3")) == 0
     after = rs.load_model(tuned / "last.safetensors", device="cpu", dtype="fp32").unet.state_dict()
+    assert (
+        finetune.main(["--config", str(tuned / "config.json"), "--data", str(pictures), "--output", str(tmp_path / "new")]) == 2
+    )
+    assert "train_estimator.py" in capsys.readouterr().err  # nothing in it would have been trained
     changed = {key for key, value in model.unet.state_dict().items() if not torch.equal(value, after[key])}
     assert not any(key.startswith("degradation.") for key in changed)
     assert "trunk.1.emb_layers.1.weight" in changed
@@ -216,7 +240,7 @@ def test_an_estimator_is_trained_and_finetune_leaves_it_as_it_is(tmp_path, capsy
 
 @pytest.mark.parametrize(
     "more, word",
-    [(("--degradation", "realesrgan"), "realesrgan"), (("--repeats", "0"), "repeats")],
+    [(("--degradation", "realesrgan"), "realesrgan"), (("--repeats", "0"), "repeats"), (("--dry-run", "True"), "dry-run")],
 )
 def test_what_cannot_be_estimated_is_a_sentence(tmp_path, capsys, more, word):
     pictures = make_pictures(tmp_path / "pictures", count=2)

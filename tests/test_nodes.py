@@ -283,6 +283,37 @@ class TestLoader:
         save(host, standin.small_model(trunk_blocks=2), "mine.safetensors")
         assert changed("mine.safetensors", "auto", "fp32") != first
 
+    def test_a_download_at_the_first_run_makes_no_second_run(self, host):
+        changed = host.nodes["LoadResShiftModel"].IS_CHANGED
+        before = changed("realsr_x4_s4", "auto", "auto")
+        (host.part("nodes.folders").download_folder() / REGISTRY["realsr_x4_s4"].file).write_bytes(b"here now")
+        assert changed("realsr_x4_s4", "auto", "auto") == before
+
+    def test_a_download_tells_the_page_a_few_times_a_second(self, host, monkeypatch):
+        def fetch(name, on_progress, **_):
+            for piece in range(3000):
+                on_progress(piece, 3000)
+
+        monkeypatch.setattr(host.part("nodes.loader"), "download_missing", fetch)
+        host.part("nodes.loader")._fetch("realsr_x4_s4", False, "7")
+        assert 2 <= len(host.texts) < 30 and host.texts[-1].endswith("has been downloaded.")
+
+    def test_downloads_go_to_the_first_folder_that_can_be_written(self, host, tmp_path, monkeypatch):
+        folders, registry = host.part("nodes.folders"), host.part("resshift_core.registry")
+        shared, own = tmp_path / "shared", tmp_path / "own" / "models"  # the second does not exist yet
+        shared.mkdir()
+        host.folders[folders.folder_key()] = ([str(shared), str(own)], set())
+        assert folders.download_folder() == shared
+        monkeypatch.setattr(registry.os, "access", lambda place, mode: Path(place) != shared)
+        assert folders.download_folder() == own
+        monkeypatch.setattr(registry.os, "access", lambda place, mode: False)
+        assert folders.download_folder() == shared
+
+    def test_a_file_may_begin_with_a_published_name(self, host):
+        name = "realsr_x4_s4 [mine].safetensors"
+        save(host, standin.small_model(), name)
+        assert host.part("nodes.folders").locate(name).name == name
+
 
 class TestMemory:
     def test_what_the_host_reserves_is_left_alone(self, host):
@@ -495,6 +526,21 @@ class TestUpscale:
         taken = upscaled(host, "ResShiftUpscaleImage", socket, image.half(), mask=mask)
         torch.testing.assert_close(taken.float(), exact[1], atol=0.02, rtol=0)
 
+    def test_masks_of_many_frames_are_fitted_a_few_at_a_time(self, host, monkeypatch):
+        upscaling, seen = host.part("nodes.upscaling"), []
+        resize = upscaling.resize
+        monkeypatch.setattr(upscaling, "resize", lambda images, size: seen.append(len(images)) or resize(images, size))
+        masks = torch.zeros(18, 8, 8)
+        masks[::2] = 1
+        image = picture(20, 8, 8, 3)
+        result = upscaled(host, "ResShiftUpscaleImage", load(host), image, mask=masks)
+        assert max(seen) <= upscaling.CHUNK_FRAMES
+        plain = upscaled(host, "ResShiftUpscaleImage", load(host), image, mask=torch.zeros(1, 8, 8))
+        whole = upscaled(host, "ResShiftUpscaleImage", load(host), image)
+        for i in range(20):
+            marked = i < 18 and i % 2 == 0  # the last mask, which is black, serves the frames beyond it
+            torch.testing.assert_close(result[i], (whole if marked else plain)[i])
+
     def test_an_empty_batch_of_masks_is_none(self, host):
         socket, image = load(host), picture(1, 8, 8, 3)
         plain = upscaled(host, "ResShiftUpscaleImage", socket, image)
@@ -523,7 +569,10 @@ class TestUpscale:
             raise OSError("No space left on device")
 
         monkeypatch.setattr(Image.Image, "save", full)
-        assert host.part("nodes.comparison").compared(picture(1, 8, 8, 3), picture(1, 8, 8, 3)) == {}
+        compared = host.part("nodes.comparison").compared
+        nothing = {"resshift_compare": []}  # with its key: ComfyUI joins the answers for a list of pictures by the first's
+        assert compared(picture(1, 8, 8, 3), picture(1, 8, 8, 3)) == nothing
+        assert compared(picture(0, 8, 8, 3), picture(0, 8, 8, 3)) == nothing
 
     def test_a_face_model_asks_for_an_aligned_face(self, host):
         model = standin.small_model(task="face", variant="faceir_s4", name="faceir_s4")

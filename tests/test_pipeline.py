@@ -257,6 +257,13 @@ class TestChannels:
         with pytest.raises(rs.Cancelled):
             rs.upscale(model, rgba, on_step=lambda event: event.fraction < 0.2)
 
+    def test_events_of_alpha_name_the_picture_of_the_batch(self, model):
+        batch, seen = torch.ones(3, 4, 16, 16) * 0.5, []
+        batch[1, 3, :8] = 1  # alone has edges
+        rs.upscale(model, batch, on_step=lambda e: seen.append((e.fraction, e.image, e.images, e.boxes[0][0])))
+        first = [event[1:] for event in seen if event[0] < 0.4]
+        assert set(first) == {(1, 3, 1)}
+
     def test_alpha_that_is_not_enlarged(self, model):
         rgba = picture(20, 30, channels=4)
         assert torch.equal(rs.upscale(model, rgba, scale=1)[:, 3:], rgba[:, 3:])

@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -550,6 +551,20 @@ class TestExtras:
         for _ in range(2):
             pp = host.extras(picture(), BUILTIN, enable=True)
         assert counted == [1] and pp.image.size == (80, 48)
+
+    def test_in_txt2img_what_upscale_made_is_not_upscaled_again(self, host, counted, monkeypatch):
+        """The host gives every script a picture without words there, and announces no job."""
+        host.shared.state.begin("txt2img")
+        forgotten = []
+        monkeypatch.setattr(part("host"), "forget_cached_pictures", lambda: forgotten.append(True))
+        data, accordion = host.shared.sd_upscalers[0], part("accordion").ScriptPostprocessingResShift()
+        pp = SimpleNamespace(image=data.scaler.upscale(picture(), 4, data.data_path), info={})
+        large = pp.image
+        accordion.process(pp, enable=True, model=BUILTIN, scale=0)
+        assert pp.image is large and counted == [1] and pp.info["ResShift model"] == data.name and forgotten
+        pp = SimpleNamespace(image=picture(), info={})
+        accordion.process(pp, enable=True, model=BUILTIN, scale=2)
+        assert pp.image.size == (40, 24) and counted == [2]
 
     def test_the_accordion_makes_a_pass_of_its_own(self, host, counted):
         image = picture()

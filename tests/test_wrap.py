@@ -7,6 +7,7 @@ import torch.nn.functional as F
 import resshift_core as rs
 import resshift_core.noise as noise_module
 from resshift_core.noise import NoiseField, Repeat, RepeatedNoise
+from resshift_core.preview import Canvas
 from resshift_core.progress import pixels_by_fit
 from resshift_core.wrap import Torus, match_color_around, resize_around
 
@@ -98,6 +99,16 @@ class TestAround:
         torch.testing.assert_close(
             resize_around(image, size, "both"), endless[..., 20:40, 27:54].clamp(0, 1), atol=1e-5, rtol=0
         )
+
+    @pytest.mark.parametrize("wrap, tile", [("both", None), ("x", 32)])
+    def test_the_preview_lies_where_the_picture_does(self, small_model, wrap, tile):
+        model, image = small_model(), picture(40, 72)
+        canvas = Canvas(image, 512)
+        result = rs.upscale(
+            model, image, wrap=wrap, tile=tile, overlap=8, on_step=lambda e: canvas.paint(e) if e.phase == "decode" else None
+        )  # fmt: skip
+        shown = torch.nn.functional.avg_pool2d(result, 4)[0]
+        assert (canvas.pixels - shown).abs().mean() < 0.02
 
     def test_colours_are_matched_around(self):
         result, reference = picture(64, 96), picture(64, 96, seed=1)

@@ -36,6 +36,10 @@ def average(model: rs.ResShiftModel, other: rs.ResShiftModel, share: float) -> N
     if width != other.config.unet.model_channels:
         raise SystemExit(f"The other model has {other.config.unet.model_channels} channels, this one {width}.")
     weights = other.state_dict()
+    told = [model.state_dict().keys() - weights.keys(), weights.keys() - model.state_dict().keys()]
+    estimator = [key for key in weights if key.startswith("unet.degradation.")]
+    if any(told) or any(not torch.equal(weights[key], model.state_dict()[key]) for key in estimator):
+        raise SystemExit("Only one of the models is told of degradations, or another estimator tells it.")
     model.load_state_dict({key: value.lerp(weights[key], share) for key, value in model.state_dict().items()})
 
 

@@ -75,6 +75,8 @@ def add_estimator(model: rs.ResShiftModel, channels: int) -> rs.ResShiftModel:
         return model
     if not config.trunk_blocks:
         raise SettingsError("This model has no trunk that could be told of degradations.")
+    if config.mask:
+        raise SettingsError("This is an inpainting model, and around a hole nothing estimates degradations.")
     told = copy.copy(model)
     told.config = replace(model.config, unet=replace(config, degradation_channels=channels))
     like = next(model.unet.parameters())

@@ -61,6 +61,11 @@ def new_model(values: dict, autoencoder: str | None = None) -> rs.ResShiftModel:
         model = rs.ResShiftModel(rs.ModelConfig.from_dict(values))
     except (ValueError, TypeError, KeyError) as error:
         raise SettingsError(f"The configuration's model cannot be built ({error!r}).") from error
+    if model.config.unet.degradation_channels:
+        raise SettingsError(
+            "The configuration asks for an estimator of degradations, which a new model has yet to be given: leave out "
+            "degradation_channels, train, and start training/train_estimator.py with --model."
+        )
     zero_init(model.unet)
     if isinstance(model.config.autoencoder, rs.VQGANConfig):
         _fill_autoencoder(model, autoencoder)

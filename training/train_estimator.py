@@ -1,15 +1,16 @@
 """Give a model an estimator of degradations, or train the one that it has.
 
-    python training/train_estimator.py --data PICTURES --output OUT [--model builtin] [--degradation everyday]
+    python training/train_estimator.py --data PICTURES --output OUT [--model builtin] [--degradation everyday] [--damaged-share 0.7]
 
 The estimator is shown low-resolution crops, and told what was done to them: noise, JPEG, blur, or nothing. Then
 OUT/estimator.safetensors is MODEL with this estimator. A model that had none returns the same pictures as before, and its trunk
 can learn what to make of the estimates:
 
-    python training/finetune.py --model OUT/estimator.safetensors --data PICTURES --output OUT2 --degradation everyday
+    python training/finetune.py --model OUT/estimator.safetensors --data PICTURES --output OUT2 --degradation everyday \\
+        --damaged-share 0.7
 
 which leaves the estimator as it is. Prints for every number how much of its variance is explained, for crops that it was not
-trained on. A run is short and cannot be resumed.
+trained on. A run is short and cannot be resumed. docs/training.md says more.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ import torch.nn.functional as F
 
 import resshift_core as rs
 from resshift_core.degradation import DESCRIPTION
+from resshift_core.device import is_out_of_memory
+from resshift_core.errors import brief
 from training.data import Positions, default_workers, load_batches
 from training.dataset import degradation_of, prepare_data
 from training.degradation import descriptions
@@ -38,6 +41,7 @@ from training.distributed import Processes
 from training.finetune import prepare, program
 from training.resize import add_estimator
 from training.settings import SettingsError, TrainSettings
+from training.trainer import BAD_STEPS, NotFinite
 from training.validation import NUMBERS_FROM
 
 log = logging.getLogger("resshift.training")
@@ -60,6 +64,7 @@ class EstimatorSettings(TrainSettings):
     )  # fmt: skip
 
     iterations: int = 3000
+    damaged_share: float = 0.7  # of crops that get it; the rest is plainly bicubic, which is to be recognised, too
     batch_size: int = 8
     repeats: int = 4  # of every crop in a batch, each with a degradation of its own
     weight_decay: float = 1e-3
@@ -98,24 +103,33 @@ class Batches:
 
 @torch.no_grad()
 def explained(estimator, batches) -> dict[str, float]:
-    """Share of each number's variance that the estimates explain: 1 = all, 0 = nothing."""
+    """Share of each number's variance that the estimates explain, where it varies: 1 = all, 0 = nothing."""
     found, wanted = (torch.cat(parts) for parts in zip(*((estimator(lq), wanted) for lq, wanted in batches)))
-    left = (found - wanted).square().mean(0) / wanted.var(0, unbiased=False).clamp(min=1e-6)
-    return dict(zip(DESCRIPTION, (1 - left).tolist()))
+    left, there = (found - wanted).square().mean(0).tolist(), wanted.var(0, unbiased=False).tolist()
+    return {name: 1 - error / variance for name, error, variance in zip(DESCRIPTION, left, there) if variance > 1e-4}
 
 
 def learn(estimator, batches: Batches) -> None:
-    """AdamW on the squared error, with a cosine; the rate and the printed error are of the last steps."""
-    settings, error = batches.settings, 0.0
+    """AdamW on the squared error, with a cosine; the printed error is a moving average.
+
+    Raises:
+        NotFinite: the third loss in a row is not finite.
+    """
+    settings, error, skipped = batches.settings, 0.0, 0
     optimizer = torch.optim.AdamW(estimator.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
     for done, (lq, wanted) in enumerate(batches):
         if done == settings.iterations:
             return
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * (0.505 + 0.495 * math.cos(math.pi * done / settings.iterations))
-        loss = F.mse_loss(estimator.describe(estimator.features(lq)), wanted)
-        if not bool(torch.isfinite(loss)):
+        loss = F.mse_loss(estimator.unlimited(lq), wanted)
+        skipped = 0 if bool(torch.isfinite(loss)) else skipped + 1
+        if skipped:
             log.warning("The loss of iteration %d is not finite; the step is skipped.", done)
+            if skipped == BAD_STEPS:
+                raise NotFinite(
+                    f"The loss was not finite in {BAD_STEPS} steps in a row. Lower --learning-rate and start again."
+                )
             continue
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -132,6 +146,9 @@ def run(settings: EstimatorSettings, processes: Processes) -> None:
     Raises:
         SettingsError: degradations that no few numbers describe, several processes, or a model without a trunk.
     """
+    for name in settings.not_here:
+        if getattr(settings, name) != getattr(TrainSettings, name):
+            raise SettingsError(f"--{name.replace('_', '-')} is of no use here: only the estimator is trained.")
     if processes.world > 1:
         raise SettingsError("The estimator is trained by one process. Start it without torchrun.")
     kind, rate = settings.degradation or "everyday", settings.learning_rate or 2e-3
@@ -140,14 +157,22 @@ def run(settings: EstimatorSettings, processes: Processes) -> None:
     if settings.repeats < 1:
         raise SettingsError(f"--repeats is {settings.repeats}; it must be at least 1.")
     settings, start = prepare(replace(settings, degradation=kind, learning_rate=rate), processes)
-    model = add_estimator(start.model, CHANNELS)
+    start.model = model = add_estimator(start.model, CHANNELS)
+    start.retrain_schedule(settings)  # which it keeps; the name and the licence are this run's
     data = prepare_data(settings, model, processes)
     estimator = model.unet.degradation.to(processes.device).train().requires_grad_(True)
     batches = Batches(settings, data.crops, model.scale, processes.device)
-    learn(estimator, batches)
+    try:
+        learn(estimator, batches)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryError(f"Out of memory ({brief(error)}). Lower --batch-size or --repeats.") from None
     print("Explained: " + ", ".join(f"{name} {share:.2f}" for name, share in explained(estimator, batches.held()).items()))
     path = settings.output / "estimator.safetensors"
-    rs.save_model(model.eval(), path, {"parent": start.parent, "parent_sha256": start.parent_sha256, **model.metadata})
+    seen = settings.description or f"{data.count} pictures, fingerprint {data.fingerprint}"
+    notes = {"parent": start.parent, "parent_sha256": start.parent_sha256, "estimator_data": seen}
+    rs.save_model(model.eval(), path, notes)
     print(path)
 
 

@@ -78,7 +78,12 @@ def recompute_activations(net: rs.SwinUNet) -> None:
     blocks = [module for module in net.modules() if isinstance(module, Stage)]
     blocks += list(net.trunk) if net.config.trunk_blocks else []
     for block in blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = functools.partial(checkpoint, functools.partial(_of_copies, block.forward), use_reentrant=False)
+
+
+def _of_copies(forward, x, *rest):
+    """A block empties the list that it is given, and is asked again."""
+    return forward(list(x) if isinstance(x, list) else x, *rest)
 
 
 def make_optimizer(parameters, settings: TrainSettings):

@@ -186,8 +186,9 @@ class Batch:
 
         chain, start = self.chain(job), time.monotonic()
 
+        image = loaded.picture.tensor()
+
         def run(model: ResShiftModel) -> torch.Tensor:
-            image = loaded.picture.tensor()
             return upscale(model, image, seed=chain.seed, mask=loaded.hole, on_step=on_step, **self.arguments)
 
         if self.on_processor is None:
