@@ -9,6 +9,7 @@ for Blind Super-Resolution", CVPR 2021).
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -85,12 +86,13 @@ def combs(coefficients) -> torch.Tensor:
 
 def _luma(levels) -> torch.Tensor:
     """(B, 3, h, w) -> (B, 1, h, w), around 0."""
-    return torch.einsum("bchw,c->bhw", levels, levels.new_tensor(LUMA))[:, None] - 128
+    red, green, blue = levels.split(1, 1)
+    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2] - 128
 
 
 def transformed(levels) -> torch.Tensor:
     """The cosine transform of the luminance of every block, (B, 3, h, w) in 8-bit levels -> (B, 64, blocks)."""
-    return F.conv2d(_luma(levels), _cosines(levels.device), stride=8).flatten(2)
+    return F.conv2d(_luma(levels), _cosines().to(levels.device, non_blocking=True), stride=8).flatten(2)
 
 
 def grid_of(levels) -> tuple[int, int]:
@@ -100,7 +102,8 @@ def grid_of(levels) -> tuple[int, int]:
     another.
     """
     chosen = levels.flatten(1).var(1).topk(min(BUSIEST, len(levels))).indices
-    places = F.conv2d(_luma(levels[chosen]), _cosines(levels.device)[COARSE])  # blocks that begin anywhere
+    coarse = _cosines()[COARSE].to(levels.device, non_blocking=True)
+    places = F.conv2d(_luma(levels[chosen]), coarse)  # blocks that begin anywhere
     count, kinds, height, width = places.shape
     rows, columns = height // 8, width // 8
     if count * rows * columns < LEAST_BLOCKS:
@@ -108,13 +111,15 @@ def grid_of(levels) -> tuple[int, int]:
     grids = places[:, :, : 8 * rows, : 8 * columns].reshape(count, kinds, rows, 8, columns, 8)
     fits = combs(grids.permute(3, 5, 1, 0, 2, 4).reshape(64, kinds, -1))[:, 2:]  # (64 grids, steps from 3 on, coefficients)
     lead = (fits - fits.mean(0)).amax(1).mean(1)
-    best = int(lead.argmax())
-    return divmod(best, 8) if float(lead[best] - lead[0]) > LEAD else (0, 0)
+    leads = lead.cpu().tolist()
+    best = max(range(64), key=leads.__getitem__)
+    return divmod(best, 8) if leads[best] - leads[0] > LEAD else (0, 0)
 
 
-def _cosines(device) -> torch.Tensor:
-    """The 64 functions of the orthonormal 8 x 8 cosine transform, (64, 1, 8, 8)."""
-    place = torch.arange(8, dtype=torch.float32, device=device)
+@lru_cache(maxsize=1)
+def _cosines() -> torch.Tensor:
+    """The 64 functions of the orthonormal 8 x 8 cosine transform, (64, 1, 8, 8), on the processor."""
+    place = torch.arange(8, dtype=torch.float32, device="cpu")
     line = torch.cos(math.pi * (2 * place + 1) * place[:, None] / 16) / 2
     line[0] = math.sqrt(1 / 8)
     return torch.einsum("ai,bj->abij", line, line).reshape(64, 1, 8, 8)

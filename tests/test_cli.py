@@ -687,12 +687,12 @@ class TestReport:
         assert len(lines) == 1 and lines[0].startswith("warning: kappa 0.5 is far from the 0.1")
 
     def test_a_bar_on_a_terminal(self, upscale, folder, monkeypatch):
-        picture("a.png", size=(100, 100)), picture("b.png")
+        picture("a.png", size=(200, 200)), picture("b.png")  # the bar is drawn ten times a second
         monkeypatch.setattr(sys, "stderr", Terminal())
         assert upscale("a.png", "b.png", "gone.png", "--tile", "64") == 1
         shown = sys.stderr.getvalue()
         assert re.search(r"\[1/3\] a\.png +\d+%\|.* left", shown) and "[2/3] b.png" in shown
-        assert "100 x 100 -> 400 x 400" in shown and "error: There is no file gone.png" in shown
+        assert "200 x 200 -> 800 x 800" in shown and "error: There is no file gone.png" in shown
 
     def test_a_fault_of_the_program_costs_one_picture(self, upscale, folder, monkeypatch, capsys):
         picture("a.png"), picture("b.png")

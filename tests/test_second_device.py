@@ -165,9 +165,9 @@ told["estimate"] = model.bytes_per_tile({tiles[-1]}, {tiles[-1]})
         assert told["peak"] < told["estimate"]
 
 
-@pytest.mark.parametrize("asked, mib", [("auto", 0), ("auto", 4), ("npu", 0), ("npu", 4)])
+@pytest.mark.parametrize("asked, mib", [("auto", 0), ("auto", 5), ("npu", 0), ("npu", 5)])
 def test_the_command_line_goes_on_with_the_processor(on_the_device, tmp_path, asked, mib):
-    """Where the weights (0 MiB) or the smallest tile (4 MiB) do not fit; a device that was asked for is not replaced."""
+    """Where the weights (0 MiB) or the smallest tile (5 MiB) do not fit; a device that was asked for is not replaced."""
     told = on_the_device(f"""
 from pathlib import Path
 from PIL import Image
