@@ -78,6 +78,9 @@ def crowded(tmp_path_factory):
         yield server
 
 
+IN_BF16 = 5  # levels that single pixels may differ by from float32; the library's own bf16 differs by 4
+
+
 def differ(one: np.ndarray, other: np.ndarray) -> int:
     return int(np.abs(one.astype(int) - other.astype(int)).max())
 
@@ -93,7 +96,7 @@ def test_flags_of_memory_and_formats(tmp_path_factory, flags, size):
     """The picture is the library's; the weights, and nothing else, lie on the device after a run, and nothing when all are unloaded."""
     with start(tmp_path_factory, 1024, *flags) as comfy:
         (first,) = comfy.images(comfy.run(graph()), "4")
-        assert differ(first, upscaled("fp32")) <= (1 if size == 2 else 3)
+        assert differ(first, upscaled("fp32")) <= (1 if size == 2 else IN_BF16)
         kept = 4 * first.size if flags == ("--gpu-only",) else 0  # by the host: the picture in float32
         assert size * WEIGHTS <= in_use(comfy) - kept < 1.1 * size * WEIGHTS
         assert emptied(comfy) == 0
@@ -110,7 +113,7 @@ def test_short_memory_is_no_error(tmp_path_factory, mib, said):
         comfy.put_image("large.png", LARGE)
         for key in ("ResShiftUpscaleImage", "TiledResShiftUpscaleImage"):
             (shown,) = comfy.images(comfy.run(graph("large.png", key=key)), "4")
-            assert differ(shown, upscaled("fp32", LARGE)) <= 3
+            assert differ(shown, upscaled("fp32", LARGE)) <= IN_BF16
         assert ("Out of memory" in comfy.text()) == bool(said) and (said or "") in comfy.text()
         assert emptied(comfy) == 0
 
