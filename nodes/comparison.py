@@ -21,9 +21,7 @@ QUALITY = 92
 
 def compared(before: torch.Tensor, after: torch.Tensor) -> dict:
     """The "ui" part of a node's answer: names of two temporary files, of the first frame. Both IMAGE (B, H, W, C)."""
-    nothing: dict[str, list] = {
-        "resshift_compare": []
-    }  # the key must be there: ComfyUI joins the answers for a list by the first's
+    nothing: dict[str, list] = {"resshift_compare": []}  # with its key, by which ComfyUI joins the answers for a list
     if not len(after):
         return nothing
     try:

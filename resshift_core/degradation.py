@@ -34,9 +34,7 @@ MOST_WINDOWS = 8  # along a side
 TOGETHER = 8  # of them: 64 would take 125 MiB
 LUMA = (0.299, 0.587, 0.114)
 STEPS = 24  # of JPEG's quantisation, in levels: 1 to so many are looked for
-COARSE = [
-    8 * row + column for row in range(8) for column in range(8) if 1 <= row + column <= 3
-]  # coefficients of low frequency
+COARSE = [8 * row + column for row in range(8) for column in range(8) if 1 <= row + column <= 3]  # low frequencies
 LEAD = 0.15  # by which another grid must fit better than that of the picture's corner; without JPEG it is 0.09 at most
 BUSIEST, LEAST_BLOCKS = 4, 40  # windows that are searched for the grid, and blocks without which it is not looked for
 FILTERS, FILTER = 48, 5
@@ -180,9 +178,9 @@ class DegradationEstimator(nn.Module):
         """(3, H, W) in [0, 1], of any size and on any device, -> (1, 10) on the estimator's device. JPEG's grid is looked for."""
         device = self.head[0].weight.device
         with without_autocast(device):
-            parts = windows(picture).float()
-            top, left = grid_of(parts.to(device) * 255)
+            parts = windows(picture).float().to(device)
+            top, left = grid_of(parts * 255)
             if top or left:
-                parts = windows(picture[:, top:, left:]).float()
-            found = [self.features(some.to(device) * 2 - 1) for some in parts.split(TOGETHER)]
+                parts = windows(picture[:, top:, left:]).float().to(device)
+            found = [self.features(some * 2 - 1) for some in parts.split(TOGETHER)]
             return self.describe(torch.cat(found).mean(0, keepdim=True)).clamp(0, 1)

@@ -57,6 +57,18 @@ def part_of_run(on_step: Callable | None, first: float, last: float) -> Callable
     return lambda event: on_step(replace(event, fraction=first + (last - first) * event.fraction))
 
 
+def moved(on_step: Callable | None, move: Callable, images: int | None = None) -> Callable | None:
+    """`on_step` told of the boxes (image, top, left, height, width) that `move` makes of a run's own, in a batch of `images`."""
+    if on_step is None:
+        return None
+
+    def tell(event: StepEvent):
+        boxes = tuple(move(*box) for box in event.boxes)
+        return on_step(replace(event, image=boxes[0][0], images=images or event.images, boxes=boxes))
+
+    return tell
+
+
 def pixels_of_blocks(latent: torch.Tensor) -> torch.Tensor:
     """A space-to-depth latent, (B, 3 f^2, h, w) in [-1, 1], as a small picture in [0, 1]: every block's mean colour."""
     return (latent.float().unflatten(1, (3, -1)).mean(2) / 2 + 0.5).clamp(0, 1).cpu()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from .color import WAVELET_REACH, match_color
 from .noise import Repeat
+from .progress import moved
 from .resize import resize
 
 WRAPS = ("none", "x", "y", "both")
@@ -68,14 +69,7 @@ class Torus:
 
     def without_margins(self, on_step: Callable | None) -> Callable | None:
         """`on_step` told where tiles lie in the picture itself; those that begin before it have negative rows or columns."""
-        if on_step is None:
-            return None
-        top, left = self.rows.before, self.columns.before
-
-        def tell(event):
-            return on_step(replace(event, boxes=tuple((i, y - top, x - left, *size) for i, y, x, *size in event.boxes)))
-
-        return tell
+        return moved(on_step, lambda i, y, x, *size: (i, y - self.rows.before, x - self.columns.before, *size))
 
     def repeat(self, scale: int, factor: int) -> Repeat:
         """How the noise repeats, in latent positions."""

@@ -67,11 +67,10 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
     def process(self, pp, enable=None, model=None, scale=None, **controls):
         names = host.listed()
         used = [pp.info[word] for word in UPSCALERS if pp.info.get(word) in names]
+        made = SESSION.made_outside(pp.image)
         if used:
             self._describe(pp, used)
-        elif (
-            made := SESSION.made_outside(pp.image)
-        ) is not None:  # in txt2img and img2img the host does not say what Upscale used,
+        elif made is not None:  # in txt2img and img2img the host does not say what Upscale used,
             pp.info.update(made.as_text())
             host.forget_cached_pictures()  # nor when a job begins, in which options may be others
         elif enable:

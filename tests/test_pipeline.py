@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resshift_core as rs
-from resshift_core import arguments, noise, pipeline
+from resshift_core import arguments, noise, tile_runs
 from resshift_core.alpha import fill_hidden
 from resshift_core.arguments import check_images
 from resshift_core.resize import resize
@@ -42,13 +42,13 @@ class TestRecorded:
         """Predicted x0 and x_{t-1} after each step, in the latent."""
         data, model = recording("sample_realsr_x4_s4_seed12345"), published_model("realsr_x4_s4")
         seen = []
-        original = pipeline.sample
+        original = tile_runs.sample
 
         def spy(*args, on_step, **words):
             return original(*args, on_step=lambda step, t, x0, x: seen.append((x0, x)), **words)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pipeline, "sample", spy)
+            patch.setattr(tile_runs, "sample", spy)
             rs.upscale(model, data["lq_uint8"].permute(2, 0, 1)[None] / 255, seed=12345)
         assert len(seen) == 4
         for (x0, x), x0_recorded, x_recorded in zip(seen, data["pred_x0"], data["sample"]):
@@ -190,14 +190,14 @@ class TestSeeds:
     def test_noise_of_finished_pictures_is_let_go(self, model, monkeypatch):
         """A batch of frames keeps the noise of those at work, not of all."""
         alive = []
-        real = pipeline._Shared.noise
+        real = tile_runs._Shared.noise
 
         def spy(self, *args):
             field = real(self, *args)
             alive.append(len(self._fields))
             return field
 
-        monkeypatch.setattr(pipeline._Shared, "noise", spy)
+        monkeypatch.setattr(tile_runs._Shared, "noise", spy)
         rs.upscale(model, picture(32, 32, count=6), tile_batch=2)
         assert max(alive) == 2
 
@@ -406,14 +406,14 @@ def test_the_result_can_be_used_like_any_tensor(model):
 class TestFaults:
     def run_with_failure(self, model, monkeypatch, fails):
         """Upscale while `fails(tiles in the batch, height of a tile)` decides when the device is out of memory."""
-        real = pipeline._run_tiles
+        real = tile_runs._run_tiles
 
         def guarded(model, jobs, shared, progress):
             if fails(len(jobs), jobs[0][0].axes[0].tile):
                 raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
             return real(model, jobs, shared, progress)
 
-        monkeypatch.setattr(pipeline, "_run_tiles", guarded)
+        monkeypatch.setattr(tile_runs, "_run_tiles", guarded)
         return rs.upscale(model, picture(200, 200), tile=128, overlap=32, tile_batch=4)
 
     def test_out_of_memory_means_fewer_tiles_at_a_time(self, model, monkeypatch, caplog):
@@ -436,7 +436,7 @@ class TestFaults:
         def broken(*args):
             raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-        monkeypatch.setattr(pipeline, "_run_tiles", broken)
+        monkeypatch.setattr(tile_runs, "_run_tiles", broken)
         with pytest.raises(RuntimeError, match="mat1"):
             rs.upscale(model, picture(16, 16))
 
@@ -724,10 +724,10 @@ def test_tiles_that_go_together_have_less_than_two_to_the_31_numbers(monkeypatch
         model = rs.ResShiftModel(standin.published_config("realsr_x4_s4"))
     assert model.most_tiles(128, 128) == 31  # 256 channels of 512 x 512
     assert model.most_tiles(4096, 4096) == 0
-    assert pipeline._tile_batch(model, 128, 128, 256) == 31
-    monkeypatch.setattr(pipeline, "free_bytes", lambda device: 10**15)
+    assert tile_runs._tile_batch(model, 128, 128, 256) == 31
+    monkeypatch.setattr(tile_runs, "free_bytes", lambda device: 10**15)
     monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("cuda"))
-    assert pipeline._tile_batch(model, 128, 128, None) == 31
+    assert tile_runs._tile_batch(model, 128, 128, None) == 31
     monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("mps"))
     assert model.most_tiles(128, 128) == 15  # Apple's library: 4 GiB in float32
 
@@ -737,11 +737,11 @@ def test_tiles_leave_memory_to_others(monkeypatch):
     with torch.device("meta"):
         model = rs.ResShiftModel(standin.published_config("realsr_x4_s4"))
     one = model.bytes_per_tile(64, 64)
-    monkeypatch.setattr(pipeline, "free_bytes", lambda device: 20 * one)
+    monkeypatch.setattr(tile_runs, "free_bytes", lambda device: 20 * one)
     monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("cuda"))
     for reserved, tiles in ((0, 14), (5 * one, 14), (12 * one, 8), (30 * one, 1)):
         model.reserved_bytes = reserved
-        assert pipeline._tile_batch(model, 64, 64, None) == tiles
+        assert tile_runs._tile_batch(model, 64, 64, None) == tiles
     monkeypatch.setattr(rs.ResShiftModel, "device", torch.device("cpu"))
     assert model.most_tiles(4096, 4096) == 1
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import resshift_core as rs
-from resshift_core import arguments, pipeline
+from resshift_core import arguments, pipeline, tile_runs
 from resshift_core.cli import main
 
 from . import standin
@@ -119,15 +119,15 @@ def test_many_holes(inpainter, **drawn):
 STAGES = {  # where a device may say that it has no more memory: (object, attribute), from the model
     "check": lambda model: (arguments.torch, "isfinite"),
     "output": lambda model: (pipeline.torch, "zeros"),
-    "crop": lambda model: (pipeline._Picture, "crop"),
-    "upsampling": lambda model: (pipeline, "bicubic"),
+    "crop": lambda model: (tile_runs._Picture, "crop"),
+    "upsampling": lambda model: (tile_runs, "bicubic"),
     "encode": lambda model: (model.autoencoder, "encode"),
     "condition": lambda model: (model.unet, "condition"),
-    "noise": lambda model: (pipeline._Shared, "noise"),
-    "constants": lambda model: (pipeline._Shared, "constants"),
+    "noise": lambda model: (tile_runs._Shared, "noise"),
+    "constants": lambda model: (tile_runs._Shared, "constants"),
     "unet": lambda model: (model.unet, "forward"),
     "decode": lambda model: (model.autoencoder, "decode"),
-    "blending": lambda model: (pipeline._Picture, "place_result"),
+    "blending": lambda model: (tile_runs._Picture, "place_result"),
     "colours": lambda model: (pipeline, "match_color_around"),
     "resizing": lambda model: (pipeline, "resize_around"),
 }

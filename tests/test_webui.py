@@ -39,15 +39,15 @@ def host(tmp_path, monkeypatch):
 @pytest.fixture
 def counted(monkeypatch):
     """The number of runs of the chain so far, one-element list."""
-    from resshift_core import pipeline
+    from resshift_core import tile_runs
 
-    runs, real = [0], pipeline.sample
+    runs, real = [0], tile_runs.sample
 
     def sample(*args, **kwargs):
         runs[0] += 1
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(pipeline, "sample", sample)
+    monkeypatch.setattr(tile_runs, "sample", sample)
     return runs
 
 

@@ -35,12 +35,11 @@ def average(model: rs.ResShiftModel, other: rs.ResShiftModel, share: float) -> N
         other = resize_trunk(other, blocks)
     if width != other.config.unet.model_channels:
         raise SystemExit(f"The other model has {other.config.unet.model_channels} channels, this one {width}.")
-    weights = other.state_dict()
-    told = [model.state_dict().keys() - weights.keys(), weights.keys() - model.state_dict().keys()]
+    weights, own = other.state_dict(), model.state_dict()
     estimator = [key for key in weights if key.startswith("unet.degradation.")]
-    if any(told) or any(not torch.equal(weights[key], model.state_dict()[key]) for key in estimator):
+    if weights.keys() != own.keys() or any(not torch.equal(weights[key], own[key]) for key in estimator):
         raise SystemExit("Only one of the models is told of degradations, or another estimator tells it.")
-    model.load_state_dict({key: value.lerp(weights[key], share) for key, value in model.state_dict().items()})
+    model.load_state_dict({key: value.lerp(weights[key], share) for key, value in own.items()})
 
 
 def main() -> None:

@@ -267,11 +267,11 @@ def descriptions(kind: str, numbers: Sequence[int], seed: int, share: float) -> 
     Raises:
         ValueError: a kind of more than one stage, whose results have no such description.
     """
+    if kind not in ("paper-b1", "everyday", "bicubic"):
+        raise ValueError(f"what {kind!r} does to a picture cannot be described in a few numbers")
     rows = []
     for number in numbers:
         row: dict[str, float] = {}
-        if kind not in ("paper-b1", "everyday", "bicubic"):
-            raise ValueError(f"what {kind!r} does to a picture cannot be described in a few numbers")
         if kind != "bicubic" and _is_damaged(seed, number, share):
             rng = random_for(seed, number, 1)
             row = describe(draw_b1(rng), True) if kind == "paper-b1" else describe(*draw_everyday(rng))

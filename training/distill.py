@@ -40,7 +40,7 @@ from training.distributed import Processes
 from training.finetune import prepare, program, train
 from training.losses import distance
 from training.resize import resize_trunk
-from training.settings import SettingsError, TrainSettings, describe, read_config
+from training.settings import SettingsError, TrainSettings, describe, read_config, refuse_foreign
 from training.start import Start
 from training.trainer import Trainer
 from training.validation import Validator
@@ -121,10 +121,7 @@ def check(settings: DistillSettings) -> None:
     Raises:
         SettingsError: the first setting that is wrong.
     """
-    for name in NOT_HERE:
-        if getattr(settings, name) != getattr(TrainSettings, name):
-            word = name.replace("_", "-")
-            raise SettingsError(f"--{word} is of no use here: the student has its teacher's chain, width and losses.")
+    refuse_foreign(settings, "the student has its teacher's chain, width and losses")
     if settings.config is not None and "model" in read_config(settings.config):
         raise SettingsError(f"{settings.config} has a 'model', but the student is made from --model. Leave 'model' out.")
     if min(settings.inverse, settings.consistency, settings.truth) < 0:

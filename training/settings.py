@@ -127,6 +127,17 @@ PUBLISHED = {"crop": 256, "learning_rate": 5e-5, "loss": "mse", "last_step_share
 PIXEL = {"crop": 160, "learning_rate": 5e-4, "loss": "mse", "last_step_share": 0.5, "rollout_share": 1.0}
 
 
+def refuse_foreign(settings: TrainSettings, why: str) -> None:
+    """Programs that take these settings but for some.
+
+    Raises:
+        SettingsError: one of `not_here` was given.
+    """
+    for name in settings.not_here:
+        if getattr(settings, name) != getattr(TrainSettings, name):
+            raise SettingsError(f"--{name.replace('_', '-')} is of no use here: {why}.")
+
+
 def read_config(path: Path) -> dict:
     """`model` and `training` of a JSON or YAML file.
 

@@ -40,7 +40,7 @@ from training.degradation import descriptions
 from training.distributed import Processes
 from training.finetune import prepare, program
 from training.resize import add_estimator
-from training.settings import SettingsError, TrainSettings
+from training.settings import SettingsError, TrainSettings, refuse_foreign
 from training.trainer import BAD_STEPS, NotFinite
 from training.validation import NUMBERS_FROM
 
@@ -146,9 +146,7 @@ def run(settings: EstimatorSettings, processes: Processes) -> None:
     Raises:
         SettingsError: degradations that no few numbers describe, several processes, or a model without a trunk.
     """
-    for name in settings.not_here:
-        if getattr(settings, name) != getattr(TrainSettings, name):
-            raise SettingsError(f"--{name.replace('_', '-')} is of no use here: only the estimator is trained.")
+    refuse_foreign(settings, "only the estimator is trained")
     if processes.world > 1:
         raise SettingsError("The estimator is trained by one process. Start it without torchrun.")
     kind, rate = settings.degradation or "everyday", settings.learning_rate or 2e-3
