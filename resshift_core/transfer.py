@@ -18,12 +18,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from .atomic_file import atomic_path
+from .attended import Attended
 from .checkpoint_file import HEAD, describe_text
 from .errors import brief
 from .version import __version__
@@ -32,6 +33,7 @@ log = logging.getLogger("resshift")
 
 TIMEOUT_S = 30.0  # for a connection to stand, and for the next bytes to come
 ATTEMPTS = 4  # in a row that bring the file no byte further
+ASKING_S = 0.5  # between two calls of `on_progress`, which may stop the transfer, while nothing comes
 BACKOFF_S = 1.0  # before the second of them; doubles every time
 CHUNK = 1 << 18  # bytes
 MAX_BYTES = 8 << 30  # where nobody has said how large the file is
@@ -212,6 +214,21 @@ def _total(response, start: int) -> int | None:
 # --------------------------------------------------------------------------------------------------- the transfer
 
 
+class _Told:
+    """Hands progress on, and again where there is none."""
+
+    def __init__(self, on_progress: Progress | None, done: int, total: int | None):
+        self._on_progress, self._last = on_progress, (done, total)
+
+    def __call__(self, done: int, total: int | None) -> None:
+        self._last = done, total
+        self.again()
+
+    def again(self) -> None:
+        if self._on_progress is not None:
+            self._on_progress(*self._last)
+
+
 @dataclass(frozen=True)
 class Transfer:
     """What is fetched, and where to. `size`: bytes that the file must have, None if nobody has published it."""
@@ -219,7 +236,7 @@ class Transfer:
     url: str
     part: Path
     size: int | None = None
-    on_progress: Progress | None = None  # (bytes so far, bytes in all or None); may raise to stop
+    on_progress: Progress | None = None  # (bytes so far, bytes in all or None), also while nothing comes; may raise to stop
 
     def run(self) -> bool:
         """Fetch the file. Returns whether it was put together from the answers to several requests.
@@ -228,12 +245,17 @@ class Transfer:
             TransferError: the server has no such file, or something else in its place, or the connection broke too often.
             StorageError: the disk is full, or the folder cannot be written.
         """
+        told = _Told(self.on_progress, bytes_of(self.part), self.size)
+        with Attended(told.again, ASKING_S) as attended:
+            return self._run(attended, told)
+
+    def _run(self, attended: Attended, told: _Told) -> bool:
         kept = best = bytes_of(self.part)
         failures, attempts = 0, 0
         while True:
             attempts += 1
             try:
-                self._attempt()
+                self._attempt(attended, told)
                 return kept > 0 or attempts > 1
             except _Interrupted as error:
                 reason = error
@@ -247,9 +269,9 @@ class Transfer:
                 raise TransferError(str(reason)) from reason
             wait = BACKOFF_S * 2 ** max(0, failures - 1)
             log.warning("%s: %s; trying again in %g s.", self.url, reason, wait)
-            time.sleep(wait)
+            attended(time.sleep, wait)
 
-    def _attempt(self) -> None:
+    def _attempt(self, attended: Attended, told: _Told) -> None:
         """One request, from the first missing byte on."""
         origin = _read_origin(self.part)
         origin = origin if origin.url == self.url else _Origin()
@@ -262,14 +284,16 @@ class Transfer:
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and origin.validator:
             headers["If-Range"] = origin.validator
-        with _open(self.url, headers) as response:
+        with ExitStack() as stack:
+            response = attended(_open, self.url, headers)
+            stack.callback(attended.later, response.close)
             start = start if response.status == 206 else 0
-            total, head = _total(response, start), _read(response)
+            total, head = _total(response, start), attended(_read, response)
             self._check(response, head, start, total, origin)
             with _storage(self.part):
                 if not start:
                     _begin(self.part, _Origin(self.url, _validator(response), total))
-            self._receive(response, head, start, total)
+            self._receive(lambda: attended(_read, response), head, start, total, told)
 
     def _check(self, response, head: bytes, start: int, total: int | None, origin: _Origin) -> None:
         """Refuse what is obviously not the file, or not the rest of it, before it is stored."""
@@ -281,14 +305,14 @@ class Transfer:
         if start and ((origin.validator and now and now != origin.validator) or (origin.total and total != origin.total)):
             raise _Changed("the file on the server changed")
 
-    def _receive(self, response, chunk: bytes, done: int, total: int | None) -> None:
+    def _receive(self, read: Callable[[], bytes], chunk: bytes, done: int, total: int | None, told: _Told) -> None:
         """Append the body, of which `chunk` is the beginning, to the `done` bytes that are there."""
         expected = self.size or total
         limit = expected or MAX_BYTES
         free = shutil.disk_usage(self.part.parent).free
         if expected and free < expected - done:
             raise StorageError(f"{self.part.parent} has {free} bytes of room, and {expected - done} are to come")
-        self._tell(done, total)
+        told(done, expected)
         with _storage(self.part):
             file = open(self.part, "ab" if done else "wb")
         with file:
@@ -299,11 +323,7 @@ class Transfer:
                     file.write(chunk)
                     file.flush()
                 done += len(chunk)
-                self._tell(done, total)
-                chunk = _read(response)
+                told(done, expected)
+                chunk = read()
         if expected is not None and done < expected:
             raise _Interrupted(f"the connection broke off after {done} of {expected} bytes")
-
-    def _tell(self, done: int, total: int | None) -> None:
-        if self.on_progress is not None:
-            self.on_progress(done, total or self.size)

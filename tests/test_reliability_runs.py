@@ -122,6 +122,7 @@ STAGES = {  # where a device may say that it has no more memory: (object, attrib
     "crop": lambda model: (tile_runs._Picture, "crop"),
     "upsampling": lambda model: (tile_runs, "bicubic"),
     "encode": lambda model: (model.autoencoder, "encode"),
+    "estimate": lambda model: (model.unet.degradation, "of_picture"),
     "condition": lambda model: (model.unet, "condition"),
     "noise": lambda model: (tile_runs._Shared, "noise"),
     "constants": lambda model: (tile_runs._Shared, "constants"),
@@ -155,6 +156,10 @@ class Failing:
 
 class TestMemory:
     WORDS = {"tile": 96, "overlap": 32, "tile_batch": 2, "steps": 2, "color_fix": "wavelet", "scale": 3}
+
+    @pytest.fixture
+    def model(self):
+        return gentle(standin.small_model(degradation_channels=8))
 
     def inject(self, monkeypatch, model, stage: str, error: str, first: int, forever: bool) -> Failing:
         owner, name = STAGES[stage](model)

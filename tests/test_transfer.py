@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import ssl
+import time
 import urllib.error
 import urllib.request
 from collections import namedtuple
@@ -230,6 +231,33 @@ def test_a_server_that_never_answers(server, part, monkeypatch):
     server.script = [lambda handler: server.stopping.wait(20)]
     with pytest.raises(TransferError, match="nothing came for 0.3 s"):
         fetch(server, part)
+
+
+@pytest.mark.parametrize("reply", ["stalls", "never answers", "is asked again later"])
+def test_who_wants_no_more_need_not_wait_for_what_does_not_come(server, part, monkeypatch, reply):
+    monkeypatch.setattr(transfer, "ASKING_S", 0.05)
+    monkeypatch.setattr(transfer, "BACKOFF_S", 15)
+    server.script = [
+        {
+            "stalls": stall(100_000),
+            "never answers": lambda handler: server.stopping.wait(20),
+            "is asked again later": status(503),
+        }[reply]
+    ]
+    calls = []
+
+    def stop_at_the_third(done, total):
+        calls.append((done, total))
+        if len(calls) > 2 and calls[-1] == calls[-3]:
+            raise InterruptedError("Cancel")
+
+    began = time.monotonic()
+    with pytest.raises(InterruptedError, match="Cancel"):
+        fetch(server, part, on_progress=stop_at_the_third)
+    assert time.monotonic() - began < 5
+    assert calls[-1] == ((100_000, len(CONTENT)) if reply == "stalls" else (0, None))
+    if reply == "stalls":  # what had come stays for the next try
+        assert fetch(server, part) == CONTENT and server.ranges() == [None, "bytes=100000-"]
 
 
 def test_nobody_there(server, part):
