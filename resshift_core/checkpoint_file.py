@@ -323,7 +323,7 @@ def save_weights(state: dict[str, torch.Tensor], metadata: dict[str, str], path:
         InputError: the name does not end in .safetensors.
         CheckpointError: the folder cannot be written.
     """
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if path.suffix.lower() != ".safetensors":
         raise InputError(f"{path.name} must end in .safetensors.")
     try:

@@ -115,6 +115,7 @@ def grid_of(levels) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=1)
+@torch.inference_mode(False)  # what is kept must serve training, too, also if an upscale asks for it first
 def _cosines() -> torch.Tensor:
     """The 64 functions of the orthonormal 8 x 8 cosine transform, (64, 1, 8, 8), on the processor."""
     place = torch.arange(8, dtype=torch.float32, device="cpu")

@@ -21,7 +21,7 @@ from .detection import check_entry
 from .errors import Cancelled, CheckpointError, DownloadError, brief
 from .file_lock import file_lock
 from .pins import PINS, check_pin, pin, pinned_sha256
-from .registry import VARIANTS, Entry, get_entry, models_dir
+from .registry import VARIANTS, Entry, find_in, get_entry, models_dir
 from .transfer import Progress, StorageError, Transfer, TransferError, bytes_of, discard, is_allowed
 
 log = logging.getLogger("resshift")
@@ -109,13 +109,15 @@ def _needs_torch(entry: Entry) -> str:
     )
 
 
-def _present(entry: Entry, level: int = logging.WARNING) -> Path | None:
-    """The file if it is on this machine and intact. A converted copy is taken as it is.
+def _present(entry: Entry, folder: Path | None, level: int = logging.WARNING) -> Path | None:
+    """The file if it is on this machine, or in `folder`, and intact. A converted copy is taken as it is.
 
     Raises:
         DownloadError: it is there, but cannot be opened, or this torch cannot check it.
     """
     path = entry.find()
+    if path is None and folder is not None:
+        path = find_in(folder, entry.file)
     if path is None or entry.bundled or path.suffix.lower() != Path(entry.file).suffix.lower():
         return path
     noted = pinned_sha256(path)
@@ -192,8 +194,28 @@ def _transfer(entry: Entry, url: str, part: Path, target: Path, on_progress: Pro
     ) from wrong
 
 
+class _Theirs(Exception):
+    """What `on_progress` raised."""
+
+    def __init__(self, error: OSError):
+        self.error = error
+
+
+def _set_apart(on_progress: Progress | None) -> Progress | None:
+    """`on_progress`, whose failures are not taken for those of a disk."""
+
+    def tell(done: int, total: int | None) -> None:
+        try:
+            on_progress(done, total)
+        except OSError as error:
+            raise _Theirs(error) from None
+
+    return tell if on_progress is not None else None
+
+
 def _fetch(entry: Entry, folder: Path, on_progress: Progress | None) -> Path:
     """Download under a lock, so that a second process waits for the first and then finds the file there."""
+    on_progress = _set_apart(on_progress)
     url = download_url(entry)
     target = entry.find() or folder / entry.file  # a damaged file is replaced where it lies
     folder, part = target.parent, target.with_name(f"{target.name}.part")
@@ -211,13 +233,15 @@ def _fetch(entry: Entry, folder: Path, on_progress: Progress | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with file_lock(target.with_name(f"{target.name}.lock"), wait):
-            if (path := _present(entry, logging.DEBUG)) is not None:  # somebody else was sooner
+            if (path := _present(entry, folder, logging.DEBUG)) is not None:  # somebody else was sooner
                 return path
             found = _transfer(entry, url, part, target, on_progress)
             _keep_strangers(target)
             replace(part, target)
             discard(part)
             _note(target, found)
+    except _Theirs as stopped:
+        raise stopped.error from None
     except TransferError as error:
         kept = f" ({bytes_of(part)} bytes are kept, and another try goes on from there)" if bytes_of(part) else ""
         room = "make room, or set RESSHIFT_MODELS_DIR, or " if isinstance(error, StorageError) else ""
@@ -246,11 +270,13 @@ def _agree(entry: Entry, confirm: Confirm | None) -> None:
 
 def _download(entries: list[Entry], folder, on_progress: Progress | None, confirm: Confirm | None) -> list[Path]:
     """All questions first, then all downloads."""
-    paths = [_present(entry) for entry in entries]
+    folder = None if folder is None else Path(os.path.expanduser(folder))
+    paths = [_present(entry, folder) for entry in entries]
     for entry, path in zip(entries, paths):
         if path is None:
             _agree(entry, confirm)
-    folder = Path(folder) if folder is not None else models_dir() if None in paths else Path()
+    if folder is None and None in paths:
+        folder = models_dir()
     return [path or _fetch(entry, folder, on_progress) for entry, path in zip(entries, paths)]
 
 

@@ -44,6 +44,8 @@ WITHOUT_ALPHA = ("JPEG", "BMP")
 WITHOUT_METADATA = ("BMP",)
 
 ORIENTATION, EXIF_IFD, PIXEL_WIDTH, PIXEL_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
+OF_THE_FILE = ("XML:com.adobe.xmp", "Raw profile type ")  # texts of a PNG that repeat its EXIF data, and its orientation
 # EXIF is a small TIFF: in a TIFF file these tags describe how *its* pixels lie, and must not travel with the picture.
 LAYOUT_TAGS = {
     254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 301, 317, 318, 319, 320, 322, 323, 324, 325, 330,
@@ -109,6 +111,8 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
         count = re.search(r"\((\d+) pixels\)", str(error))
         size = f"{int(count.group(1)) / 1e6:.0f} million" if count else "too many"
         raise InputError(_too_many(name, f"{size} pixels", 2 * (Image.MAX_IMAGE_PIXELS or 0))) from error
+    except PermissionError as error:
+        raise InputError(f"{name} cannot be opened ({first_line(error)}). Check its permissions.") from error
     except Exception as error:  # decoders raise a dozen kinds for a damaged file
         raise InputError(f"{name} cannot be read ({first_line(error)}). It may be damaged: save or copy it again.") from error
 
@@ -186,7 +190,7 @@ def _picture(image: Image.Image) -> Picture:
     image.load()
     exif, upright = _exif_and_upright(image, notes)
     pixels, mode, icc = _decode(upright, layout, notes)
-    text = {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    text = {key: str(value) for key, value in getattr(image, "text", {}).items() if not key.startswith(OF_THE_FILE)}
     return Picture(pixels, mode, image.format or "", _matching_profile(icc, mode, notes), exif, text, tuple(notes))
 
 
@@ -236,6 +240,8 @@ def _deep_grey(image: Image.Image, notes: list[str]) -> np.ndarray:
     """Grey of 16 or 32 bits as (H, W, 1) float32 in [0, 1]."""
     values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
     white = _white_of(image.mode, float(values.max()))
+    if image.format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
+        values = white - values  # Pillow does so with 8 bits alone
     kind = "numbers with a decimal point" if image.mode == "F" else "16 bits" if white == 65535 else "32 bits"
     notes.append(f"It has {kind} a pixel, read as 0 to {white:g}; the result is written with 8 bits.")
     if "transparency" in image.info:
@@ -247,8 +253,10 @@ def _white_of(mode: str, largest: float) -> float:
     """The value that means white. Nothing in a file says so for 32 bits, so there it is guessed from the largest value."""
     if mode.startswith("I;16"):
         return 65535
-    usual = (65535, 2**31 - 1) if mode == "I" else (1, 255, 65535)
-    return next((white for white in usual if largest <= white), largest)
+    if mode == "I":
+        return next(white for white in (65535, 2**31 - 1) if largest <= white)
+    beyond = {1.0: 2.0, 255.0: 1.02, 65535.0: 1.02}  # what was filtered goes past white; light may be up to twice as bright
+    return next((white for white, factor in beyond.items() if largest <= white * factor), largest)
 
 
 def _to_rgb(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple[Image.Image, bytes | None]:

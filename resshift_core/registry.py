@@ -146,11 +146,18 @@ def _models_dir() -> Path:
 def first_writable(folders: Iterable[Path]) -> Path:
     """The first of a host's folders that a download could be written into; where there is none, the first."""
     folders = list(folders)
+    return next((folder for folder in folders if can_be_written(nearest(folder))), folders[0])
 
-    def writable(folder: Path) -> bool:
-        return os.access(next(place for place in (folder, *folder.absolute().parents) if place.exists()), os.W_OK)
 
-    return next((folder for folder in folders if writable(folder)), folders[0])
+def nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there."""
+    above = (folder, *folder.absolute().parents)
+    return next((place for place in above if os.path.exists(place)), above[-1])  # `Path.exists` fails in a locked folder
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether it is a folder that new files can be put into."""
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 _extra_dirs: list[Path] = []
@@ -158,8 +165,9 @@ _extra_dirs: list[Path] = []
 
 def add_models_dir(path: str | os.PathLike) -> None:
     """Also look for model files in `path`: hosts have folders of their own. Searched after `models_dir()`."""
-    if Path(path) not in _extra_dirs:
-        _extra_dirs.append(Path(path))
+    path = Path(os.path.expanduser(path))
+    if path not in _extra_dirs:
+        _extra_dirs.append(path)
 
 
 def search_dirs() -> list[Path]:

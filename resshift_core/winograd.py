@@ -162,7 +162,7 @@ DOUBLED = Filtering(4, 2, _G_DOUBLED, _input_of_doubled, _output_of_doubled)
 
 @cache
 def _G_squared(G: tuple) -> torch.Tensor:
-    g = torch.tensor(G, dtype=torch.float64)
+    g = torch.tensor(G, dtype=torch.float64, device="cpu")
     return torch.kron(g, g).float()  # (points^2, 9)
 
 
@@ -173,7 +173,7 @@ def transformed_weights(weight: torch.Tensor, how: Filtering) -> Callable:
     """
     flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
     lines = _G_squared(how.G).split(how.points)
-    u = torch.empty(how.points, flat.shape[1])
+    u = flat.new_empty(how.points, flat.shape[1])
     return lambda i: torch.mm(lines[i], flat, out=u).view(-1, *weight.shape[:2]).mT
 
 

@@ -15,11 +15,12 @@ import torch
 from .color import WAVELET_REACH, match_color
 from .noise import Repeat
 from .progress import moved
-from .resize import resize
+from .resize import bicubic, resize
 
 WRAPS = ("none", "x", "y", "both")
 CONTEXT = 32  # low-resolution pixels, at least, that a border gets to see of the other side
 RESIZE_REACH = 16  # pixels that resizing gets to see of the other side
+RESIZED_TOGETHER = 2**23  # numbers of a continued picture that are resized at a time: 32 MiB
 
 
 @dataclass(frozen=True)
@@ -103,17 +104,34 @@ def _close(images: torch.Tensor, dim: int, start: int, length: int) -> torch.Ten
 
 def resize_around(images: torch.Tensor, size: tuple[int, int], wrap: str) -> torch.Tensor:
     """As `resize`, with every wrapped direction continued at its other end."""
-    sides, cuts = [], []
-    for length, new, wraps in zip(images.shape[-2:], size, (wrap in ("y", "both"), wrap in ("x", "both"))):
-        pad = 0
-        if wraps and length != new:
-            unit = length // math.gcd(length, new)  # as many pixels become a whole number of new ones
-            pad = -(-max(RESIZE_REACH, RESIZE_REACH * length // new) // unit) * unit
-        sides.append(Side(length, pad, pad))
-        cuts.append(pad * new // length)
-    extended = Torus(*sides).extend(images) if any(cuts) else images
-    whole = resize(extended, (size[0] + 2 * cuts[0], size[1] + 2 * cuts[1]))
-    return whole[..., cuts[0] : cuts[0] + size[0], cuts[1] : cuts[1] + size[1]].contiguous()
+    height, width = images.shape[-2:]
+    if wrap == "none" or (height, width) == tuple(size):
+        return resize(images, size)
+    shrinks = size[0] < height or size[1] < width
+    images = _resize_side(images.float(), -2, size[0], wrap in ("y", "both"), shrinks)
+    return _resize_side(images, -1, size[1], wrap in ("x", "both"), shrinks).clamp_(0, 1)
+
+
+def _resize_side(images: torch.Tensor, dim: int, new: int, wraps: bool, shrinks: bool) -> torch.Tensor:
+    """One direction to `new` pixels, some lines at a time: a side may have to be continued by twice its length, for what is
+    added must become a whole number of new pixels.
+    """
+    length, across = images.shape[dim], -3 - dim
+    if length == new:
+        return images
+    unit = length // math.gcd(length, new)
+    pad = -(-max(RESIZE_REACH, RESIZE_REACH * length // new) // unit) * unit if wraps else 0
+    index, cut = Side(length, pad, pad).extended().to(images.device), pad * new // length
+    shape = list(images.shape)
+    shape[dim] = new
+    resized = images.new_empty(shape)
+    lines = max(1, RESIZED_TOGETHER // (shape[0] * shape[1] * max(len(index), new + 2 * cut)))
+    for source, target in zip(images.split(lines, across), resized.split(lines, across)):
+        extended = source.index_select(dim, index)
+        size = list(extended.shape[-2:])
+        size[dim] = new + 2 * cut
+        target.copy_(bicubic(extended, tuple(size), shrinks).narrow(dim, cut, new))
+    return resized
 
 
 def match_color_around(result: torch.Tensor, reference: torch.Tensor, method: str, wrap: str) -> torch.Tensor:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -419,6 +420,60 @@ class TestFiles:
         assert upscale("a.png", "b.png", "-o", "out/x") == 1
         err = capsys.readouterr().err
         assert err.count("cannot be written") == 2 and "Traceback" not in err
+
+
+LOCKED = """
+import os, sys
+from resshift_core import registry
+from resshift_core.cli import main
+for words in (
+    ["ok.png", "locked", "-o", "one"], ["tree", "-o", "two", "--recursive"], ["ok.png", "-o", "locked/y.png"], ["no.png"],
+    ["ok.png", "locked/x.png", "-o", "three"],
+):
+    print(main(["upscale", *words, "--model", sys.argv[1], "--device", "cpu"]), file=sys.stderr)
+os.environ["RESSHIFT_MODELS_DIR"] = os.path.abspath("locked/models")
+main(["doctor", "--model", sys.argv[1], "--device", "cpu"])
+print(registry.first_writable([registry.Path("locked/models"), registry.Path("ok.png/x"), registry.Path("out")]))
+"""
+
+
+class TestPermissions:
+    def test_what_may_not_be_opened_is_a_sentence_and_the_rest_goes_on(self, folder, model_file):
+        for path in ("ok.png", "no.png", "locked/x.png", "tree/a/1.png", "tree/b/2.png"):
+            picture(path)
+        without_rights = []
+        if os.name != "posix":
+            pytest.skip("permissions of Unix")
+        if os.geteuid() == 0:  # who may do everything
+            if shutil.which("setpriv") is None:
+                pytest.skip("no program that gives rights up")
+            rights = "-dac_override,-dac_read_search"
+            without_rights = ["setpriv", "--bounding-set", rights, "--inh-caps", rights]
+        closed = [Path(name) for name in ("no.png", "locked", "tree/b")]
+        for path in closed:
+            path.chmod(0)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        try:
+            done = subprocess.run(
+                [*without_rights, sys.executable, "-c", LOCKED, str(model_file)],
+                capture_output=True,
+                text=True,
+                env=environment,
+            )
+        finally:
+            for path in closed:
+                path.chmod(0o755)
+        assert "Traceback" not in done.stderr and "not expect" not in done.stderr, done.stderr
+        lines = done.stderr.splitlines()
+        assert [line for line in lines if line in "0123"] == ["1", "1", "1", "1", "1"]
+        assert any("The folder locked cannot be opened (Permission denied). Check its permissions." in line for line in lines)
+        assert any("The folder tree/b cannot be opened" in line for line in lines)
+        assert any("no.png cannot be opened (Permission denied). Check its permissions." in line for line in lines)
+        assert any("locked/x.png cannot be opened" in line for line in lines)
+        assert any("locked/y.png cannot be written (Permission denied)" in line for line in lines)
+        assert listing("one") == ["ok_x4.png"] and listing("two") == ["a/1_x4.png"] and listing("three") == ["ok_x4.png"]
+        assert f"{folder / 'locked'} cannot be written, so that nothing can be downloaded" in done.stdout
+        assert done.stdout.splitlines()[-1] == "out"
 
 
 class TestPipes:

@@ -85,6 +85,32 @@ def test_another_folder(server, tmp_path, models_dir):
     assert registry.get_entry("realsr_x4_s4").find().parent == tmp_path / "host" and not models_dir.exists()
 
 
+def test_a_folder_that_is_not_searched_is_looked_into_all_the_same(server, tmp_path):
+    path = rs.download("realsr_x4_s4", folder=tmp_path / "own")
+    assert rs.download("realsr_x4_s4", folder=str(tmp_path / "own")) == path
+    assert len(server.requests) == 1 and os.listdir(tmp_path / "own") == [path.name]
+    path.write_bytes(CONTENT[:-1])
+    assert rs.download("realsr_x4_s4", folder=tmp_path / "own") == path and path.read_bytes() == CONTENT
+
+
+def test_a_home_is_meant_by_a_tilde(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    registry.add_models_dir("~/models")
+    assert rs.download("realsr_x4_s4", folder="~/models").parent == tmp_path / "models"
+    assert registry.get_entry("realsr_x4_s4").find().parent == tmp_path / "models"
+
+
+@pytest.mark.parametrize("error", [InterruptedError("enough"), TimeoutError("too long"), BrokenPipeError()])
+def test_what_progress_raises_is_not_taken_for_a_failure_of_the_disk(server, error):
+    def stop(done, total):
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        rs.download("realsr_x4_s4", on_progress=stop)
+    assert raised.value is error
+
+
 def test_what_is_there_is_not_fetched_again(server):
     path = rs.download("realsr_x4_s4")
     assert rs.download("realsr_x4_s4") == path and len(server.requests) == 1

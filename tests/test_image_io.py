@@ -149,12 +149,20 @@ class TestDepth:
         grey = read_picture(png(1, 1, 16, 4, b"\0" + struct.pack(">HH", 30000, 50000)))
         assert grey.mode == "LA" and "16 bits a channel" in grey.notes[0]
 
-    @pytest.mark.parametrize("largest, white", [(1.0, 1), (200.0, 255), (60000.0, 65535)])
+    @pytest.mark.parametrize("byte_order", ["<", ">"])
+    def test_white_may_be_zero_in_a_tiff(self, byte_order):
+        values = np.arange(0, 60000, 2000, dtype=f"{byte_order}u2").reshape(6, 5)
+        picture = read_picture(saved(Image.fromarray(values.astype(np.uint16)), "TIFF", tiffinfo={262: 0}))
+        assert np.allclose(picture.pixels[..., 0], 1 - values / 65535, atol=1e-6)
+        eight = read_picture(saved(Image.fromarray(values.astype(np.uint8)), "TIFF", tiffinfo={262: 0}))
+        assert np.array_equal(eight.pixels[..., 0], values.astype(np.uint8))  # which Pillow turns, both ways
+
+    @pytest.mark.parametrize("largest, white", [(1.0, 1), (1.004, 1), (1.9, 1), (200.0, 255), (256.5, 255), (60000.0, 65535)])
     def test_numbers_with_a_decimal_point(self, largest, white):
         values = np.linspace(0, largest, 30, dtype=np.float32).reshape(6, 5)
         values[0, 0] = np.nan
         picture = read_picture(saved(Image.fromarray(values), "TIFF"))
-        assert np.allclose(picture.pixels[..., 0], np.nan_to_num(values) / white, atol=1e-6)
+        assert np.allclose(picture.pixels[..., 0], (np.nan_to_num(values) / white).clip(0, 1), atol=1e-6)
         assert f"0 to {white}" in picture.notes[0]
 
     @pytest.mark.parametrize("largest, white", [(65535, 65535), (2**31 - 1, 2**31 - 1)])
@@ -407,6 +415,15 @@ class TestWriting:
         write_picture(Image.fromarray(colours()), tmp_path / "a.png", "PNG", picture, {"resshift": json.dumps({"steps": 4})})
         texts = png_texts((tmp_path / "a.png").read_bytes())
         assert texts["parameters"] == "a cat" and json.loads(texts["resshift"]) == {"steps": 4}
+
+    def test_texts_that_repeat_the_orientation_are_left_out(self, tmp_path):
+        source = PngImagePlugin.PngInfo()
+        source.add_text("Raw profile type exif", "\nexif\n      4\n4d4d002a\n")
+        source.add_itxt("XML:com.adobe.xmp", '<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>')
+        source.add_text("Author", "somebody")
+        picture = read_picture(saved(Image.fromarray(colours()), pnginfo=source))
+        write_picture(Image.fromarray(colours()), tmp_path / "a.png", "PNG", picture)
+        assert png_texts((tmp_path / "a.png").read_bytes()) == {"Author": "somebody"}
 
     @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF", "BMP"])
     def test_same_bytes_and_near_pixels(self, format):

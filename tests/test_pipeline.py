@@ -269,6 +269,15 @@ class TestChannels:
         assert torch.equal(rs.upscale(model, rgba, scale=1)[:, 3:], rgba[:, 3:])
         assert torch.equal(rs.upscale(model, rgba, scale=0.5)[:, 3:], resize(rgba[:, 3:], (10, 15)))
 
+    @pytest.mark.parametrize("channels", [1, 3])
+    @pytest.mark.parametrize("size", [(7, 1), (2, 1), (1, 1), (1, 7)])
+    def test_shrinking_to_a_single_column(self, channels, size):
+        """Which torch itself does wrongly where channels do not come last: rows get other rows' values."""
+        image = torch.rand(2, channels, 12, 3, generator=torch.Generator().manual_seed(0))
+        alike = image[..., :1].expand(-1, -1, -1, 3)  # whose columns are equal, and so are those of any width
+        of_any = F.interpolate(alike, size=(size[0], 9), mode="bicubic", antialias=True).clamp(0, 1)
+        torch.testing.assert_close(resize(alike, size), of_any[..., : size[1]], atol=1e-5, rtol=0)
+
     def test_other_dtypes_come_in_and_float32_goes_out(self, model):
         out = rs.upscale(model, picture(16, 16).double())
         assert out.dtype == torch.float32

@@ -128,3 +128,15 @@ def test_not_a_number_stays_in_its_tiles_and_is_not_lost():
     got = conv(x)
     assert got[:, :, 8:11, 8:11].isnan().all()
     assert torch.equal(got[:, :, 16:], clean[:, :, 16:]) and torch.equal(got[:, :, :, 16:], clean[:, :, :, 16:])
+
+
+def test_another_default_number_format():
+    conv, x = layer(128, 128), torch.rand(1, 128, 20, 20).contiguous(memory_format=torch.channels_last)
+    before = torch.get_default_dtype()
+    winograd._G_squared.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    try:
+        out = conv(x)
+    finally:
+        torch.set_default_dtype(before)
+    assert out.dtype == torch.float32 and error(out, truth(conv, x)) < 1e-5

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import resshift_core as rs
 import resshift_core.noise as noise_module
+import resshift_core.wrap as wrap_module
 from resshift_core.noise import NoiseField, Repeat, RepeatedNoise
 from resshift_core.preview import Canvas
 from resshift_core.progress import pixels_by_fit
@@ -99,6 +100,30 @@ class TestAround:
         torch.testing.assert_close(
             resize_around(image, size, "both"), endless[..., 20:40, 27:54].clamp(0, 1), atol=1e-5, rtol=0
         )
+
+    @pytest.mark.parametrize("wrap", ["x", "y", "both"])
+    @pytest.mark.parametrize("size", [(13, 31), (7, 23), (9, 50), (12, 19)])  # that share no factor with those of the picture
+    def test_resizing_in_parts(self, monkeypatch, wrap, size):
+        """One direction after the other, some lines at a time: as both together, as torch does it."""
+        image = picture(12, 18)
+        shrinks = size[0] < 12 or size[1] < 18
+        down, across = (3 if wrap in words else 1 for words in (("y", "both"), ("x", "both")))
+        whole = F.interpolate(
+            image.repeat(1, 1, down, across), size=(size[0] * down, size[1] * across), mode="bicubic", antialias=shrinks
+        )
+        top, left = size[0] * (down // 2), size[1] * (across // 2)
+        expected = whole[..., top : top + size[0], left : left + size[1]].clamp(0, 1)
+        for together in (2**23, 100):
+            monkeypatch.setattr(wrap_module, "RESIZED_TOGETHER", together)
+            torch.testing.assert_close(resize_around(image, size, wrap), expected, atol=1e-5, rtol=0)
+
+    def test_resizing_holds_little_of_what_it_adds(self, monkeypatch):
+        """1200 -> 991 pixels share no factor: in one piece the picture would be nine times as large on the way."""
+        held, real = [], wrap_module.bicubic
+        monkeypatch.setattr(wrap_module, "bicubic", lambda part, *rest: held.append(part.numel()) or real(part, *rest))
+        image = torch.rand(1, 3, 1200, 1200)
+        resize_around(image, (991, 991), "both")
+        assert len(held) > 2 and max(held) <= wrap_module.RESIZED_TOGETHER
 
     @pytest.mark.parametrize("wrap, tile", [("both", None), ("x", 32)])
     def test_the_preview_lies_where_the_picture_does(self, small_model, wrap, tile):

@@ -134,7 +134,8 @@ function redrawTiles(node, svg) {
 function signature(node) {
   const name = modelName(node)
   return JSON.stringify([
-    name, Boolean(factsOf(name)), language(), pictureSize(node),
+    name, Boolean(factsOf(name)), language(),
+    value(node, 'tile') === undefined || pictureSize(node), // to ask is to fetch the picture, and only tiles depend on it
     ...['steps', 'kappa', 'p', 'tile', 'overlap', 'tile_batch', 'wrap'].map((id) => value(node, id)),
   ])
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import time
 import unicodedata
@@ -141,8 +142,8 @@ class Batch:
 
     def _read(self, job: Job) -> Loaded | None:
         """Decode a job's files; None where its output is already there."""
-        if job.target is not None and job.target.exists():
-            if job.source.path is not None and job.source.path.exists() and job.target.samefile(job.source.path):
+        if job.target is not None and os.path.exists(job.target):  # unlike `Path.exists`, in a locked folder, too
+            if job.source.path is not None and os.path.exists(job.source.path) and job.target.samefile(job.source.path):
                 raise InputError(f"{job.source.label} would be overwritten by its own result. Choose another name with -o.")
             if not self.handling.overwrite:
                 return None
@@ -159,7 +160,7 @@ class Batch:
         path = self.handling.mask
         if path is None:
             return None
-        if path.is_dir():
+        if os.path.isdir(path):
             path = _same_stem(path, job)
         mask = read_picture(path, max_pixels=self.handling.max_pixels)
         if mask.size != picture.size:

@@ -18,11 +18,11 @@ from ..arguments import check_tile
 from ..checkpoint import load_model
 from ..checkpoint_file import pickles_are_safe
 from ..device import cpu_has_bf16, free_bytes, resolve_device, resolve_dtype
-from ..errors import ResShiftError
+from ..errors import InputError, ResShiftError
 from ..image_io import can_write
 from ..model import ResShiftModel
 from ..pipeline import upscale
-from ..registry import REGISTRY, models_dir
+from ..registry import REGISTRY, can_be_written, models_dir, nearest
 from ..tiles import Axis, lay_axis
 from ..version import __version__
 from . import arguments as types
@@ -113,22 +113,26 @@ def _version(package: str) -> str:
 
 
 def _look_at_models(found: _Findings) -> None:
-    folder = models_dir()
-    found.facts["models folder"] = f"{folder}{'' if folder.is_dir() else ' (not made yet)'}"
+    try:
+        folder = models_dir()
+    except InputError as error:  # models that come with the package run all the same
+        found.problems.append(str(error))
+        return
+    found.facts["models folder"] = f"{folder}{'' if os.path.isdir(folder) else ' (not made yet)'}"
     here = {name: path for name, entry in REGISTRY.items() if (path := entry.find()) is not None}
     for name, path in here.items():
         found.facts[f"model {name}"] = f"{path} ({human_bytes(path.stat().st_size)})"
     if not here:
         found.facts["model"] = "none"
-    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    if not os.access(place, os.W_OK):
+    place = nearest(folder)
+    if not can_be_written(place):
         found.problems.append(
             f"{place} cannot be written, so that nothing can be downloaded. Set RESSHIFT_MODELS_DIR to another folder."
         )
     elif shutil.disk_usage(place).free < SPARE_BYTES:
         free = human_bytes(shutil.disk_usage(place).free)
         found.problems.append(f"Only {free} are free where models go ({place}). Make room, or set RESSHIFT_MODELS_DIR.")
-    for part in sorted(folder.glob("*.part")) if folder.is_dir() else ():
+    for part in sorted(folder.glob("*.part")) if os.path.isdir(folder) else ():
         found.problems.append(f"{part} is an unfinished download. `resshift download NAME` goes on with it; or delete it.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 
 from ..errors import InputError
@@ -165,8 +166,9 @@ def run_convert(args: argparse.Namespace, console: Console) -> int:
     from ..checkpoint import convert as convert_file
     from ..checkpoint_file import is_file
 
-    if is_file(args.target) and not args.overwrite:
-        raise InputError(f"{args.target} is already there. Choose another name, or add --overwrite.")
-    path = convert_file(args.source, args.target, args.variant)
+    target = os.path.expanduser(args.target)  # where no shell has done so
+    if is_file(target) and not args.overwrite:
+        raise InputError(f"{target} is already there. Choose another name, or add --overwrite.")
+    path = convert_file(args.source, target, args.variant)
     console.say(f"{args.source} -> {path} ({human_bytes(path.stat().st_size)}). `resshift info {path}` says what it is.")
     return 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
-from ..image_io import READABLE, WRITABLE, can_write, writable_format
+from ..image_io import READABLE, WRITABLE, can_write, first_line, writable_format
 
 PIPE = "-"
 CASEFOLD = sys.platform == "darwin"  # its disks tell neither A from a nor é from e and an accent; `normcase` does not know
@@ -76,7 +76,10 @@ def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> t
         if word == PIPE:
             found = [Source(None, Path("stdin"), _standard_input())]
         elif os.path.isdir(word):
-            found = _in_folder(Path(word), recursive, leave_out, several=len(folders) > 1)
+            found, unread = _in_folder(Path(word), recursive, leave_out, several=len(folders) > 1)
+            problems += unread
+            if unread and not found:
+                continue
         elif glob.has_magic(word) and not os.path.exists(word):  # the shell of Windows hands patterns on as they are
             found, skipped = _matching(word, leave_out)
             inside += skipped
@@ -97,11 +100,16 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: bool) -> list[Source]:
-    """The pictures of a folder; several folders keep their names in the output."""
+def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: bool) -> tuple[list[Source], list[Problem]]:
+    """The pictures of a folder, and the folders that cannot be opened; several folders keep their names in the output."""
     top = Path(folder.resolve().name) if several else Path()
-    found = []
-    for place, folders, files in os.walk(folder):
+    found, unread = [], []
+
+    def note(error: OSError) -> None:
+        place = error.filename or str(folder)
+        unread.append(Problem(place, f"The folder {place} cannot be opened ({first_line(error)}). Check its permissions."))
+
+    for place, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(
             name for name in folders if recursive and not name.startswith(".") and not _same(Path(place, name), leave_out)
         )
@@ -109,7 +117,7 @@ def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: b
             path = Path(place, name)
             if path.suffix.lower() in READABLE and not name.startswith("."):
                 found.append(Source(path, top / path.relative_to(folder)))
-    return found
+    return found, unread
 
 
 def _matching(pattern: str, leave_out: Path | None) -> tuple[list[Source], list[Path]]:

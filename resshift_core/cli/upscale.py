@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 import inspect
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -211,7 +212,7 @@ def _check(args: argparse.Namespace, naming: Naming) -> None:
     """What must be said before minutes are spent."""
     if args.json and naming.pipe:
         raise InputError("--json and the picture both want standard output. Write the picture to a file with -o FILE.")
-    if args.mask is not None and not args.mask.exists():
+    if args.mask is not None and not os.path.exists(args.mask):
         raise InputError(f"There is no mask {args.mask}. Check the path.")
 
 
