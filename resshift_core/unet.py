@@ -207,6 +207,7 @@ class SwinUNet(nn.Module):
         mask: (B, 1, H, W), -1 = keep, +1 = fill in; inpainting networks only.
         condition: what `condition(lq, mask)` returned, given in place of lq and mask; it is the same for every step.
         constants: the entry for this t of what `constants` returned, the same for every picture.
+        degradation: as `condition` takes it.
     Returns (B, out_channels, h, w). h and w must be multiples of `config.latent_multiple`.
     """
 
@@ -308,10 +309,10 @@ class SwinUNet(nn.Module):
         films = [zip(*(part.split(1) for part in module.film(emb))) for module in timed]
         return [{**biases, **dict(zip(timed, step))} for step in zip(*films)]
 
-    def forward(self, x, t, lq=None, mask=None, condition=None, constants=None):
+    def forward(self, x, t, lq=None, mask=None, condition=None, constants=None, degradation=None):
         emb = self.time_embed(t) if constants is None else None
         if condition is None:
-            condition = self.condition(lq, mask)
+            condition = self.condition(lq, mask, degradation)
         x = x.to(condition.dtype, memory_format=layout_for(x.device))
         h = convolved_part(self.input_blocks[0][0], x, 0).add_(condition)
         del x

@@ -14,9 +14,10 @@ from PIL import Image
 import resshift_core as rs
 from resshift_core.degradation import DESCRIPTION, LEAST, MOST_WINDOWS, STEPS, WINDOW, combs, grid_of, transformed, windows
 from resshift_core.limits import check_model
-from training import finetune, train_estimator
+from training import distill, finetune, train_estimator
 from training.degradation import descriptions, draw_everyday, make_degradation, random_for
 from training.resize import add_estimator, resize_trunk, widen
+from training.scan import read_rgb
 from training.settings import SettingsError
 from training.state import sha256_of
 
@@ -236,6 +237,37 @@ def test_an_estimator_is_trained_and_finetune_leaves_it_as_it_is(tmp_path, capsy
     assert not any(key.startswith("degradation.") for key in changed)
     assert "trunk.1.emb_layers.1.weight" in changed
     assert json.loads((tuned / "config.json").read_text())["model"]["unet"]["degradation_channels"] == 64
+
+
+def test_crops_of_pairs_are_told_what_is_said_of_the_whole_file(tmp_path, monkeypatch):
+    """As when the file is upscaled. Of a crop, with JPEG's grid anywhere in it, something else would be said."""
+    high, low = make_pictures(tmp_path / "high", side=256), tmp_path / "low"
+    low.mkdir()
+    for path in high.iterdir():
+        with Image.open(path) as image:
+            image.resize((64, 64), Image.Resampling.BICUBIC).save(low / f"{path.stem}.jpg", quality=40)
+    model = told_model()
+    parent = rs.save_model(model, tmp_path / "parent.safetensors")
+    files = {path.stem: model.unet.degradation.of_picture(read_rgb(path) / 255) for path in low.iterdir()}
+
+    told, condition = [], rs.SwinUNet.condition
+
+    def spy(self, lq, mask=None, given=None):
+        if lq.shape[-1] == 8:  # a crop, not a picture to validate on
+            told.append(given)
+        return condition(self, lq, mask, given)
+
+    monkeypatch.setattr(rs.SwinUNet, "condition", spy)
+    words = ("--degradation", "paired", "--pairs", low, "--validate-every", 99, "--rollout-share", 1)
+    assert finetune.main(arguments(high, tmp_path / "out", parent, *words)) == 0
+    assert len(told) > 6 and all(given is not None for given in told)
+    known = torch.cat(list(files.values()))
+    for given in torch.cat(told):
+        assert float((known - given).abs().amax(1).min()) < 1e-5
+    words = ("--degradation", "paired", "--pairs", low, "--inverse", 1, "--consistency", 1)
+    told.clear()
+    assert distill.main(arguments(high, tmp_path / "student", parent, *words)) == 0
+    assert len(told) > 6 and all(given is not None for given in told)
 
 
 @pytest.mark.parametrize(

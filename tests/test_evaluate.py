@@ -218,7 +218,7 @@ def test_what_is_missing_is_said(place, tmp_path, capsys):
     assert evaluate.main(words("--models", place[1], "--output", tmp_path)) == 2
     assert "Give --truth" in capsys.readouterr().err
     assert evaluate.main(words("--truth", tmp_path, "--models", place[1], "--output", tmp_path)) == 1
-    assert "None of 0 files" in capsys.readouterr().err
+    assert "There are no pictures. Known are files that end in .avif, " in capsys.readouterr().err
     assert evaluate.main(words("--truth", tmp_path / "no", "--models", place[1], "--output", tmp_path)) == 1
     assert "There is no folder" in capsys.readouterr().err
     assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path, "--others", "no.pth")) == 2

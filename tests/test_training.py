@@ -208,7 +208,7 @@ def test_few_photographs_are_varied(place, tmp_path):
     assert used["variety"] is True and used["leaves_share"] == 0.4 and used["frame_share"] == 0.3 and used["psnr_limit"] == 40
 
 
-def test_pairs_of_the_same_names(place, tmp_path):
+def test_pairs_of_the_same_names(place, tmp_path, caplog):
     (tmp_path / "low").mkdir()
     for path in place[0].iterdir():
         with Image.open(path) as image:
@@ -226,6 +226,7 @@ def test_pairs_of_the_same_names(place, tmp_path):
         "True",
     )  # of no use here
     assert finetune.main(arguments(place[0], tmp_path / "run", place[1], *words)) == 0
+    assert "Pairs are used as they are: --variety, --leaves-share, --frame-share are of no use here." in caplog.text
     (tmp_path / "low" / "picture_3.png").unlink()
     assert finetune.main(arguments(place[0], tmp_path / "other", place[1], *words)) == 1
 
@@ -588,7 +589,7 @@ def test_bad_pictures_are_named_and_left_out(place, tmp_path, capsys):
 def test_a_folder_without_pictures_is_said(place, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert finetune.main(arguments(tmp_path / "empty", tmp_path / "run", place[1])) == 1
-    assert "None of 0 files" in capsys.readouterr().err
+    assert "There are no pictures. Known are files that end in .avif, " in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -597,9 +597,10 @@ def test_deep_pictures_are_read_as_deep_or_refused(tmp_path):
     levels = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(levels).save(tmp_path / "deep.png", transparency=7)
     Image.fromarray(np.full((64, 64), 10**6, np.int32)).save(tmp_path / "long.tif")
+    Image.fromarray(np.full((64, 64), 200, np.int32)).save(tmp_path / "small.tif")
     Image.fromarray(np.full((64, 64), 0.5, np.float32)).save(tmp_path / "float.tif")
     assert float(read_rgb(tmp_path / "deep.png").float().mean()) == pytest.approx(127.5, abs=1)
-    for name in ("long.tif", "float.tif"):
+    for name in ("long.tif", "small.tif", "float.tif"):
         assert "says nothing about black and white" in inspect(tmp_path / name).problem
 
 

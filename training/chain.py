@@ -28,6 +28,7 @@ class Points:
     x_t: torch.Tensor  # (B, C, h, w), as the chain has it
     noise: torch.Tensor  # (N, B, C, h, w): that of x_t, then those of a run of the chain, as far as a sample goes
     rolled: tuple[int | None, ...]  # t, where x_t is to be what the network's own chain arrives at, see Chain.roll_out
+    told: torch.Tensor | None = None  # (B, 10), what is known of the pictures that lq are parts of; None = estimated from lq
 
 
 class Chain:
@@ -54,12 +55,13 @@ class Chain:
         self.gain = torch.tensor(gain, dtype=torch.float32, device=self.device)
 
     def draw(self, numbers: Sequence[int], crops: dict[str, torch.Tensor]) -> Points:
-        """crops: {"hr": (B, 3, H, W) in [0, 1]}, with "lq" where pairs are given and "hole" for inpainting."""
+        """crops: {"hr": (B, 3, H, W) in [0, 1]}, with "lq" where pairs are given, perhaps "told", and "hole" for inpainting."""
         with torch.no_grad():
             hr, lq, mask = self._pictures(numbers, crops)
+            told = crops["told"].to(self.device, non_blocking=True) if "told" in crops else None
             x0, y0 = self.encode(hr), self.encode(self.upsample(lq))
             t, rolled, noise = self._random(numbers, x0.shape[1:])
-            return Points(hr, lq, mask, x0, y0, t, self.shifted(x0, y0, t, noise[0]), noise, rolled)
+            return Points(hr, lq, mask, x0, y0, t, self.shifted(x0, y0, t, noise[0]), noise, rolled, told)
 
     def _pictures(self, numbers, crops):
         hr = crops["hr"].to(self.device, non_blocking=True)
@@ -136,7 +138,8 @@ class Chain:
         which = upload(list(goals), self.device)  # to ask the tensor t who goes on would be to wait for all that was launched
         schedule, y0 = self.model.schedule, points.y0[which]
         mask = None if points.mask is None else points.mask[which]
-        condition = self.model.unet.condition(points.lq[which], mask)
+        told = None if points.told is None else points.told[which]
+        condition = self.model.unet.condition(points.lq[which], mask, told)
         mean, std = schedule.prior(y0)
         x = mean + std * points.noise[1][which]
         for step in range(schedule.steps, 1, -1):  # to x_{step - 1}, for the samples that go so far
@@ -154,7 +157,8 @@ class Chain:
     def predict_x0(self, net, points: Points) -> torch.Tensor:
         """The network's x0, (B, C, h, w) float32: `ResShiftModel.denoise` with a step of its own for every sample."""
         x = points.x_t * self.input_scale[points.t].view(-1, 1, 1, 1)
-        out = net(x.contiguous(memory_format=torch.channels_last), points.t, points.lq, points.mask).float()
+        told = {} if points.told is None else {"degradation": points.told}
+        out = net(x.contiguous(memory_format=torch.channels_last), points.t, points.lq, points.mask, **told).float()
         if self.model.config.predict == "x0":
             return out
         return out + torch.lerp(points.y0, points.x_t, self.gain[points.t].view(-1, 1, 1, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from resshift_core.degradation import DegradationEstimator
 from resshift_core.errors import brief
 
 from .drawings import draw_hole, draw_page
@@ -150,8 +152,8 @@ class Crops(Dataset):
         for store in self._stores():
             store.fill(shared)
 
-    def _images(self, rng: np.random.Generator) -> list[torch.Tensor]:
-        """A picture at random, out of every store; one that cannot be read any more is named and another one taken."""
+    def _images(self, rng: np.random.Generator) -> tuple[int, list[torch.Tensor]]:
+        """(its number, a picture at random out of every store); one that cannot be read any more is named and another one taken."""
         for _ in range(ATTEMPTS):
             index = int(rng.choice(len(self.store), p=self.weights))
             images = []
@@ -164,7 +166,7 @@ class Crops(Dataset):
                     break
             else:
                 if self._usable(images):
-                    return images
+                    return index, images
         raise DataError(f"{ATTEMPTS} pictures in a row cannot be read. Is the folder of the data still there?")
 
     def _usable(self, images: list[torch.Tensor]) -> bool:
@@ -174,7 +176,7 @@ class Crops(Dataset):
     def _photo(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
         if self.settings.variety:
             return {"hr": self._varied(rng)}
-        (image,) = self._images(rng)
+        _, (image,) = self._images(rng)
         size = self.settings.size
         shrinks = rng.random() < self.settings.rescale_share
         span = min(round(size / rng.uniform(self.settings.min_rescale, 1.0)) if shrinks else size, *image.shape[1:])
@@ -185,7 +187,7 @@ class Crops(Dataset):
         """(picture, top, left, side) of a square somewhere, that is to be shrunk by any factor from `least` to 1: small factors
         as often as large ones.
         """
-        (image,) = self._images(rng)
+        _, (image,) = self._images(rng)
         span = min(round(size * least ** -rng.random()), *image.shape[1:])
         y, x = (int(rng.integers(0, extent - span + 1)) for extent in image.shape[1:])
         return image, y, x, span
@@ -240,16 +242,32 @@ class Crops(Dataset):
             patches["hr"] = draw_frame(patches["hr"], rng)
         quarter = int(rng.integers(4)) if self.settings.turns else 0
         mirror = bool(rng.random() < 0.5)
+        told = patches.pop("told", None)
         crop = {name: (_turn(patch, quarter, mirror) / 255).contiguous() for name, patch in patches.items()}
+        if told is not None:
+            crop["told"] = told
         if self.settings.holes:
             crop["hole"] = draw_hole(self.settings.size, rng)
         return crop
 
 
 class PairedCrops(Crops):
-    """As Crops, from pairs of files: {"hr": (3, size, size), "lq": (3, size / scale, size / scale)}, never rescaled."""
+    """As Crops, from pairs of files: {"hr": (3, size, size), "lq": (3, size / scale, size / scale)}, never rescaled.
 
-    def __init__(self, pictures, small: Sequence[Path], scale: int, settings: CropSettings, seed: int = 0, cache_mib: int = 0):
+    estimator: of a model that is told of degradations. Crops then have "told", (10,): what it says of the whole low-resolution
+        file, as it does when that file is upscaled. Of a crop, JPEG's grid anywhere in it, it would say something else.
+    """
+
+    def __init__(
+        self,
+        pictures,
+        small: Sequence[Path],
+        scale: int,
+        settings: CropSettings,
+        seed: int = 0,
+        cache_mib: int = 0,
+        estimator: DegradationEstimator | None = None,
+    ):
         large_share = scale**2 / (scale**2 + 1)
         super().__init__(pictures, settings, seed, cache_mib * large_share)
         self.scale = scale
@@ -257,6 +275,8 @@ class PairedCrops(Crops):
             Picture(str(path), "", picture.height // scale, picture.width // scale) for path, picture in zip(small, pictures)
         ]
         self.small = PictureStore(partners, cache_mib * (1 - large_share))
+        self.estimator = None if estimator is None else copy.deepcopy(estimator).cpu().float()
+        self._told: dict[int, torch.Tensor] = {}
 
     def _stores(self) -> tuple[PictureStore, ...]:
         return self.store, self.small
@@ -265,15 +285,24 @@ class PairedCrops(Crops):
         sizes = [tuple(side * self.scale for side in images[1].shape[1:]), tuple(images[0].shape[1:])]
         return super()._usable(images) and sizes[0] == sizes[1]
 
+    @torch.no_grad()
+    def _estimate(self, index: int, lq: torch.Tensor) -> torch.Tensor:
+        if index not in self._told:
+            self._told[index] = self.estimator.of_picture(lq / 255)[0]
+        return self._told[index]
+
     def _photo(self, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        image, lq = self._images(rng)
+        index, (image, lq) = self._images(rng)
         size = self.settings.size // self.scale
         y, x = (int(rng.integers(0, extent - size + 1)) for extent in lq.shape[1:])
         top, left, side = y * self.scale, x * self.scale, self.settings.size
-        return {
+        patches = {
             "hr": image[:, top : top + side, left : left + side].float(),
             "lq": lq[:, y : y + size, x : x + size].float(),
         }
+        if self.estimator is not None:
+            patches["told"] = self._estimate(index, lq)
+        return patches
 
 
 def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale: int) -> dict[str, Path]:

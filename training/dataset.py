@@ -74,6 +74,16 @@ def scan_data(settings: TrainSettings, processes: Processes) -> Scan:
     return found
 
 
+def _without_what_pairs_are_given(crop: CropSettings) -> CropSettings:
+    """The low-resolution side of a pair is given: nothing can be drawn into the other one, nor can it be changed."""
+    none = CropSettings(crop.size)
+    ignored = [name for name in ("variety", "leaves_share", "frame_share", "drawn_share") if getattr(crop, name)]
+    if ignored:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+        log.warning("Pairs are used as they are: %s %s of no use here.", words, "is" if len(ignored) == 1 else "are")
+    return replace(crop, **{name: getattr(none, name) for name in ignored})
+
+
 def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Data:
     """Scan, hold out, pair up.
 
@@ -92,8 +102,10 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         partners.update(match_pairs(held, settings.validation or settings.data, settings.pairs, scale))
     held = held[: settings.validation_count]
     if settings.degradation == "paired":
-        crop = replace(crop, drawn_share=0.0, leaves_share=0.0, frame_share=0.0)
-        crops = PairedCrops(train, [partners[p.path] for p in train], scale, crop, settings.seed, settings.cache_mib)
+        crop = _without_what_pairs_are_given(crop)
+        estimator = model.unet.degradation if model.config.unet.degradation_channels else None
+        small = [partners[p.path] for p in train]
+        crops = PairedCrops(train, small, scale, crop, settings.seed, settings.cache_mib, estimator)
         pairs = given_pairs(held, [partners[p.path] for p in held], scale, settings.validation_crop, crop.holes)
     else:
         crops = Crops(train, crop, settings.seed, settings.cache_mib)

@@ -73,7 +73,7 @@ class Distillation:
     def teach(self, points: Points) -> torch.Tensor:
         """The teacher's x0 after all steps of the deterministic sampler, (B, C, h, w)."""
         teacher = self.teacher
-        condition = teacher.unet.condition(points.lq, points.mask)
+        condition = teacher.unet.condition(points.lq, points.mask, points.told)
 
         def denoise(x_t, t):
             return teacher.denoise(x_t, points.y0, teacher.schedule, t, condition).float()

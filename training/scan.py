@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from resshift_core.atomic_file import replace
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
 REMEMBER_EVERY = 60.0  # seconds between two writings of what a check has found so far
 NAMED = 10  # files named in a report on the terminal; the file scan.json names all
 
@@ -128,8 +128,10 @@ def read_rgb(path: str | os.PathLike) -> torch.Tensor:
         OSError, ValueError, SyntaxError and others of Pillow's: the file cannot be decoded.
     """
     with Image.open(path) as image:
+        is_tiff = image.format == "TIFF"
         image = ImageOps.exif_transpose(image)
-        if image.mode == "F" or image.mode == "I" and max(image.getextrema()) > 65535:
+        deep = image.mode == "I" and (is_tiff or max(image.getextrema()) > 65535)  # of PNG it is 16 bits
+        if image.mode == "F" or deep:
             raise ValueError(f"its numbers are of a kind ({image.mode}) that says nothing about black and white")
         if image.mode.startswith("I"):  # 16 bits: Pillow would clip them to white
             image = Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().clip(0, 255).astype(np.uint8))
@@ -224,6 +226,11 @@ def scan(paths: Iterable[Path], smallest: int, memory: Path | None = None, quiet
                 grey.append(picture.path)
     result = Scan(tuple(used), tuple(unreadable), tuple(tiny), tuple(duplicate), tuple(grey))
     _remember(memory, pictures, unreadable=result.unreadable, tiny=result.tiny, duplicate=result.duplicate, grey=result.grey)
+    if not paths:
+        raise DataError(
+            f"There are no pictures. Known are files that end in {', '.join(sorted(SUFFIXES))}; of a folder with a MANIFEST.csv, "
+            "those that it lists under the split train or val."
+        )
     if not used:
         raise DataError(
             f"None of {len(paths)} files can be used for crops of {smallest} pixels. {result.report()} "

@@ -247,7 +247,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=200, help="moments, over all tasks")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--within", type=float, default=1.1, help="share of a run in which the moments lie; 0.3: while it loads")
+    parser.add_argument(
+        "--within", type=float, default=1.1, help="share of a run in which the moments lie; 0.3: while it loads"
+    )
     args = parser.parse_args()
     trust_own_pickles()
     summary = run(args.count, args.seed, args.within)
