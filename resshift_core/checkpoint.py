@@ -219,6 +219,7 @@ def _load_published(path: Path, state: dict, metadata: dict, autoencoder, varian
     return _fill(_build(replace(config, name=entry.name) if same else config, metadata), joined, path.name)
 
 
+@torch.inference_mode(False)  # Forge calls us in it, and elsewhere outside of it
 @cpu_by_default
 def load_model(
     model: str | os.PathLike = "builtin",

@@ -162,6 +162,7 @@ class ResShiftModel:
             module.eval().requires_grad_(False)
         return self
 
+    @torch.inference_mode(False)  # weights that were moved in it could not be moved, or learn, outside of it
     def to(self, device=None, dtype: torch.dtype | None = None) -> ResShiftModel:
         """Move and convert in place, and return self; a number format may come first, as torch has it. See `layout_for`."""
         if isinstance(device, torch.dtype):

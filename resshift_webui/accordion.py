@@ -8,9 +8,11 @@ import logging
 
 import gradio as gr
 from modules import scripts_postprocessing, ui_components
+from PIL import Image
 
 from resshift_core.errors import InputError
 from resshift_core.inputs import SCALE
+from resshift_core.resize import target_size
 
 from . import host, loaded
 from .controls import draw
@@ -90,9 +92,11 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
             _add_sheet(pp, sheet)
 
     def _run(self, pp, model, scale, settings: Settings) -> None:
-        factor = check_scale(scale or 0)
-        result: Result | None = upscale_image(pp.image, find_entry(model or BUILTIN), settings, scale=factor, owns_bar=True)
-        if result is None:
+        factor, entry = check_scale(scale or 0), find_entry(model or BUILTIN)
+        result: Result | None = upscale_image(pp.image, entry, settings, scale=factor, owns_bar=True)
+        if result is None:  # stopped
+            height, width = target_size(pp.image.height, pp.image.width, factor or entry.scale)
+            pp.image = pp.image.resize((width, height), Image.Resampling.LANCZOS)
             return
         pp.image = result.image
         pp.info.update(result.made.as_text())

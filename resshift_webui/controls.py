@@ -49,6 +49,8 @@ def draw(item: Input, value, after: str = ""):
     kind, arguments = component(item)
     arguments |= {"label": LABELS[item.id], "value": value, "info": ZERO.get(item.id), "elem_id": f"resshift_{item.id}{after}"}
     try:
-        return kind(**arguments, tooltip=item.tooltip)
+        control = kind(**arguments, tooltip=item.tooltip)
     except TypeError:  # Gradio itself knows no tooltips: A1111 and Forge add them
-        return kind(**arguments)
+        control = kind(**arguments)
+    control.do_not_save_to_config = True  # or the host restores its first value for ever, whatever the Settings page says
+    return control

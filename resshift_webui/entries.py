@@ -90,13 +90,15 @@ def _files() -> list[Entry]:
         if path.suffix.lower() in SUFFIXES and path.stem.lower() not in known and path.is_file()
     ]
     stems = Counter(Path(name).with_suffix("").as_posix() for _, name in found)
-    listed = []
+    listed, names = [], set()
     for path, name in found:
         task, scale = _task_and_scale(path)
         if task in ("sr", "face"):
             stem = Path(name).with_suffix("").as_posix()
-            shown = stem if stems[stem] == 1 else name
-            listed.append(Entry(_name(shown, scale), str(path), scale or DEFAULT_SCALE))
+            shown = _name(stem if stems[stem] == 1 else name, scale)
+            if shown not in names:  # the host takes the first of a name
+                names.add(shown)
+                listed.append(Entry(shown, str(path), scale or DEFAULT_SCALE))
     return listed
 
 

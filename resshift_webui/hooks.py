@@ -8,6 +8,7 @@ from modules import script_callbacks
 
 from . import api, host, loaded, page
 from .accordion import ScriptPostprocessingResShift
+from .session import SESSION
 from .upscaler import UpscalerResShift
 
 
@@ -18,9 +19,11 @@ def register() -> None:
     script_callbacks.on_app_started(api.add_routes)
     script_callbacks.on_script_unloaded(loaded.free)
     script_callbacks.on_script_unloaded(host.leave_lists_to_come)
+    script_callbacks.on_script_unloaded(host.leave_upscale)
 
 
 def _before_ui() -> None:
     """A page is about to be drawn. Some hosts have a fixed list of upscalers."""
     ScriptPostprocessingResShift.drawn = itertools.count(1)
+    host.watch_upscale(SESSION.upscale_begins, SESSION.upscale_ends)
     host.add_upscalers(lambda: UpscalerResShift().scalers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import logging
 import os
@@ -25,7 +26,7 @@ def option(key: str, default):
 
 def model_folders() -> list[Path]:
     """Where model files lie: --resshift-models-path if it is given, then models/ResShift. Downloads go to the first."""
-    chosen = getattr(shared.cmd_opts, "resshift_models_path", None)
+    chosen = os.path.expanduser(getattr(shared.cmd_opts, "resshift_models_path", None) or "")  # no shell does it in --flag=~/x
     own = Path(shared.models_path) / FOLDER
     return [Path(chosen), own] if chosen and _place(chosen) != _place(own) else [own]
 
@@ -135,6 +136,40 @@ def leave_lists_to_come() -> None:
 
         if esrgan_model.UpscalerESRGAN.holds_resshift:
             esrgan_model.UpscalerESRGAN = esrgan_model.UpscalerESRGAN.__base__
+
+
+def watch_upscale(begins: Callable[[], None], ends: Callable[[object], None]) -> None:
+    """Have the host's script Upscale tell when it begins to work on a picture, and which one it leaves."""
+    with contextlib.suppress(ImportError):
+        from modules import scripts
+
+        for data in getattr(scripts, "postprocessing_scripts_data", ()):
+            kind = data.script_class
+            if getattr(kind, "name", None) == "Upscale" and not hasattr(kind.process, "unwatched"):
+                kind.process = _watched(kind.process, begins, ends)
+
+
+def _watched(process: Callable, begins, ends) -> Callable:
+    @functools.wraps(process)
+    def watched(self, pp, *arguments, **words):
+        begins()
+        result = process(self, pp, *arguments, **words)
+        ends(pp.image)
+        return result
+
+    watched.unwatched = process
+    return watched
+
+
+def leave_upscale() -> None:
+    """Undo `watch_upscale`."""
+    with contextlib.suppress(ImportError):
+        from modules import scripts
+
+        for data in getattr(scripts, "postprocessing_scripts_data", ()):
+            process = getattr(data.script_class, "process", None)
+            if hasattr(process, "unwatched"):
+                data.script_class.process = process.unwatched
 
 
 def quoted(value) -> str:

@@ -78,6 +78,15 @@ class Session:
         if not self.in_extras():
             self.outside, self.outside_made = weakref.ref(image), made
 
+    def upscale_begins(self) -> None:
+        """The host's script does, with a picture; what entries made before, as in hires fix, is not that."""
+        self.outside, self.outside_made = lambda: None, None
+
+    def upscale_ends(self, image) -> None:
+        """It leaves this picture, which may be cropped, or blended with another upscaler's."""
+        if self.outside_made is not None:
+            self.outside = weakref.ref(image)
+
     def made_outside(self, image) -> Made | None:
         """How an entry made this very picture, outside of Extras."""
         return self.outside_made if not self.in_extras() and self.outside() is image else None

@@ -34,7 +34,14 @@ class TestPyproject:
         assert "comfyui" not in whole["name"].lower() and re.fullmatch(r"[a-z0-9-]+", whole["name"])
         assert whole["urls"]["Repository"].startswith("https://") and whole["requires-python"]
         assert any(word.startswith("Operating System ::") for word in whole["classifiers"])
-        assert any(word.startswith("Environment :: GPU") for word in whole["classifiers"])
+        known = ("NVIDIA CUDA", "AMD ROCm", "Intel Arc", "Apple Metal")  # to the registry, which drops all for one unknown
+        assert {word.removeprefix("Environment :: GPU :: ") for word in whole["classifiers"] if "GPU" in word} == set(known)
+
+    def test_the_version_stands_there(self):
+        """The registry's program and ComfyUI's Manager do not ask setuptools."""
+        from resshift_core.version import __version__
+
+        assert project()["project"]["version"] == __version__ and "dynamic" not in project()["project"]
 
     def test_the_icon_is_square(self):
         from PIL import Image

@@ -629,6 +629,22 @@ def test_eight_bit_values_are_told(model, caplog):
     assert "Divide 8-bit values by 255" in caplog.text
 
 
+def test_a_model_that_was_loaded_in_inference_mode_serves_outside_of_it():
+    """Forge's hires fix is in it, its Extras tab is not."""
+    image = picture(12, 12)
+    expected = rs.upscale(rs.load_model("builtin", device="cpu", dtype="fp32"), image)
+    with torch.inference_mode():
+        model = rs.load_model("builtin", device="cpu", dtype="fp32")
+        assert torch.equal(rs.upscale(model, image), expected)
+        model.to(torch.float64).to(torch.float32)  # a move, as to a GPU and back
+    for _ in range(2):
+        model.unet._apply(lambda weights: weights.clone())  # another, which keeps the parameters
+        assert torch.equal(rs.upscale(model, image), expected)
+        with torch.inference_mode():
+            assert torch.equal(rs.upscale(model.to("cpu"), image), expected)
+    assert not any(weights.is_inference() for weights in model.unet.parameters())
+
+
 def test_another_default_number_format(model):
     lq = picture(40, 40)
     expected = rs.upscale(model, lq, tile=32)

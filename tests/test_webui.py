@@ -23,7 +23,7 @@ from resshift_core.registry import REGISTRY
 
 from . import standin
 from .linked_folder import link_folder
-from .webui_fakes import INPUT_IDS, ROOT, Component, Postprocessed, WebUI, installed
+from .webui_fakes import INPUT_IDS, ROOT, Component, Postprocessed, UpscaleScript, WebUI, installed
 
 BUILTIN, REAL = "ResShift built-in 4x", "ResShift built-in real 4x"
 
@@ -228,6 +228,23 @@ class TestEntries:
         host.load()
         assert entry_names(host) == [BUILTIN, REAL, "ResShift theirs 4x", "ResShift mine 4x"]
         assert part("host").model_folders()[0] == tmp_path / "elsewhere"
+
+    def test_a_home_in_the_flag(self, host, tmp_path, monkeypatch):
+        """`--resshift-models-path=~/models`: no shell expands that."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        host.shared.cmd_opts.resshift_models_path = "~/models"
+        assert part("host").model_folders()[0] == tmp_path / "models"
+
+    def test_two_files_of_one_name_are_one_entry(self, host, tmp_path):
+        """The host takes the first of a name: nobody could choose the other."""
+        host.shared.cmd_opts.resshift_models_path = str(tmp_path / "elsewhere")
+        (tmp_path / "elsewhere").mkdir()
+        rs.save_model(standin.small_model(), tmp_path / "elsewhere" / "mine.safetensors")
+        save(host, standin.small_model(), "mine.safetensors")
+        host.load()
+        assert entry_names(host) == [BUILTIN, REAL, "ResShift mine.safetensors 4x"]
+        assert Path(part("entries").find_entry("ResShift mine.safetensors 4x").source).parent == tmp_path / "elsewhere"
 
     def test_downloads_only_where_allowed(self, host, file_server, monkeypatch):
         host.set(visible=["realsr_x4_s4"], download=False)
@@ -566,6 +583,37 @@ class TestExtras:
         accordion.process(pp, enable=True, model=BUILTIN, scale=2)
         assert pp.image.size == (40, 24) and counted == [2]
 
+    @pytest.mark.parametrize("how", [{"crop": (40, 40)}, {"second": "Other"}, {"crop": (40, 40), "second": "Other"}])
+    def test_nor_what_upscale_cropped_or_blended(self, host, counted, monkeypatch, how):
+        """It leaves another picture than the entry gave it."""
+        module, session = part("host"), part("session").SESSION
+        script = type("Watched", (UpscaleScript,), {})
+        scripts = SimpleNamespace(postprocessing_scripts_data=[SimpleNamespace(script_class=script)], scripts_postproc=None)
+        monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
+        monkeypatch.setattr(sys.modules["modules"], "scripts", scripts, raising=False)
+        for _ in range(2):  # watched once
+            module.watch_upscale(session.upscale_begins, session.upscale_ends)
+        host.shared.sd_upscalers.append(host.upscaler.UpscalerData("Other", None, host.upscaler.Upscaler(), 4))
+        host.shared.state.begin("txt2img")
+        accordion, upscale = part("accordion").ScriptPostprocessingResShift(), script(host)
+
+        def run(**words):
+            pp = SimpleNamespace(image=picture(size=(20, 20)), info={})
+            upscale.process(pp, factor=2.0, **words)
+            after = pp.image, pp.info.pop("Postprocess upscaler", None)
+            pp.info.clear()  # the host does not hand these on
+            accordion.process(pp, enable=True, model=BUILTIN, scale=0)
+            return pp, after
+
+        pp, (left, _) = run(upscaler=BUILTIN, **how)
+        assert pp.image is left and counted == [1] and pp.info["ResShift model"] == BUILTIN
+        pp, (left, _) = run(upscaler="Other")
+        assert pp.image is not left and counted == [2], "an upscaler of the host: ResShift runs here"
+        pp, (left, _) = run()
+        assert pp.image.size == (80, 80) and counted == [3], "Upscale did nothing: ResShift runs here"
+        module.leave_upscale()
+        assert script.process is UpscaleScript.process
+
     def test_the_accordion_makes_a_pass_of_its_own(self, host, counted):
         image = picture()
         pp = host.extras(image, None, enable=True, model=BUILTIN, scale=2.5, seed=3)
@@ -583,10 +631,12 @@ class TestExtras:
         image = picture()
         assert host.extras(image).image is image and counted == [0]
 
-    def test_a_stopped_pass_of_its_own_leaves_the_picture(self, host, monkeypatch):
+    @pytest.mark.parametrize("scale, size", [(0, (80, 48)), (2.5, (50, 30))])
+    def test_a_stopped_pass_of_its_own_leaves_the_picture_plainly_enlarged(self, host, monkeypatch, scale, size):
         image = picture()
         monkeypatch.setattr(part("progress").Progress, "__call__", lambda self, event: False)
-        assert host.extras(image, None, enable=True).image is image
+        pp = host.extras(image, None, enable=True, scale=scale)
+        assert np.array_equal(pp.image, image.resize(size, Image.Resampling.LANCZOS)) and "ResShift model" not in pp.info
 
     def test_accordion_settings_do_not_outlive_their_job(self, host):
         host.extras(picture(), None, enable=True, steps=1)
