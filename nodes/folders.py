@@ -78,6 +78,11 @@ def locate(value: str) -> str | Path | None:
     name = plain_name(value)
     if name in registry.REGISTRY:
         return name
-    key, inside = ("vae", name[len(VAE) :]) if name.startswith(VAE) else (folder_key(), name)
-    path = folder_paths.get_full_path(key, inside) or folder_paths.get_full_path(key, inside.replace("/", os.sep))
-    return Path(path) if path else None
+    places = [(folder_key(), name)]
+    if name.startswith(VAE):  # else it lies in a folder of ours that is called so
+        places.insert(0, ("vae", name[len(VAE) :]))
+    found = (
+        folder_paths.get_full_path(key, inside) or folder_paths.get_full_path(key, inside.replace("/", os.sep))
+        for key, inside in places
+    )
+    return next((Path(path) for path in found if path), None)

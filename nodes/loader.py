@@ -27,8 +27,7 @@ PAUSE = 0.2  # seconds between two texts on a node
 
 def _fetch(name: str, with_autoencoder: bool, node_id: str | None) -> None:
     """Download what is missing of a model of the registry into ComfyUI's folder; the bar and the text show on the node."""
-    bar = comfy.utils.ProgressBar(1)
-
+    bar, licence = comfy.utils.ProgressBar(1), REGISTRY[name].licence
     shown = -math.inf
 
     def note(done: int, total: int | None) -> None:
@@ -38,7 +37,7 @@ def _fetch(name: str, with_autoencoder: bool, node_id: str | None) -> None:
         of = f" of {total / 1e6:.0f}" if total else ""
         if time.monotonic() - shown > PAUSE:  # thousands of pieces come in a second, and each text is a message to the page
             shown = time.monotonic()
-            show_text(node_id, f"Downloading {name}: {done / 1e6:.0f}{of} MB")
+            show_text(node_id, f"Downloading {name} ({licence}): {done / 1e6:.0f}{of} MB")
 
     def tell_licence(entry: Entry) -> bool:
         log.warning("%s is downloaded from %s. Its licence: %s.", entry.name, entry.url, entry.licence)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 
+import comfy.model_management as mm
 import torch
 
 from .. import resshift_core as rs
 from ..resshift_core.alpha import resize_visible
-from ..resshift_core.arguments import check_numbers
+from ..resshift_core.arguments import check_numbers, laid_tile
 from ..resshift_core.device import first_that_fits
 from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
+from ..resshift_core.tiles import lay_axis
 from .comparison import compared
 from .described import described
 from .managed import ManagedModel, image_format
@@ -71,8 +73,11 @@ def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tenso
     per_frame = max(height * width * model.scale**2, size[0] * size[1])
     chunk = max(1, min(CHUNK_FRAMES, CHUNK_PIXELS // per_frame))
     seed, progress = settings.pop("seed"), Progress(count)
-    tile = model.config.tile if settings["tile"] == "auto" else settings["tile"]
-    need = managed.bytes_per_run(min(tile, max(height, width) + model.config.multiple), settings["tile_batch"] or 1)
+    config = model.config
+    tile, overlap = laid_tile(config, settings["tile"], settings.get("overlap"), (height, width))
+    sides = [lay_axis(config.padded(side), tile, overlap, config.unit, config.tile_multiple) for side in (height, width)]
+    tiles = min(settings["tile_batch"] or 1, min(chunk, count) * len(sides[0].starts) * len(sides[1].starts))
+    need = managed.bytes_per_run(max(side.tile for side in sides), tiles)
     for first in range(0, count, chunk):
         part = images[first : first + chunk]
         progress.begin(first, part)
@@ -101,6 +106,7 @@ def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor) -
     """The result where the mask is white, plain bicubic enlargement elsewhere, frame by frame, in place. (B, H, W, C)."""
     images, size = to_channels_first(image), tuple(result.shape[1:3])
     for i in range(len(result)):
+        mm.throw_exception_if_processing_interrupted()
         plain = resize_visible(images[i : i + 1].float().nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result.device)
         weight = resize(masks_of(mask, i, images[i : i + 1]), size)[0, 0, :, :, None].to(result.device)
         result[i] = plain.lerp_(result[i].float(), weight)

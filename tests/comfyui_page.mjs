@@ -34,6 +34,7 @@ export const settings = {}
 export const asked = [] // addresses
 export const server = { answer: () => Promise.resolve({ ok: false, status: 404 }) }
 export const graph = { nodes: [], links: new Map(), getNodeById: (id) => graph.nodes.find((node) => node.id === id) }
+export const heard = {} // what the page listens to: kind -> function
 export const mouse = [] // what the canvas was handed
 
 graph.rootGraph = graph
@@ -49,7 +50,7 @@ app.canvas = { graph: null, processMouseWheel: (event) => mouse.push(event.kind)
 const api = {
   fetchApi: (address) => asked.push(address) && server.answer(),
   apiURL: (path) => path,
-  addEventListener: () => {},
+  addEventListener: (kind, call) => { heard[kind] = call },
 }
 globalThis.window = { comfyAPI: { app: { app }, api: { api } } }
 

@@ -97,7 +97,7 @@ class TestDownload:
             if kind == "progress":
                 values.append(data["value"])
             assert kind != "execution_error", data
-        assert b"Downloading faceir_s4: " in said and b" MB" in said and b"S-Lab License 1.0 (non-commercial)" in said
+        assert b"Downloading faceir_s4 (" in said and b" MB" in said and b"S-Lab License 1.0 (non-commercial)" in said
         assert len(values) > (20 if comfy.passes_on_all_progress else 5)
         here = comfy.base / "models" / "resshift"
         assert all((here / REGISTRY[name].file).is_file() for name in ("faceir_s4", "vq_f8_face"))

@@ -213,6 +213,12 @@ class TestLoader:
         assert types["autoencoder"][0][-1] == "vae/vq.pth"
         assert host.part("nodes.folders").locate("vae/vq.pth") == host.vae_folder / "vq.pth"
 
+    def test_a_folder_of_ours_may_be_called_vae(self, host):
+        folders = host.part("nodes.folders")
+        path = folders.download_folder() / "vae" / "mine.safetensors"
+        rs.save_model(standin.small_model(), path)
+        assert folders.locate("vae/mine.safetensors") == path and folders.locate("vae/other.safetensors") is None
+
     def test_downloads_go_to_the_first_folder_and_show_on_the_node(self, host, monkeypatch):
         core, asked = host.part("resshift_core"), {}
 
@@ -227,7 +233,8 @@ class TestLoader:
             host.nodes["LoadResShiftModel"]().run("realsr_x4_s4 [478 MB, x]", "auto", "auto", unique_id="7")
         assert asked == {"name": "realsr_x4_s4", "with_autoencoder": True, "folder": host.base / "models" / "resshift"}
         assert host.texts == [
-            "realsr_x4_s4: S-Lab License 1.0 (non-commercial)", "Downloading realsr_x4_s4: 10 of 478 MB"
+            "realsr_x4_s4: S-Lab License 1.0 (non-commercial)",
+            "Downloading realsr_x4_s4 (S-Lab License 1.0 (non-commercial)): 10 of 478 MB",
         ]  # fmt: skip
         assert host.progress[-1][:2] == (10_000_000, 478_000_000)
 
@@ -540,6 +547,35 @@ class TestUpscale:
         for i in range(20):
             marked = i < 18 and i % 2 == 0  # the last mask, which is black, serves the frames beyond it
             torch.testing.assert_close(result[i], (whole if marked else plain)[i])
+
+    def test_laying_a_mask_over_frames_can_be_interrupted(self, host, monkeypatch):
+        """The bar is full by then: frames may be large and many."""
+        upscaling, laid = host.part("nodes.upscaling"), []
+        real = upscaling.resize_visible
+
+        def resize_visible(images, size):
+            laid.append(size)
+            host.interrupted = len(laid) == 2
+            return real(images, size)
+
+        monkeypatch.setattr(upscaling, "resize_visible", resize_visible)
+        with pytest.raises(InterruptProcessingException):
+            upscaled(host, "ResShiftUpscaleImage", load(host), picture(5, 8, 8, 3), mask=torch.ones(1, 8, 8))
+        assert len(laid) == 2
+
+    @pytest.mark.parametrize("node, more, tiles", [
+        ("ResShiftUpscaleImage", {}, 1),
+        ("TiledResShiftUpscaleImage", {"tile": 64, "overlap": 16, "tile_batch": 256}, 3 * 6),  # of three frames
+        ("TiledResShiftUpscaleImage", {"tile": 64, "overlap": 16, "tile_batch": 2}, 2),
+        ("TiledResShiftUpscaleImage", {"tile": 512, "tile_batch": 256}, 3),
+    ])  # fmt: skip
+    def test_room_is_asked_for_the_tiles_that_there_are(self, host, node, more, tiles):
+        """What is asked for beyond them moves other models away for nothing."""
+        socket = load(host)
+        asked, real = [], socket.bytes_per_run
+        socket.bytes_per_run = lambda tile, tiles: asked.append((tile, tiles)) or real(tile, tiles)
+        upscaled(host, node, socket, picture(3, 100, 140, 3), **more)
+        assert asked[0][1] == tiles and asked[0][0] <= 144 and host.loads[-1][1] == real(*asked[0])
 
     def test_an_empty_batch_of_masks_is_none(self, host):
         socket, image = load(host), picture(1, 8, 8, 3)

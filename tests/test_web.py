@@ -254,6 +254,23 @@ class TestLinks:
         )
         assert javascript("[source(use, 'model').type, source(use, 'seed') ?? null]", "links", before) == ["Load", None]
 
+    @pytest.mark.parametrize(
+        "border", ["{ name: 'steps', link: null }", "{ name: 'a', widget: { name: 'steps' }, link: null }"]
+    )
+    def test_a_widget_at_the_border_of_a_subgraph_has_the_value(self, border):
+        """What the inner node shows is old."""
+        before = (
+            self.MADE
+            + f"""
+          const root = graph(null), use = node(9, 'Use', {{ steps: 1, seed: 2 }}), inner = graph(root, use)
+          inner.links.set(1, {{ origin_id: -10, origin_slot: 0 }}).set(2, {{ origin_id: -10, origin_slot: 1 }})
+          const outer = node(5, 'inner', {{}}, {{ subgraph: inner, widgets: [{{ name: 'steps', value: 9 }}], graph: root }})
+          outer.inputs = [{border}, {{ name: 'seed', link: null }}]; root.nodes.push(outer)
+        """
+        )
+        found = javascript("[source(use, 'steps').widgets[0], source(use, 'seed') ?? null]", "links", before)
+        assert found == [{"name": "value", "value": 9}, None]
+
     def test_circles_and_lost_links_end(self):
         before = (
             self.MADE
@@ -279,13 +296,30 @@ class TestPage:
     def run(self, script: str, expression: str):
         """The value of an expression after a script, in a page of its own."""
         page = (ROOT / "tests" / "comfyui_page.mjs").as_uri()
-        names = "place, tick, server, settings, asked, mouse, pressR, event, graph"
+        names = "place, tick, server, settings, asked, mouse, pressR, event, graph, heard"
         whole = f"import {{ {names} }} from {json.dumps(page)}\n{script}\nconsole.log(JSON.stringify({expression}))"
         done = subprocess.run(
             ["node", "--no-warnings", "--input-type=module", "-e", whole], capture_output=True, encoding="utf-8", timeout=60
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
+
+    def test_texts_of_an_earlier_run_go_when_the_node_runs(self):
+        """Not those of others, nor of nodes that ComfyUI has in its cache, which it does not announce."""
+        script = f"""
+          const nodes = [{self.TILED}, {self.TILED}, place('LoadResShiftModel'), place('SomeoneElses')], removed = []
+          for (const node of nodes) {{
+            node.widgets.push({{ name: '$$node-text-preview', onRemove: () => removed.push(node.id) }})
+            const plain = node.computeSize
+            node.computeSize = () => [330, plain()[1] + 60 * node.widgets.filter((one) => one.name.startsWith('$$')).length]
+            node.setSize(node.computeSize())
+          }}
+          const high = nodes.map((node) => node.size[1])
+          heard.executing({{ detail: '1' }}); heard.executing({{ detail: '7:3' }}); heard.executing({{ detail: '4' }})
+          heard.executing({{ detail: null }}); heard.executing({{ detail: '1' }})
+        """
+        expression = "[removed, nodes.map((node, i) => high[i] - node.size[1])]"
+        assert self.run(script, expression) == [[1, 3], [60, 0, 60, 0]]
 
     def test_a_new_node_is_as_high_as_its_panels_need(self):
         assert self.run(f"const node = {self.TILED}", "node.size") == [330, 600]

@@ -24,12 +24,18 @@ function passedOn(node, slot) {
   return [node.inputs?.[slot], ...(node.inputs ?? [])].find((input) => input && input.type === type)
 }
 
+/** What stands for a widget that was dragged to a subgraph's border: its value is on the subgraph's node, the inner one is old. */
+function promoted(outer, border) {
+  const widget = border?.link == null && outer.widgets?.find((one) => one.name === (border?.widget?.name ?? border?.name))
+  return widget ? { type: 'promoted', widgets: [{ name: 'value', value: widget.value }] } : undefined
+}
+
 function follow(graph, id, root, left) {
   const link = linkOf(graph, id)
   if (!link || left <= 0) return undefined
   if (Number(link.origin_id) === SUBGRAPH_INPUT) {
-    const outer = holder(root, graph)
-    return outer && follow(outer.graph, outer.inputs?.[link.origin_slot]?.link, root, left - 1)
+    const outer = holder(root, graph), border = outer?.inputs?.[link.origin_slot]
+    return outer && (follow(outer.graph, border?.link, root, left - 1) ?? promoted(outer, border))
   }
   const node = graph.getNodeById(link.origin_id)
   if (node?.type === 'Reroute') return follow(graph, node.inputs?.[0]?.link, root, left - 1)

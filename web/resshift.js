@@ -302,6 +302,33 @@ function forgetPreview(node) {
   if (app.nodePreviewImages) delete app.nodePreviewImages[node.id]
 }
 
+/** A line that the last run wrote on the node (nodes/told.py). The server cannot take it away: the page ignores empty ones. */
+function forgetText(node) {
+  const place = node.widgets?.findIndex((widget) => widget.name === '$$node-text-preview') ?? -1
+  if (place < 0) return
+  const before = node.computeSize()[1]
+  node.widgets[place].onRemove?.()
+  node.widgets.splice(place, 1)
+  const after = node.computeSize()[1]
+  node.setSize([node.size[0], Math.max(after, node.size[1] - before + after)])
+  if (heights.has(node)) heights.set(node, node.size[1])
+}
+
+function* nodesBelow(graph) {
+  for (const node of graph?.nodes ?? graph?._nodes ?? []) {
+    yield node
+    if (node.subgraph) yield* nodesBelow(node.subgraph)
+  }
+}
+
+/** A node begins to run: what is on it was true of another run. One that ComfyUI has in its cache keeps its text. */
+function forgetOldText({ detail }) {
+  const id = String(detail?.node ?? detail ?? '').split(':').pop() // in subgraphs it begins with the nodes around it
+  for (const node of nodesBelow(app.rootGraph ?? app.graph)) {
+    if (String(node.id) === id && (node.comfyClass === LOADER || CURVED.includes(node.comfyClass))) forgetText(node)
+  }
+}
+
 const finished = new Map() // node -> until when (ms) a preview that was still on its way is taken away too
 
 function forgetLatePreviews() {
@@ -329,6 +356,7 @@ app.registerExtension({
     letMouseThrough()
     setInterval(refresh, PAUSE_MS)
     setInterval(forgetLatePreviews, PAUSE_MS)
+    api.addEventListener('executing', forgetOldText)
     api.addEventListener('execution_start', () => {
       finished.clear()
       for (const node of shown) heights.set(node, node.size[1])
