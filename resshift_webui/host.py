@@ -138,8 +138,8 @@ def leave_lists_to_come() -> None:
             esrgan_model.UpscalerESRGAN = esrgan_model.UpscalerESRGAN.__base__
 
 
-def watch_upscale(begins: Callable[[], None], ends: Callable[[object], None]) -> None:
-    """Have the host's script Upscale tell when it begins to work on a picture, and which one it leaves."""
+def watch_upscale(begins: Callable[[dict], None], ends: Callable[[object | None], None]) -> None:
+    """Have the host's script Upscale tell what its controls say when it begins with a picture, and which one it leaves."""
     with contextlib.suppress(ImportError):
         from modules import scripts
 
@@ -152,9 +152,13 @@ def watch_upscale(begins: Callable[[], None], ends: Callable[[object], None]) ->
 def _watched(process: Callable, begins, ends) -> Callable:
     @functools.wraps(process)
     def watched(self, pp, *arguments, **words):
-        begins()
-        result = process(self, pp, *arguments, **words)
-        ends(pp.image)
+        begins(words)
+        left = None
+        try:
+            result = process(self, pp, *arguments, **words)
+            left = pp.image
+        finally:
+            ends(left)
         return result
 
     watched.unwatched = process

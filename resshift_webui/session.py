@@ -32,6 +32,7 @@ class Session:
     asked: Settings | None = None  # by its accordion; None = it is closed
     fingerprint: tuple | None = None  # of the settings of the last Extras run
     stopped: bool = False  # the last run was interrupted
+    blended: bool = False  # what the entries make is laid over another upscaler's picture, which must be of the same size
     last: Made | None = None  # of the Extras tab
     sheets: list = field(default_factory=list)  # before/after sheets of this job's picture, PIL pictures
     seed: int | None = None  # of this job's picture, where it is drawn
@@ -78,13 +79,20 @@ class Session:
         if not self.in_extras():
             self.outside, self.outside_made = weakref.ref(image), made
 
-    def upscale_begins(self) -> None:
-        """The host's script does, with a picture; what entries made before, as in hires fix, is not that."""
+    def upscale_begins(self, words: dict) -> None:
+        """The host's script does, with a picture; what entries made before, as in hires fix, is not that.
+
+        words: what its controls say.
+        """
         self.outside, self.outside_made = lambda: None, None
+        second = words.get("upscaler_2_name") not in (None, "", "None") and (words.get("upscaler_2_visibility") or 0) > 0
+        cropped = words.get("upscale_mode") == 1 and words.get("upscale_crop")
+        self.blended = bool(second and not cropped)
 
     def upscale_ends(self, image) -> None:
-        """It leaves this picture, which may be cropped, or blended with another upscaler's."""
-        if self.outside_made is not None:
+        """It leaves this picture, which may be cropped, or blended with another upscaler's; None: it failed."""
+        self.blended = False
+        if self.outside_made is not None and image is not None:
             self.outside = weakref.ref(image)
 
     def made_outside(self, image) -> Made | None:

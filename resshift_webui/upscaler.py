@@ -17,9 +17,13 @@ log = logging.getLogger("resshift")
 BLOCK = 8  # the host's upscalers give sides that are multiples of this
 
 
-def host_size(width: int, height: int, scale: float) -> tuple[int, int]:
-    """(width, height) that the host's own upscalers give: floored to multiples of 8, except where nothing would be left."""
-    sides = (int(side * scale + 1e-6) for side in (width, height))  # 67 * (1856 / 67) is less than 1856
+def host_size(width: int, height: int, scale: float, blended: bool = False) -> tuple[int, int]:
+    """(width, height) that the host's own upscalers give: floored to multiples of 8, except where nothing would be left.
+
+    67 * (1856 / 67) is less than 1856 and becomes 1848 there, to which *Crop to fit* adds black borders; not so here, but where
+    the picture is `blended` with one of theirs.
+    """
+    sides = (int(side * scale + (0 if blended else 1e-6)) for side in (width, height))
     return tuple(side // BLOCK * BLOCK or max(1, side) for side in sides)
 
 
@@ -47,7 +51,7 @@ class UpscalerResShift(modules.upscaler.Upscaler):
             rs.ResShiftError: the model cannot be loaded or run; the host shows the sentence.
         """
         self.scale = scale
-        size = host_size(img.width, img.height, scale)
+        size = host_size(img.width, img.height, scale, SESSION.blended)
         if scale >= 1:
             result = self._run(img, selected_model, size)
             if result is not None:

@@ -614,6 +614,25 @@ class TestExtras:
         module.leave_upscale()
         assert script.process is UpscaleScript.process
 
+    @pytest.mark.parametrize("width, scale", [(400, 2.3), (67, 1856 / 67), (64, 3.0)])
+    def test_in_a_blend_sizes_are_the_hosts_to_the_last_rounding_error(self, host, width, scale):
+        session, data = part("session").SESSION, host.shared.sd_upscalers[0]
+        theirs = int((width * scale) // 8 * 8)
+        image = Image.new("RGB", (width, 8))
+        sizes = {}
+        for name, words in (
+            ("alone", {"upscaler_2_name": "None", "upscaler_2_visibility": 1.0}),
+            ("unseen", {"upscaler_2_name": "Lanczos", "upscaler_2_visibility": 0}),
+            ("cropped", {"upscaler_2_name": "Lanczos", "upscaler_2_visibility": 0.5, "upscale_mode": 1, "upscale_crop": True}),
+            ("blended", {"upscaler_2_name": "Lanczos", "upscaler_2_visibility": 0.5, "upscale_mode": 0, "upscale_crop": True}),
+        ):
+            session.upscale_begins(words)
+            sizes[name] = data.scaler.upscale(image, scale, data.data_path).width
+            session.upscale_ends(image)
+        assert sizes["blended"] == theirs
+        assert sizes["alone"] == sizes["unseen"] == sizes["cropped"] == int(width * scale + 1e-6) // 8 * 8
+        assert not session.blended
+
     def test_the_accordion_makes_a_pass_of_its_own(self, host, counted):
         image = picture()
         pp = host.extras(image, None, enable=True, model=BUILTIN, scale=2.5, seed=3)
