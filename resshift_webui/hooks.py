@@ -17,6 +17,7 @@ def register() -> None:
     script_callbacks.on_ui_settings(page.add_options)
     script_callbacks.on_before_ui(_before_ui)
     script_callbacks.on_app_started(api.add_routes)
+    script_callbacks.on_app_started(lambda *_: _watch())  # hosts without a UI draw no page
     script_callbacks.on_script_unloaded(loaded.free)
     script_callbacks.on_script_unloaded(host.leave_lists_to_come)
     script_callbacks.on_script_unloaded(host.leave_upscale)
@@ -25,5 +26,9 @@ def register() -> None:
 def _before_ui() -> None:
     """A page is about to be drawn. Some hosts have a fixed list of upscalers."""
     ScriptPostprocessingResShift.drawn = itertools.count(1)
-    host.watch_upscale(SESSION.upscale_begins, SESSION.upscale_ends)
+    _watch()
     host.add_upscalers(lambda: UpscalerResShift().scalers)
+
+
+def _watch() -> None:
+    host.watch_upscale(SESSION.upscale_begins, SESSION.upscale_ends)
