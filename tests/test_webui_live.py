@@ -100,6 +100,13 @@ class TestExtras:
             want = np.asarray(Image.linear_gradient("L").resize((65, 47)).resize(result.size, Image.Resampling.BICUBIC))
             assert np.abs(alpha - want).max() <= 4
 
+    @pytest.mark.parametrize("first, second", [(BUILTIN, "Lanczos"), ("Lanczos", BUILTIN)])
+    def test_a_blend_where_the_hosts_arithmetic_is_a_rounding_error_short(self, webui, first, second):
+        """400 * 2.3 is 919.99 to the host: 912 pixels."""
+        result, words = webui.extras(picture((400, 24)), first, 2.3, upscaler_2=second, extras_upscaler_2_visibility=0.5)
+        assert result.size == (912, 48) and "ResShift model: ResShift built-in 4x" in words
+        assert webui.extras(picture((400, 24)), BUILTIN, 2.3)[0].size == (920, 48)
+
     def test_same_settings_same_bytes_and_changed_settings_a_new_picture(self, webui):
         first = webui.extras(picture(), BUILTIN)[0].tobytes()
         assert webui.extras(picture(), BUILTIN)[0].tobytes() == first

@@ -193,9 +193,9 @@ class Server(HostProcess):
     def upscalers(self) -> list[str]:
         return [item["name"] for item in self.get("/sdapi/v1/upscalers") if item["name"].startswith("ResShift")]
 
-    def extras(self, image: Image.Image, upscaler: str, factor: float = 4.0) -> tuple[Image.Image, str]:
+    def extras(self, image: Image.Image, upscaler: str, factor: float = 4.0, **more) -> tuple[Image.Image, str]:
         """(result, the words of its file) of /sdapi/v1/extra-single-image."""
-        body = {"image": encoded(image), "upscaler_1": upscaler, "upscaling_resize": factor}
+        body = {"image": encoded(image), "upscaler_1": upscaler, "upscaling_resize": factor, **more}
         answer = self.post("/sdapi/v1/extra-single-image", body)
         return decoded(answer["image"]), answer["html_info"]
 
