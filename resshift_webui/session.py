@@ -32,6 +32,7 @@ class Session:
     asked: Settings | None = None  # by its accordion; None = it is closed
     fingerprint: tuple | None = None  # of the settings of the last Extras run
     stopped: bool = False  # the last run was interrupted
+    was_blended: bool = False  # what Upscale last worked on
     blended: bool = False  # what the entries make is laid over another upscaler's picture, which must be of the same size
     last: Made | None = None  # of the Extras tab
     sheets: list = field(default_factory=list)  # before/after sheets of this job's picture, PIL pictures
@@ -88,6 +89,10 @@ class Session:
         second = words.get("upscaler_2_name") not in (None, "", "None") and (words.get("upscaler_2_visibility") or 0) > 0
         cropped = words.get("upscale_mode") == 1 and words.get("upscale_crop")
         self.blended = bool(second and not cropped)
+        if self.blended != self.was_blended:  # the host's cache would give pictures of the other size
+            host.forget_cached_pictures()
+            self.forget()
+        self.was_blended = self.blended
 
     def upscale_ends(self, image) -> None:
         """It leaves this picture, which may be cropped, or blended with another upscaler's; None: it failed."""

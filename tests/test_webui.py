@@ -633,6 +633,15 @@ class TestExtras:
         assert sizes["alone"] == sizes["unseen"] == sizes["cropped"] == int(width * scale + 1e-6) // 8 * 8
         assert not session.blended
 
+    def test_a_blend_takes_no_picture_of_another_size_from_the_cache(self, host, monkeypatch):
+        forgotten, session = [], part("session").SESSION
+        monkeypatch.setattr(part("host"), "forget_cached_pictures", lambda: forgotten.append(True))
+        blend = {"upscaler_2_name": "Lanczos", "upscaler_2_visibility": 0.5}
+        for words, times in (({}, 0), (blend, 1), (blend, 1), ({}, 2), ({}, 2)):
+            session.upscale_begins(words)
+            session.upscale_ends(None)
+            assert len(forgotten) == times
+
     def test_the_accordion_makes_a_pass_of_its_own(self, host, counted):
         image = picture()
         pp = host.extras(image, None, enable=True, model=BUILTIN, scale=2.5, seed=3)
