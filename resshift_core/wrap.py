@@ -125,7 +125,7 @@ def _resize_side(images: torch.Tensor, dim: int, new: int, wraps: bool, shrinks:
     shape = list(images.shape)
     shape[dim] = new
     resized = images.new_empty(shape)
-    lines = max(1, RESIZED_TOGETHER // (shape[0] * shape[1] * max(len(index), new + 2 * cut)))
+    lines = max(1, RESIZED_TOGETHER // max(1, shape[0] * shape[1] * max(len(index), new + 2 * cut)))
     for source, target in zip(images.split(lines, across), resized.split(lines, across)):
         extended = source.index_select(dim, index)
         size = list(extended.shape[-2:])

@@ -246,6 +246,12 @@ class TestFiles:
         assert np.array_equal(pixels_of("a_x2.5.png"), again) and again.shape == (90, 100, 3)
         assert not np.array_equal(again, expected(model_file, pixels, scale=2.5))
 
+    @pytest.mark.parametrize("scale", ["3.3", "4", "1"])
+    def test_wrapped_at_any_scale(self, upscale, folder, model_file, scale):
+        pixels = picture("a.png")
+        assert upscale("a.png", "-o", "out.png", "--wrap", "both", "--scale", scale) == 0
+        assert np.array_equal(pixels_of("out.png"), expected(model_file, pixels, wrap="both", scale=float(scale)))
+
     def test_a_file_or_a_folder(self, upscale, folder):
         picture("a.png"), picture("b.png", 1)
         assert upscale("a.png", "-o", "deep/er/large.webp") == 0

@@ -117,6 +117,10 @@ class TestAround:
             monkeypatch.setattr(wrap_module, "RESIZED_TOGETHER", together)
             torch.testing.assert_close(resize_around(image, size, wrap), expected, atol=1e-5, rtol=0)
 
+    def test_no_pictures(self):
+        """With which the command line has its settings checked."""
+        assert resize_around(torch.zeros(0, 3, 8, 8), (9, 13), "both").shape == (0, 3, 9, 13)
+
     def test_resizing_holds_little_of_what_it_adds(self, monkeypatch):
         """1200 -> 991 pixels share no factor: in one piece the picture would be nine times as large on the way."""
         held, real = [], wrap_module.bicubic
