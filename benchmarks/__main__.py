@@ -104,10 +104,10 @@ def measure_scaling(device: torch.device, full: bool) -> dict:
 
 
 def _tile_side(model: rs.ResShiftModel, side: int) -> int:
-    from resshift_core.tiles import lay_axis
+    from resshift_core.tiles import lay_side
 
     config = model.config
-    return lay_axis(config.padded(side), config.tile, config.overlap, config.unit, config.tile_multiple).tile
+    return lay_side(config, side, config.tile, config.overlap).tile
 
 
 def machine(device: torch.device) -> dict:

@@ -13,7 +13,7 @@ from ..resshift_core.arguments import check_numbers, laid_tile
 from ..resshift_core.device import first_that_fits
 from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
-from ..resshift_core.tiles import lay_axis
+from ..resshift_core.tiles import lay_side
 from .comparison import compared
 from .described import described
 from .managed import ManagedModel, image_format
@@ -75,7 +75,7 @@ def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tenso
     seed, progress = settings.pop("seed"), Progress(count)
     config = model.config
     tile, overlap = laid_tile(config, settings["tile"], settings.get("overlap"), (height, width))
-    sides = [lay_axis(config.padded(side), tile, overlap, config.unit, config.tile_multiple) for side in (height, width)]
+    sides = [lay_side(config, side, tile, overlap) for side in (height, width)]
     tiles = min(settings["tile_batch"] or 1, min(chunk, count) * len(sides[0].starts) * len(sides[1].starts))
     need = managed.bytes_per_run(max(side.tile for side in sides), tiles)
     for first in range(0, count, chunk):

@@ -19,7 +19,7 @@ from .noise import NoiseField, RepeatedNoise
 from .progress import Progress, pixels_by_fit, pixels_of_blocks
 from .resize import bicubic
 from .sampler import sample
-from .tiles import lay_axis, mirror_index, reflect_index
+from .tiles import lay_side, mirror_index, reflect_index
 
 log = logging.getLogger("resshift")
 
@@ -34,9 +34,7 @@ class _Picture:
         self.index, self.rgb, self.mask, self.out = index, rgb, mask, out
         height, width = rgb.shape[-2:]
         self.padded = config.padded(height), config.padded(width)
-        self.axes = tuple(
-            lay_axis(padded, settings.tile, settings.overlap, config.unit, config.tile_multiple) for padded in self.padded
-        )
+        self.axes = tuple(lay_side(config, side, settings.tile, settings.overlap) for side in (height, width))
         self.places = [(i, j) for i in range(len(self.axes[0].starts)) for j in range(len(self.axes[1].starts))]
         self.noise_size = config.noise_side(height), config.noise_side(width)
         self.mirrored = mirror_index if config.space == "pixel" else reflect_index

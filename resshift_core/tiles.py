@@ -66,6 +66,11 @@ def lay_axis(padded: int, tile: int, overlap: int, unit: int = 1, multiple: int 
     return Axis(padded, tile, tuple(starts), overlap)
 
 
+def lay_side(config, side: int, tile: int, overlap: int) -> Axis:
+    """`lay_axis` of a picture's side of `side` pixels, padded as a model of that ModelConfig needs it."""
+    return lay_axis(config.padded(side), tile, overlap, config.unit, config.tile_multiple)
+
+
 def mirror_index(first: int, last: int, padded: int, length: int) -> torch.Tensor:
     """As `reflect_index`, mirrored at the picture's edge instead of at the middle of its last pixel, which so occurs twice.
 

@@ -18,7 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -284,9 +284,8 @@ class Transfer:
         headers = {"Range": f"bytes={start}-"} if start else {}
         if start and origin.validator:
             headers["If-Range"] = origin.validator
-        with ExitStack() as stack:
-            response = attended(_open, self.url, headers)
-            stack.callback(attended.later, response.close)
+        response = attended(_open, self.url, headers)
+        try:
             start = start if response.status == 206 else 0
             total, head = _total(response, start), attended(_read, response)
             self._check(response, head, start, total, origin)
@@ -294,6 +293,8 @@ class Transfer:
                 if not start:
                     _begin(self.part, _Origin(self.url, _validator(response), total))
             self._receive(lambda: attended(_read, response), head, start, total, told)
+        finally:
+            attended.later(response.close)
 
     def _check(self, response, head: bytes, start: int, total: int | None, origin: _Origin) -> None:
         """Refuse what is obviously not the file, or not the rest of it, before it is stored."""

@@ -17,7 +17,7 @@ def register() -> None:
     script_callbacks.on_ui_settings(page.add_options)
     script_callbacks.on_before_ui(_before_ui)
     script_callbacks.on_app_started(api.add_routes)
-    script_callbacks.on_app_started(lambda *_: _watch())  # hosts without a UI draw no page
+    script_callbacks.on_app_started(_watch)  # hosts without a UI draw no page
     script_callbacks.on_script_unloaded(loaded.free)
     script_callbacks.on_script_unloaded(host.leave_lists_to_come)
     script_callbacks.on_script_unloaded(host.leave_upscale)
@@ -30,5 +30,5 @@ def _before_ui() -> None:
     host.add_upscalers(lambda: UpscalerResShift().scalers)
 
 
-def _watch() -> None:
+def _watch(*_) -> None:
     host.watch_upscale(SESSION.upscale_begins, SESSION.upscale_ends)

@@ -227,6 +227,8 @@ def test_pairs_of_the_same_names(place, tmp_path, caplog):
     )  # of no use here
     assert finetune.main(arguments(place[0], tmp_path / "run", place[1], *words)) == 0
     assert "Pairs are used as they are: --variety, --leaves-share, --frame-share are of no use here." in caplog.text
+    recipe = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["training"]
+    assert not any(recipe[name] for name in ("variety", "leaves_share", "frame_share", "drawn_share")), "nor said to be used"
     (tmp_path / "low" / "picture_3.png").unlink()
     assert finetune.main(arguments(place[0], tmp_path / "other", place[1], *words)) == 1
 

@@ -220,14 +220,19 @@ class TestEntries:
         host.load()
         assert entry_names(host) == [BUILTIN, REAL, "ResShift realsr_x4_s4 4x", "ResShift sinsr_x4_s1 4x"]
 
-    def test_the_flag_names_a_folder_that_is_searched_too(self, host, tmp_path):
+    @pytest.mark.parametrize("theirs, listed", [
+        ("theirs.safetensors", ["ResShift theirs 4x", "ResShift mine 4x"]),
+        ("mine.safetensors", ["ResShift mine.safetensors 4x"]),  # the host takes the first of a name: no other could be chosen
+    ])  # fmt: skip
+    def test_the_flag_names_a_folder_that_is_searched_too(self, host, tmp_path, theirs, listed):
         host.shared.cmd_opts.resshift_models_path = str(tmp_path / "elsewhere")
         (tmp_path / "elsewhere").mkdir()
-        rs.save_model(standin.small_model(), tmp_path / "elsewhere" / "theirs.safetensors")
+        rs.save_model(standin.small_model(), tmp_path / "elsewhere" / theirs)
         save(host, standin.small_model(), "mine.safetensors")
         host.load()
-        assert entry_names(host) == [BUILTIN, REAL, "ResShift theirs 4x", "ResShift mine 4x"]
+        assert entry_names(host) == [BUILTIN, REAL, *listed]
         assert part("host").model_folders()[0] == tmp_path / "elsewhere"
+        assert Path(part("entries").find_entry(listed[0]).source).parent == tmp_path / "elsewhere"
 
     def test_a_home_in_the_flag(self, host, tmp_path, monkeypatch):
         """`--resshift-models-path=~/models`: no shell expands that."""
@@ -235,16 +240,6 @@ class TestEntries:
         monkeypatch.setenv("USERPROFILE", str(tmp_path))
         host.shared.cmd_opts.resshift_models_path = "~/models"
         assert part("host").model_folders()[0] == tmp_path / "models"
-
-    def test_two_files_of_one_name_are_one_entry(self, host, tmp_path):
-        """The host takes the first of a name: nobody could choose the other."""
-        host.shared.cmd_opts.resshift_models_path = str(tmp_path / "elsewhere")
-        (tmp_path / "elsewhere").mkdir()
-        rs.save_model(standin.small_model(), tmp_path / "elsewhere" / "mine.safetensors")
-        save(host, standin.small_model(), "mine.safetensors")
-        host.load()
-        assert entry_names(host) == [BUILTIN, REAL, "ResShift mine.safetensors 4x"]
-        assert Path(part("entries").find_entry("ResShift mine.safetensors 4x").source).parent == tmp_path / "elsewhere"
 
     def test_downloads_only_where_allowed(self, host, file_server, monkeypatch):
         host.set(visible=["realsr_x4_s4"], download=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import resshift_core as rs
 
@@ -74,16 +74,6 @@ def scan_data(settings: TrainSettings, processes: Processes) -> Scan:
     return found
 
 
-def _without_what_pairs_are_given(crop: CropSettings) -> CropSettings:
-    """The low-resolution side of a pair is given: nothing can be drawn into the other one, nor can it be changed."""
-    none = CropSettings(crop.size)
-    ignored = [name for name in ("variety", "leaves_share", "frame_share", "drawn_share") if getattr(crop, name)]
-    if ignored:
-        words = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
-        log.warning("Pairs are used as they are: %s %s of no use here.", words, "is" if len(ignored) == 1 else "are")
-    return replace(crop, **{name: getattr(none, name) for name in ignored})
-
-
 def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Data:
     """Scan, hold out, pair up.
 
@@ -102,7 +92,6 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
         partners.update(match_pairs(held, settings.validation or settings.data, settings.pairs, scale))
     held = held[: settings.validation_count]
     if settings.degradation == "paired":
-        crop = _without_what_pairs_are_given(crop)
         estimator = model.unet.degradation if model.config.unet.degradation_channels else None
         small = [partners[p.path] for p in train]
         crops = PairedCrops(train, small, scale, crop, settings.seed, settings.cache_mib, estimator)

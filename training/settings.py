@@ -295,6 +295,8 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
     chosen["degradation"] = "bicubic" if model.task == "inpaint" else "realesrgan"  # at scale 1, bicubic changes nothing
     open_ = {name: value for name, value in chosen.items() if getattr(settings, name) is None}
     settings = replace(settings, **open_)
+    if settings.degradation == "paired":
+        settings = _as_pairs_are(settings)
     if settings.crop % multiple:
         raise SettingsError(f"--crop is {settings.crop}; this network needs a multiple of {multiple} pixels.")
     smallest = max(SPECTRUM_WINDOW if settings.spectrum else 0, DETAIL_WINDOW if settings.adversarial else 0)
@@ -303,6 +305,15 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
     if settings.adversarial and model.space != "pixel":
         raise SettingsError("--adversarial is for pixel-space models such as the built-in one; use --lpips with this one.")
     return settings
+
+
+def _as_pairs_are(settings: TrainSettings) -> TrainSettings:
+    """The low-resolution side of a pair is given: nothing can be drawn into the other one, nor can it be changed."""
+    unused = {name: getattr(TrainSettings, name) for name in ("variety", "leaves_share", "frame_share", "drawn_share")}
+    given = [f"--{name.replace('_', '-')}" for name, none in unused.items() if getattr(settings, name) != none]
+    if given:
+        log.warning("Pairs are used as they are: %s %s of no use here.", ", ".join(given), "is" if len(given) == 1 else "are")
+    return replace(settings, **unused)
 
 
 def crop_multiple(model: rs.ModelConfig) -> int:

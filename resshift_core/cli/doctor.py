@@ -23,7 +23,7 @@ from ..image_io import can_write
 from ..model import ResShiftModel
 from ..pipeline import upscale
 from ..registry import REGISTRY, can_be_written, models_dir, nearest
-from ..tiles import Axis, lay_axis
+from ..tiles import Axis, lay_side
 from ..version import __version__
 from . import arguments as types
 from .console import Console, human_bytes, human_seconds
@@ -196,6 +196,4 @@ def _seconds(model: ResShiftModel, tile: torch.Tensor, mask: torch.Tensor | None
 
 def _axis(model: ResShiftModel) -> Axis:
     """The tiles along one side of the example picture, as `upscale` lays them by default."""
-    config = model.config
-    tile, overlap = check_tile(model, "auto", None, (EXAMPLE_SIDE, EXAMPLE_SIDE))
-    return lay_axis(config.padded(EXAMPLE_SIDE), tile, overlap, config.unit, config.tile_multiple)
+    return lay_side(model.config, EXAMPLE_SIDE, *check_tile(model, "auto", None, (EXAMPLE_SIDE, EXAMPLE_SIDE)))
