@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 import warnings
@@ -13,7 +12,7 @@ from importlib import import_module
 
 from ..errors import InputError, ResShiftError
 from ..version import __version__
-from .console import Console, core_messages
+from .console import Console, OutputError, core_messages
 from .stop import Terminated, raise_if_stopped, stoppable
 
 # command -> (module with a function of that name, which gives the parser its arguments and its `run`; summary)
@@ -47,22 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return TERMINATED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as error:
-        if not _nobody_reads(error):
-            raise
+    except OutputError as error:
+        if not error.is_closed:
+            Console().error(str(error))
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain at exit
         return FAILED
-
-
-def _nobody_reads(error: OSError) -> bool:
-    """Whether standard output is a pipe that was closed (`resshift models | head`); Windows calls that an invalid argument."""
-    if os.name != "nt" or error.errno != errno.EINVAL:
-        return isinstance(error, BrokenPipeError)
-    try:
-        sys.stdout.flush()
-    except OSError:  # what could not be written is still there
-        return True
-    return False
 
 
 def _open_streams() -> None:

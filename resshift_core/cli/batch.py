@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import sys
 import time
 import unicodedata
 import zlib
@@ -35,7 +34,7 @@ from ..model import ResShiftModel
 from ..pipeline import StepEvent, target_size, upscale
 from ..sheet import compare_sheet
 from ..version import __version__
-from .console import Console, Progress
+from .console import Console, OutputError, Progress, write_out
 from .report import Record, Report
 from .sources import Job
 from .stop import raise_if_stopped
@@ -202,6 +201,8 @@ class Batch:
     def _write(self, ticket: int, job: Job, picture: Picture, result: torch.Tensor, seconds: float) -> None:
         try:
             record = self._written(job, picture, result, seconds)
+        except OutputError:
+            raise
         except Exception as error:
             record = _failure(job, error)
         self.report.add(ticket, record)
@@ -225,8 +226,7 @@ class Batch:
     def _to_pipe(self, image, format: str, picture: Picture, texts: dict[str, str]) -> tuple[str, ...]:
         buffer = io.BytesIO()
         notes = write_picture(image, buffer, format, picture, texts, self.handling.quality)
-        sys.stdout.buffer.write(buffer.getvalue())
-        sys.stdout.buffer.flush()
+        write_out(buffer.getvalue())
         return notes
 
 

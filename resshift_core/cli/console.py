@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,28 @@ BREAKS = {ord("\n"): "?", ord("\t"): "?"}  # in a line of its own: a file's name
 def harmless(text: str) -> str:
     """Names of files and what is in them come from strangers: their control characters must not steer the terminal."""
     return text.translate(CONTROLS)
+
+
+class OutputError(Exception):
+    """Standard output takes no more. `is_closed`: it is a pipe that nobody reads any more, which is no fault."""
+
+    def __init__(self, error: OSError):
+        super().__init__(f"Standard output could not be written ({error.strerror or error}).")
+        self.is_closed = isinstance(error, BrokenPipeError) or (os.name == "nt" and error.errno == errno.EINVAL)
+
+
+def write_out(data: str | bytes) -> None:
+    """All of it to standard output, at once: a line of text without its end, or a file.
+
+    Raises:
+        OutputError: as where the disk is full.
+    """
+    stream, whole = (sys.stdout.buffer, data) if isinstance(data, bytes) else (sys.stdout, data + "\n")
+    try:
+        stream.write(whole)  # one write: processes of one run may share the stream
+        stream.flush()
+    except OSError as error:
+        raise OutputError(error) from error
 
 
 class Console:

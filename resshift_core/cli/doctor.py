@@ -26,7 +26,7 @@ from ..registry import REGISTRY, can_be_written, models_dir, nearest
 from ..tiles import Axis, lay_side
 from ..version import __version__
 from . import arguments as types
-from .console import Console, human_bytes, human_seconds
+from .console import Console, human_bytes, human_seconds, write_out
 
 PACKAGES = ("numpy", "safetensors", "einops", "Pillow", "tqdm", "triton")
 EXAMPLE_SIDE = 512  # of the picture whose time is told
@@ -67,13 +67,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def _tell(found: _Findings) -> None:
     width = max(map(len, found.facts))
-    for name, value in found.facts.items():
-        print(f"{name.ljust(width)}  {value}")
-    print()
-    for problem in found.problems:
-        print(f"! {problem}")
-    if not found.problems:
-        print("No problem was found.")
+    facts = [f"{name.ljust(width)}  {value}" for name, value in found.facts.items()]
+    problems = [f"! {problem}" for problem in found.problems] or ["No problem was found."]
+    write_out("\n".join((*facts, "", *problems)))
 
 
 # ---------------------------------------------------------------------------------------------------- looking

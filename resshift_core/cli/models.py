@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from ..errors import InputError
 from ..registry import VARIANTS, list_models, search_dirs
-from .console import Console, harmless, human_bytes
+from .console import Console, harmless, human_bytes, write_out
 from .table import text_table
 
 TASKS = {"sr": "upscale", "inpaint": "fill in", "face": "faces", "autoencoder": "autoencoder"}
@@ -34,7 +34,7 @@ def run_models(args: argparse.Namespace, console: Console) -> int:
     """Print the registry."""
     entries = list_models()
     if args.json:
-        print(json.dumps(entries, indent=2))
+        write_out(json.dumps(entries, indent=2))
         return 0
     rows = [
         (
@@ -43,7 +43,7 @@ def run_models(args: argparse.Namespace, console: Console) -> int:
         )
         for entry in entries
     ]  # fmt: skip
-    print(text_table(("name", "task", "scale", "steps", "size", "licence", "present"), rows, right=(3, 4)))
+    write_out(text_table(("name", "task", "scale", "steps", "size", "licence", "present"), rows, right=(3, 4)))
     console.say(f"Looked for in {', '.join(str(folder) for folder in search_dirs())}. `resshift download NAME` fetches one.")
     return 0
 
@@ -116,7 +116,7 @@ def run_info(args: argparse.Namespace, console: Console) -> int:
 
     facts = describe_file(args.file, args.variant)
     if args.json:
-        print(json.dumps(asdict(facts), indent=2))
+        write_out(json.dumps(asdict(facts), indent=2))
         return 0
     kinds = {
         "model": "a ResShift model with its autoencoder",
@@ -137,7 +137,7 @@ def run_info(args: argparse.Namespace, console: Console) -> int:
         *_flat("metadata", facts.metadata),
     ]
     width = max(len(name) for name, _ in lines)
-    print(harmless("\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)))
+    write_out(harmless("\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)))
     return 0
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
 
-from .console import Console, human_seconds
+from .console import Console, human_seconds, write_out
 
 NAMES_AT_THE_END = 10  # failures that the summary names
 
@@ -71,8 +70,7 @@ class Report:
             sizes = " -> ".join(f"{width} x {height}" for width, height in (record.input_size, record.output_size))
             self.console.say(f"{record.input} -> {record.output} ({sizes}, {human_seconds(record.seconds)})")
         if self.as_json:
-            sys.stdout.write(json.dumps(asdict(record)) + "\n")  # one write: processes of one run may share the stream
-            sys.stdout.flush()
+            write_out(json.dumps(asdict(record)))
 
     def close(self, stopped: bool = False) -> None:
         """Show what is still waiting, and the sum."""

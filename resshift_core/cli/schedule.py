@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from . import arguments as types
-from .console import Console
+from .console import Console, write_out
 from .table import text_table
 
 
@@ -39,10 +39,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     columns = {"sqrt_eta": asked.sqrt_eta, "eta": asked.eta, "tau": asked.tau}
     rows = [{"t": t, **{name: float(values[t - 1]) for name, values in columns.items()}} for t in range(1, asked.steps + 1)]
     if args.json:
-        print(json.dumps({"steps": asked.steps, "kappa": asked.kappa, "p": asked.p, "table": rows}, indent=2))
+        write_out(json.dumps({"steps": asked.steps, "kappa": asked.kappa, "p": asked.p, "table": rows}, indent=2))
     else:
         cells = [[str(row["t"]), *(f"{row[name]:.{digits}f}" for name, digits in zip(columns, (6, 6, 4)))] for row in rows]
-        print(text_table(("t", *columns), cells, right=(0, 1, 2, 3)))
+        write_out(text_table(("t", *columns), cells, right=(0, 1, 2, 3)))
     if args.plot is not None:
         write_picture(plot_schedule(trained, asked), args.plot, "PNG")
         console.say(f"{args.plot} is written.")
