@@ -9,7 +9,6 @@ for Blind Super-Resolution", CVPR 2021).
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -90,7 +89,7 @@ def _luma(levels) -> torch.Tensor:
 
 def transformed(levels) -> torch.Tensor:
     """The cosine transform of the luminance of every block, (B, 3, h, w) in 8-bit levels -> (B, 64, blocks)."""
-    return F.conv2d(_luma(levels), _cosines().to(levels.device, non_blocking=True), stride=8).flatten(2)
+    return F.conv2d(_luma(levels), COSINES.to(levels.device, non_blocking=True), stride=8).flatten(2)
 
 
 def grid_of(levels) -> tuple[int, int]:
@@ -100,7 +99,7 @@ def grid_of(levels) -> tuple[int, int]:
     another.
     """
     chosen = levels.flatten(1).var(1).topk(min(BUSIEST, len(levels))).indices
-    coarse = _cosines()[COARSE].to(levels.device, non_blocking=True)
+    coarse = COSINES[COARSE].to(levels.device, non_blocking=True)
     places = F.conv2d(_luma(levels[chosen]), coarse)  # blocks that begin anywhere
     count, kinds, height, width = places.shape
     rows, columns = height // 8, width // 8
@@ -114,14 +113,16 @@ def grid_of(levels) -> tuple[int, int]:
     return divmod(best, 8) if leads[best] - leads[0] > LEAD else (0, 0)
 
 
-@lru_cache(maxsize=1)
-@torch.inference_mode(False)  # what is kept must serve training, too, also if an upscale asks for it first
+@torch.inference_mode(False)  # it must serve training, too, also if a host's upscale is what first imports this
 def _cosines() -> torch.Tensor:
     """The 64 functions of the orthonormal 8 x 8 cosine transform, (64, 1, 8, 8), on the processor."""
     place = torch.arange(8, dtype=torch.float32, device="cpu")
     line = torch.cos(math.pi * (2 * place + 1) * place[:, None] / 16) / 2
     line[0] = math.sqrt(1 / 8)
-    return torch.einsum("ai,bj->abij", line, line).reshape(64, 1, 8, 8)
+    return (line[:, None, :, None] * line[:, None]).reshape(64, 1, 8, 8)
+
+
+COSINES = _cosines()
 
 
 class Texture(nn.Module):
