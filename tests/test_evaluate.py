@@ -15,7 +15,7 @@ from PIL import Image
 
 import resshift_core as rs
 from training import evaluate
-from training.metrics import luma, psnr, ssim, texture
+from training.metrics import lpips_distance, luma, psnr, ssim, texture
 
 from .training_run import make_pictures, save_tiny_model
 
@@ -112,6 +112,48 @@ def test_the_smallest_pictures_are_measured(place, tmp_path):
     assert evaluate.main(words(*more)) == 0 and float(table(tmp_path / "out")[0]["psnr"]) > 0
 
 
+@pytest.mark.parametrize("kind", ["paper-b1", "everyday", "realesrgan", "mixed", "bicubic"])
+def test_thin_pictures_are_measured_after_every_degradation(place, tmp_path, kind):
+    """No side is to get shorter than 4 pixels on the way; of these, the result is."""
+    (tmp_path / "thin").mkdir()
+    for n, (height, width) in enumerate([(8, 40), (12, 150), (60, 11)]):
+        pixels = np.random.default_rng(n).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "thin" / f"{n}.png")
+    more = ("--truth", tmp_path / "thin", "--models", place[1], "--output", tmp_path / "out", "--degradation", kind)
+    assert evaluate.main(words(*more)) == 0 and float(table(tmp_path / "out")[0]["psnr"]) > 0
+
+
+def test_what_is_measured_is_kept(place, tmp_path, monkeypatch, capsys):
+    """What a model refuses is told before anything is measured; what fails later costs no rows."""
+    student = save_tiny_model(tmp_path / "student.safetensors", steps=1, default_steps=1)
+    more = ("--truth", place[0], "--output", tmp_path / "out", "--models", place[1], student)
+    assert evaluate.main(words(*more, "--steps", 1, 2)) == 1 and not (tmp_path / "out").exists()
+    assert "cannot run 2" in capsys.readouterr().err
+
+    def short(image, hole=None):
+        raise MemoryError("there is none left")
+
+    monkeypatch.setattr(evaluate, "load_other", lambda *_: evaluate.Candidate("other", "", "", "", short))
+    assert evaluate.main(words(*more, "--others", "other.pth")) == 1
+    assert [row["model"] for row in table(tmp_path / "out")] == ["bicubic", "tiny", "student"]
+
+
+def test_an_exact_picture_does_not_make_the_mean_infinite():
+    exact = torch.rand(1, 3, 8, 8)
+    assert psnr(exact, exact) == 100.0
+
+
+def test_lpips_of_small_pictures():
+    """Its networks' pooling leaves nothing of fewer than 31 pixels."""
+    seen = []
+    net = lambda a, b: seen.append((a, b)) or (a - b).square().mean((1, 2, 3), True)  # noqa: E731
+    result, truth = torch.rand(1, 3, 20, 40), torch.rand(1, 3, 20, 40)
+    lpips_distance(net, result, truth)
+    ((a, b),) = seen
+    assert a.shape == b.shape == (1, 3, 32, 40) and torch.equal(b[:, :, :20], truth * 2 - 1)
+    assert torch.equal(a[:, :, 25], result[:, :, 19] * 2 - 1)
+
+
 def test_appendix_b1_is_harder_than_bicubic(place, tmp_path):
     scores = {}
     for kind in ("paper-b1", "bicubic"):
@@ -200,6 +242,11 @@ def test_nothing_is_lost_or_mixed_up(place, tmp_path):
     assert saved == sorted(["plot.png", *(f"{folder}/{name}.png" for folder in folders for name in ("a/x", "b/x", "y"))])
 
 
+def test_a_crop_too_small_to_measure_is_refused(place, tmp_path, capsys):
+    assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path, "--crop", 4)) == 2
+    assert "--crop is 4; it must be 0 or at least 16." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("word", ["--crop", "--limit", "--seed", "--border"])
 def test_numbers_below_zero_are_refused(place, tmp_path, capsys, word):
     assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path, word, -2)) == 2
@@ -217,7 +264,7 @@ def test_partners_that_cannot_be_read_are_named(place, tmp_path, capsys):
 def test_what_is_missing_is_said(place, tmp_path, capsys):
     assert evaluate.main(words("--models", place[1], "--output", tmp_path)) == 2
     assert "Give --truth" in capsys.readouterr().err
-    assert evaluate.main(words("--truth", tmp_path, "--models", place[1], "--output", tmp_path)) == 1
+    assert evaluate.main(words("--truth", tmp_path, "--models", place[1], "--output", tmp_path / "out")) == 1
     assert "There are no pictures. Known are files that end in .avif, " in capsys.readouterr().err
     assert evaluate.main(words("--truth", tmp_path / "no", "--models", place[1], "--output", tmp_path)) == 1
     assert "There is no folder" in capsys.readouterr().err

@@ -135,7 +135,9 @@ def test_the_result_loads_everywhere_and_says_where_it_came_from(finished, place
 
 def test_the_saved_configuration_trains_again(finished, place, tmp_path):
     words = arguments(place[0], tmp_path / "again", place[1], "--config", finished / "config.json", "--iterations", 2)
-    assert finetune.main(words) == 0
+    assert finetune.main(words) == 2  # which of the two is meant?
+    at = words.index("--model")
+    assert finetune.main(words[:at] + words[at + 2 :]) == 0
     model = rs.load_model(tmp_path / "again" / "last.safetensors", device="cpu")
     assert model.metadata["parent"] == "" and json.loads(model.metadata["training"])["learning_rate"] == 2e-3
 
@@ -198,6 +200,25 @@ def test_a_validation_that_was_broken_off_is_made_up_for(place, tmp_path, monkey
     assert finetune.main([*words, "--resume", "auto"]) == 0
     with open(output / "validation.csv", newline="") as file:
         assert [row["iteration"] for row in csv.DictReader(file)] == ["0", "2", "4"]
+
+
+def test_the_best_model_is_not_remembered_before_it_is_written(place, tmp_path, monkeypatch):
+    """Ctrl-C in between left a run whose best file was older than its best score, for good."""
+    output, real = tmp_path / "run", finetune.Run.export
+    words = arguments(place[0], output, place[1], "--iterations", 4, "--validate-every", 2, "--save-every", 2)
+
+    def interrupted(run, name):
+        if name == "best.safetensors" and run.trainer.position.iteration:
+            raise KeyboardInterrupt
+        real(run, name)
+
+    values = iter(range(30))
+    monkeypatch.setattr("training.validation.psnr", lambda *_: float(next(values)))  # every validation is the best so far
+    monkeypatch.setattr(finetune.Run, "export", interrupted)
+    assert finetune.main(words) != 0
+    monkeypatch.setattr(finetune.Run, "export", real)
+    assert finetune.main([*words, "--resume", "auto", "--iterations", "2"]) == 0
+    assert rs.load_model(output / "best.safetensors", device="cpu").metadata["steps_trained"] == "2"
 
 
 def test_few_photographs_are_varied(place, tmp_path):

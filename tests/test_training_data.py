@@ -16,7 +16,9 @@ from PIL import Image
 import resshift_core as rs
 from training import distributed, frames, leaves
 from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
-from training.drawings import draw_page, usable_fonts
+from training.dataset import prepare_data, scan_validation
+from training.distributed import Processes
+from training.drawings import draw_hole, draw_page, usable_fonts
 from training.frames import draw_frame
 from training.leaves import draw_leaves
 from training.scan import DataError, Picture, find_images, inspect, read_rgb, scan
@@ -102,6 +104,8 @@ def test_a_long_check_remembers_on_the_way(folder, tmp_path, monkeypatch):
     )
     scan(find_images(folder), 32, tmp_path / "scan.json")
     assert counts == [1, 2, 3, 4, 5, 6, 6]
+    scan(find_images(folder), 32, tmp_path / "scan.json")
+    assert counts[7:] == [6] * 7  # a later check forgets nothing that it has not come to
 
 
 def test_a_damaged_memory_of_the_check_is_made_anew(folder, tmp_path):
@@ -132,6 +136,15 @@ def test_sixteen_bits_of_grey_are_not_clipped_to_white(tmp_path, ending):
     Image.fromarray(ramp).save(tmp_path / f"ramp.{ending}")
     pixels = read_rgb(tmp_path / f"ramp.{ending}")
     assert torch.equal(pixels, torch.from_numpy((ramp / 257).round().astype(np.uint8)).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA"])
+def test_tiffs_that_lie_on_their_side(tmp_path, mode):
+    """Given a path, Pillow maps the file into memory by the size that it has upright, and mixes the rows up."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)).convert(mode)
+    image.save(tmp_path / "lying.tif", compression="raw", tiffinfo={0x112: 6})
+    upright = np.asarray(image.convert("RGB"))[::-1].transpose(1, 0, 2)
+    assert np.array_equal(read_rgb(tmp_path / "lying.tif").permute(1, 2, 0).numpy(), upright)
 
 
 def test_nothing_to_train_on_is_an_error(folder):
@@ -323,6 +336,14 @@ def test_holes_of_inpainting(folder):
     assert {float(value) for value in crops[1]["hole"].unique()} <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize("size", [(64, 64), (24, 96), (96, 40)])
+def test_no_hole_is_empty(size):
+    """Cut from the hole of a square, those of wide pictures were: PSNR, and so the best of a run, became infinite."""
+    for n in range(200):
+        hole = draw_hole(*size, np.random.default_rng(n))
+        assert hole.shape == (1, *size) and hole.mean() >= 0.01
+
+
 def test_pairs_are_cut_at_the_same_place(folder, tmp_path):
     for path in folder.iterdir():
         with Image.open(path) as image:
@@ -433,12 +454,25 @@ def test_order_of_preset_file_and_command_line(tmp_path):
     assert settings.betas == (0.8, 0.9) and settings.preset == "12gb"
     for name in PRESETS:
         assert parse(line("--preset", name)).micro_batch == PRESETS[name]["micro_batch"]
+    file.write_text("training:\n  preset: 12gb\n  checkpointing: false\n")
+    settings = parse(line("--config", file))
+    assert settings.preset == "12gb" and settings.micro_batch == PRESETS["12gb"]["micro_batch"] and not settings.checkpointing
+    assert parse(line("--config", file, "--preset", "80gb")).micro_batch == 32
+
+
+def test_a_new_network_and_a_model_to_start_from_are_one_too_many(tmp_path):
+    file = tmp_path / "own.json"
+    file.write_text('{"model": {}, "training": {"model": "builtin"}}')
+    assert parse(line("--config", file)).model == "builtin"  # as a run's config.json says what it began with
+    with pytest.raises(SettingsError, match="Leave out one of them"):
+        parse(line("--config", file, "--model", "builtin"))
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"training": {"learing_rate": 1}}', "unknown settings: learing_rate"),
+        ('{"training": {"learing_rate": 1}}', "unknown settings: learing_rate.*Known are: data, output"),
+        ('{"training": {"not_here": ["a"]}}', "unknown settings: not_here"),
         ('{"trainings": {}}', "'model' and 'training' and nothing else"),
         ('{"training": {"iterations": "many"}}', "iterations is 'many'; it must be int"),
         ('{"training": {"degradation": "blurry"}}', "degradation is 'blurry'"),
@@ -461,6 +495,8 @@ def test_wrong_files_are_said(tmp_path, text, message):
         (("--iterations", 0), "--iterations is 0; it must be above 0"),
         (("--degradation", "paired"), "needs --pairs"),
         (("--pairs", "low"), "Add --degradation paired"),
+        (("--seed", 2**63), "it must be below 2..63"),
+        (("--kappa", 0, "--eq8-weight", "True"), "divides by kappa"),
         (("--clip", "nan"), "--clip is nan; it must be 0 or a number above it"),
     ],
 )
@@ -545,6 +581,31 @@ def test_fonts_that_cannot_be_drawn_are_named_and_left_out(tmp_path, caplog):
     assert usable_fonts(tmp_path) == [str(path) for path in kept] and "bad.ttf is left out" in caplog.text
     rng = np.random.default_rng(0)
     assert draw_page(64, rng, usable_fonts(tmp_path)).shape == (3, 64, 64)
+
+
+def test_what_is_validated_on_is_checked_aloud(folder, tmp_path, capsys):
+    """Files that a manifest or --validation names and that cannot be used were left out without a word."""
+    held = make_pictures(tmp_path / "held", 3, 40)
+    (held / "picture_1.png").write_bytes(b"no picture")
+    settings = Settings(folder, tmp_path / "out", validation=held)
+    assert len(scan_validation(settings, Processes(0, 1, torch.device("cpu"))).used) == 2
+    assert "To validate on, 2 pictures can be used.\n1 cannot be read" in capsys.readouterr().out
+    assert scan_validation(Settings(folder, tmp_path / "out"), Processes(0, 1, torch.device("cpu"))) is None
+
+
+def test_a_folder_is_not_both_pictures_and_output(tmp_path):
+    data = make_pictures(tmp_path / "data", 2)
+    assert len(find_images(data, "train", without=data / "run")) == 2
+    with pytest.raises(DataError, match="Choose another --output"):
+        find_images(data, "train", without=data / "." / "")
+
+
+def test_a_folder_without_fonts_is_an_error(folder, tmp_path):
+    (tmp_path / "fonts").mkdir()
+    model = standin.small_model(model_channels=8)
+    settings = resolve(Settings(folder, tmp_path / "out", crop=32, fonts=tmp_path / "fonts"), model.config)
+    with pytest.raises(DataError, match="There is no font in"):
+        prepare_data(settings, model, Processes(0, 1, torch.device("cpu")))
 
 
 def test_pages_are_text_line_art_or_one_colour():

@@ -247,7 +247,7 @@ class Crops(Dataset):
         if told is not None:
             crop["told"] = told
         if self.settings.holes:
-            crop["hole"] = draw_hole(self.settings.size, rng)
+            crop["hole"] = draw_hole(self.settings.size, self.settings.size, rng)
         return crop
 
 

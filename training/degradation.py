@@ -24,7 +24,7 @@ from .kernels import NO_BLUR, Kernel, KernelRange, draw_kernel, draw_sinc, make_
 from .upload import upload
 
 DEGRADATIONS = ("realesrgan", "paper-b1", "everyday", "mixed", "bicubic")
-SMALLEST = 4  # pixels: no side gets shorter on the way
+SMALLEST = 4  # pixels: no side gets shorter on the way, but where it is
 
 Degrade = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]  # (B, 3, H, W) in [0, 1], numbers -> (B, 3, H / s, W / s)
 
@@ -165,12 +165,16 @@ def bicubic(images: torch.Tensor, scale: int = 4) -> torch.Tensor:
     return small.clamp(0, 1).mul(255).round().div(255)
 
 
+def _resized(side: int, factor: float) -> int:
+    return max(min(SMALLEST, side), round(side * factor))
+
+
 def _run_stage(
     canvas: Canvas, plans: Sequence[StagePlan], generators, base: Sequence[tuple[int, int]], antialias, codec, which=None
 ):  # fmt: skip
     """Blur, resize to factor * base, noise, JPEG (of those of `which`, a list of bools)."""
     canvas = blur(canvas, make_kernels([plan.kernel for plan in plans], canvas.pixels.device))
-    heights, widths = zip(*([max(SMALLEST, round(side * plan.factor)) for side in size] for plan, size in zip(plans, base)))
+    heights, widths = zip(*([_resized(side, plan.factor) for side in size] for plan, size in zip(plans, base)))
     canvas = resize(canvas, heights, widths, [plan.mode for plan in plans], antialias)
     canvas = add_noise(canvas, [plan.noise for plan in plans], generators)
     return jpeg(canvas, [plan.quality for plan in plans], which, codec)

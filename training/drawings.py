@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 log = logging.getLogger("resshift.training")
 
 OVERSAMPLING = 2
+HOLE_LEAST = 0.01
 PLAIN_SHARE = 0.15  # of the pages: photographs have no saturated colours without detail, and networks leave borders on them
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?()&%@#/+-=     "))
 
@@ -89,8 +90,15 @@ def draw_page(size: int, rng: np.random.Generator, fonts: Sequence[str] = ()) ->
     return torch.from_numpy(np.array(page)).permute(2, 0, 1).contiguous()
 
 
-def draw_hole(size: int, rng: np.random.Generator) -> torch.Tensor:
-    """A mask for inpainting, float32 (1, size, size), 1 = hole: brush strokes, or a box."""
+def draw_hole(height: int, width: int, rng: np.random.Generator) -> torch.Tensor:
+    """A mask for inpainting, float32 (1, height, width), 1 = hole, HOLE_LEAST of it at least: brush strokes, or a box."""
+    while True:  # what a wide picture leaves of a square may hold nothing of its hole
+        hole = _draw_hole(max(height, width), rng)[:, :height, :width]
+        if hole.mean() >= HOLE_LEAST:
+            return hole
+
+
+def _draw_hole(size: int, rng: np.random.Generator) -> torch.Tensor:
     page = Image.new("L", (size, size), 0)
     draw = ImageDraw.Draw(page)
     if rng.random() < 0.3:

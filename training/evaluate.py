@@ -37,11 +37,11 @@ import tyro
 from tqdm import tqdm
 
 import resshift_core as rs
-from resshift_core.device import resolve_device
+from resshift_core.device import is_out_of_memory, resolve_device
 from training.data import match_pairs
 from training.degradation import make_degradation
 from training.losses import make_lpips
-from training.metrics import lpips_is_here, luma, psnr, ssim, texture
+from training.metrics import lpips_distance, lpips_is_here, luma, psnr, ssim, texture
 from training.program import exit_status
 from training.report import save_picture
 from training.scan import find_images, read_rgb, scan
@@ -50,6 +50,7 @@ from training.validation import given_pairs, make_pairs
 
 PYIQA_LICENCE = "pyiqa and the weights it fetches are licensed for non-commercial use only (PolyForm NC, NTU S-Lab)."
 WHOLE = 10**6  # pixels: no picture's middle is cut out
+CROP_LEAST = 16  # pixels
 SSIM_WINDOW = 11  # pixels: the least that a border may leave
 PERCEPTUAL = ("lpips", "clipiqa", "musiq")
 ARROWS = {
@@ -116,9 +117,14 @@ def short_names(words: Sequence[str]) -> list[str]:
 
 
 def _own_candidates(settings: EvaluationSettings, model: rs.ResShiftModel, name: str) -> Iterator[Candidate]:
-    """Every combination of steps, kappa and p; None = as trained."""
+    """Every combination of steps, kappa and p; None = as trained.
+
+    Raises:
+        rs.InputError: the model cannot run one of them.
+    """
     for steps, kappa, p in itertools.product(settings.steps or (None,), settings.kappa or (None,), settings.p or (None,)):
         trained = model.schedule
+        trained.retime(steps, kappa, p)  # what this model refuses is told before anything is measured
 
         def upscale(image, hole=None, steps=steps, kappa=kappa, p=p):
             mask, seed, sampler = hole if model.config.task == "inpaint" else None, settings.seed, settings.sampler
@@ -152,7 +158,13 @@ def load_other(path: Path, scale: int, device) -> Candidate:
 
     @torch.inference_mode()
     def upscale(image, hole=None):
-        return model(image.to(device)).float().cpu().clamp(0, 1)
+        try:
+            return model(image.to(device)).float().cpu().clamp(0, 1)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            size = "x".join(str(side) for side in image.shape[:-3:-1])
+            raise MemoryError(f"{path.name} needs more memory for a picture of {size} than is free. Give --crop.") from error
 
     return Candidate(f"{path.stem} ({model.architecture.name})", "", "", "", upscale)
 
@@ -249,7 +261,7 @@ class Metrics:
             if self.scale > 1:
                 values["texture"] = texture(result, truth, self.scale)
             if self.lpips is not None:
-                values["lpips"] = float(self.lpips(result * 2 - 1, truth * 2 - 1))
+                values["lpips"] = lpips_distance(self.lpips, result, truth)
         for name, metric in self.blind.items():
             values[name] = float(metric(result))
         return values
@@ -344,6 +356,8 @@ def run(settings: EvaluationSettings) -> list[dict]:
     """
     if min(settings.crop, settings.limit, settings.seed, settings.border) < 0:
         raise SettingsError("--crop, --limit, --seed and --border must not be negative.")
+    if 0 < settings.crop < CROP_LEAST:
+        raise SettingsError(f"--crop is {settings.crop}; it must be 0 or at least {CROP_LEAST}.")
     models = [
         rs.load_model(
             word, autoencoder=settings.autoencoder, variant=settings.variant, device=settings.device, dtype=settings.dtype
@@ -370,8 +384,8 @@ def run(settings: EvaluationSettings) -> list[dict]:
         label = "_".join(filter(None, (candidate.name, candidate.steps, candidate.kappa, candidate.p)))
         label = label.replace(" ", "_").replace("/", "_")
         rows.append(measure(candidate, samples, metrics, settings.output / label if settings.save else None))
-    (settings.output / "table.md").write_text(as_markdown(rows), encoding="utf-8")
-    write_csv(rows, settings.output / "table.csv")
+        (settings.output / "table.md").write_text(as_markdown(rows), encoding="utf-8")  # what is measured is not lost again
+        write_csv(rows, settings.output / "table.csv")
     write_plot(rows, settings.output / "plot.png")
     print(f"{len(samples)} pictures\n{as_markdown(rows)}")
     if settings.truth is None and not settings.pyiqa:

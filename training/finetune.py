@@ -184,11 +184,11 @@ class Run:
         """Scores, grid, and OUTPUT/best.safetensors where they are the best so far. First process only."""
         settings, iteration = self.settings, self.trainer.position.iteration
         result = self.validator(self.trainer.averaged_model())
-        self.report.validated(iteration, result.scores, result.grid)
         value = result.scores[settings.best_by] * (-1 if settings.best_by == "lpips" else 1)
         if self.best is None or value > self.best:
+            self.export("best.safetensors")  # before it is remembered: Ctrl-C may come at any line
             self.best = value
-            self.export("best.safetensors")
+        self.report.validated(iteration, result.scores, result.grid)
 
     def _validation_is_missing(self) -> bool:
         """Whether the run was stopped in the validation that was due at the state it goes on from."""

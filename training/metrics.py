@@ -10,14 +10,17 @@ from pathlib import Path
 
 import kornia
 import torch
+import torch.nn.functional as F
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
+PSNR_MOST = 100.0  # dB
+LPIPS_SMALLEST = 32  # pixels: of less, its networks' pooling leaves nothing
 LPIPS_FILES = {"vgg": "vgg16-397923af.pth", "alex": "alexnet-owt-7be5be79.pth", "squeeze": "squeezenet1_1-b8a52dc0.pth"}
 
 
 def psnr(result: torch.Tensor, truth: torch.Tensor) -> float:
-    """dB, over all values of (B, C, H, W)."""
-    return float(peak_signal_noise_ratio(result, truth, data_range=1.0))
+    """dB, over all values of (B, C, H, W); at most PSNR_MOST, or one exact picture would make every mean infinite."""
+    return min(float(peak_signal_noise_ratio(result, truth, data_range=1.0)), PSNR_MOST)
 
 
 def ssim(result: torch.Tensor, truth: torch.Tensor) -> float:
@@ -45,6 +48,14 @@ def texture(result: torch.Tensor, truth: torch.Tensor, scale: int) -> float:
     """`texture_energy` over the truth's: 1 = as much, in the right places or not."""
     floor = truth[:, 0].numel() * (0.5 / 255) ** 2 / 8  # noise of half a level in the same windows, for flat truths
     return texture_energy(result, scale) / max(texture_energy(truth, scale), floor)
+
+
+def lpips_distance(net: torch.nn.Module, result: torch.Tensor, truth: torch.Tensor) -> float:
+    """By a network of `losses.make_lpips`, of (B, 3, H, W) in [0, 1]; small pictures get a border of their outermost pixels."""
+    down, across = (max(0, LPIPS_SMALLEST - side) for side in truth.shape[-2:])
+    pair = [F.pad(image, (0, across, 0, down), mode="replicate") * 2 - 1 for image in (result, truth)]
+    with torch.no_grad():
+        return float(net(*pair).mean())
 
 
 def lpips_is_here(net: str = "alex") -> bool:

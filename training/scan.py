@@ -21,7 +21,7 @@ from resshift_core.atomic_file import replace
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
 REMEMBER_EVERY = 60.0  # seconds between two writings of what a check has found so far
-NAMED = 10  # files named in a report on the terminal; the file scan.json names all
+NAMED = 10  # files named in a report on the terminal
 
 
 class DataError(ValueError):
@@ -50,6 +50,7 @@ class Scan:
     tiny: tuple[str, ...]
     duplicate: tuple[str, ...]
     grey: tuple[str, ...]  # used all the same
+    memory: str = ""  # the file that names all of them
 
     @property
     def paths(self) -> list[Path]:
@@ -65,13 +66,14 @@ class Scan:
         lines = [f"{len(self.used)} pictures can be used."]
         findings = (
             ("cannot be read and are left out", self.unreadable),
-            ("are smaller than a crop and are left out", self.tiny),
+            ("are too small and are left out", self.tiny),
             ("hold the same pixels as another file and are left out", self.duplicate),
             ("are grey (used all the same)", self.grey),
         )
         for what, names in findings:
             if names:
-                more = f" and {len(names) - NAMED} more (all in scan.json)" if len(names) > NAMED else ""
+                place = f" (all in {self.memory})" if self.memory else ""
+                more = f" and {len(names) - NAMED} more{place}" if len(names) > NAMED else ""
                 lines.append(f"{len(names)} {what}: {', '.join(names[:NAMED])}{more}.")
         return "\n".join(lines)
 
@@ -81,7 +83,7 @@ def find_images(root: str | os.PathLike, split: str | None = None, without: Path
     leaves a folder out, such as that of a run.
 
     Raises:
-        DataError: there is no such folder, or its MANIFEST.csv cannot be read.
+        DataError: there is no such folder, its MANIFEST.csv cannot be read, or it is the one to leave out.
     """
     root = Path(root)
     if not root.is_dir():
@@ -89,6 +91,11 @@ def find_images(root: str | os.PathLike, split: str | None = None, without: Path
     manifest = root / "MANIFEST.csv"
     if split and manifest.is_file():
         return sorted(root / file for file, word in _listed(manifest) if word == split)
+    if without is not None and without.resolve() == root.resolve():
+        raise DataError(
+            f"{root} holds the pictures and is to hold the output, too, whose pictures would be taken for more of them. "
+            "Choose another --output."
+        )
     return sorted(path for path in _below(root, without) if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
@@ -127,7 +134,7 @@ def read_rgb(path: str | os.PathLike) -> torch.Tensor:
     Raises:
         OSError, ValueError, SyntaxError and others of Pillow's: the file cannot be decoded.
     """
-    with Image.open(path) as image:
+    with open(path, "rb") as file, Image.open(file) as image:  # of a path, Pillow maps TIFFs, and turns some wrongly
         is_tiff = image.format == "TIFF"
         image = ImageOps.exif_transpose(image)
         deep = image.mode == "I" and (is_tiff or max(image.getextrema()) > 65535)  # of PNG it is 16 bits
@@ -185,12 +192,18 @@ def _inspect_all(paths: list[Path], memory: Path | None, quiet: bool) -> list[Pi
             for picture in tqdm(pool.map(one, paths), total=len(paths), desc="checking pictures", disable=quiet, leave=False):
                 done.append(picture)
                 if time.monotonic() - written > REMEMBER_EVERY:
-                    _remember(memory, done)
+                    _remember(memory, _with_new(known, done))
                     written = time.monotonic()
         except BaseException:  # Ctrl-C on a large folder: the next check goes on from here
-            _remember(memory, done)
+            _remember(memory, _with_new(known, done))
             raise
     return done
+
+
+def _with_new(known: dict[tuple[str, str], Picture], done: list[Picture]) -> list[Picture]:
+    """What earlier checks found and this one has not come to yet stays known."""
+    paths = {picture.path for picture in done}
+    return done + [picture for picture in known.values() if picture.path not in paths]
 
 
 def _remember(memory: Path | None, pictures: list[Picture], **findings: tuple[str, ...]) -> None:
@@ -224,7 +237,8 @@ def scan(paths: Iterable[Path], smallest: int, memory: Path | None = None, quiet
             used.append(picture)
             if picture.grey:
                 grey.append(picture.path)
-    result = Scan(tuple(used), tuple(unreadable), tuple(tiny), tuple(duplicate), tuple(grey))
+    named = memory.name if memory is not None else ""
+    result = Scan(tuple(used), tuple(unreadable), tuple(tiny), tuple(duplicate), tuple(grey), named)
     _remember(memory, pictures, unreadable=result.unreadable, tiny=result.tiny, duplicate=result.duplicate, grey=result.grey)
     if not paths:
         raise DataError(

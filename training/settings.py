@@ -164,7 +164,7 @@ def typed(cls, values: dict, where: str) -> dict:
     Raises:
         SettingsError: an unknown word, or a value of another kind.
     """
-    hints = typing.get_type_hints(cls)
+    hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not typing.ClassVar}
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise SettingsError(f"{where} holds unknown settings: {', '.join(unknown)}. Known are: {', '.join(hints)}.")
@@ -216,13 +216,18 @@ def parse(argv=None, doc: str = "", cls: type[TrainSettings] = TrainSettings) ->
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path)
     first.add_argument("--preset", choices=list(PRESETS))
+    first.add_argument("--model")
     known, _ = first.parse_known_args(argv)
-    base = cls(data=tyro.MISSING, output=tyro.MISSING, config=known.config, preset=known.preset)
-    if known.preset:
-        base = replace(base, **PRESETS[known.preset])
-    if known.config:
-        training = read_config(known.config).get("training") or {}
-        base = replace(base, **typed(cls, training, str(known.config)))
+    values = read_config(known.config) if known.config else {}
+    if known.model is not None and "model" in values:
+        raise SettingsError(
+            f"{known.config} has a 'model', which is trained from nothing, and --model is given as well. Leave out one of them."
+        )
+    training = typed(cls, values.get("training") or {}, str(known.config))
+    preset = known.preset or training.get("preset")
+    base = cls(data=tyro.MISSING, output=tyro.MISSING, config=known.config)
+    base = replace(base, **PRESETS.get(preset, {}))
+    base = replace(base, **{**training, "preset": preset})
     settings = tyro.cli(cls, default=base, args=argv, description=doc, config=(tyro.conf.FlagConversionOff,))
     check(settings)
     return settings
@@ -268,6 +273,10 @@ def check(settings: TrainSettings) -> None:
     for name in ("lpips", "spectrum", "adversarial", "clip", "weight_decay", "seed", "cache_mib", "workers"):
         if not 0 <= (getattr(settings, name) or 0) < math.inf:  # nor NaN
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be 0 or a number above it.")
+    if settings.seed >= 2**63:
+        raise SettingsError(f"--seed is {settings.seed}; it must be below 2**63.")
+    if settings.eq8_weight and settings.kappa == 0:
+        raise SettingsError("--eq8-weight divides by kappa, and --kappa is 0. Leave out one of them.")
     if not all(0 <= beta < 1 for beta in settings.betas):
         raise SettingsError(f"--betas are {settings.betas}; they must lie between 0 and 1, below 1.")
     for name, least in (("validation_count", 1), ("validation_crop", 16)):

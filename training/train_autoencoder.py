@@ -242,6 +242,7 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
     with closing(table), tqdm(total=settings.iterations, initial=trainer.iteration, desc="training") as bar:
         for _, batch in batches:
             if trainer.iteration >= settings.iterations:
+                trainer.save()  # a run may have been killed between its last state and its file
                 break
             image = batch["hr"].to(device, non_blocking=True) * 2 - 1
             with interrupts.step():
@@ -262,13 +263,13 @@ def run(settings: AutoencoderSettings) -> None:
     Raises:
         SettingsError, DataError, OfflineError: told as sentences.
     """
-    for name in ("iterations", "batch_size", "save_every", "n_embed", "ch", "z_channels", "embed_dim", "learning_rate"):
+    for name in ("iterations", "batch_size", "save_every", "n_embed", "ch", "z_channels", "embed_dim", "crop", "learning_rate"):
         if not 0 < getattr(settings, name) < math.inf:
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be above 0.")
     if not 0 <= settings.ema <= 1:
         raise SettingsError(f"--ema is {settings.ema}; it must lie between 0 and 1.")
-    if settings.seed < 0 or (settings.workers or 0) < 0:
-        raise SettingsError("--seed and --workers must not be negative.")
+    if not 0 <= settings.seed < 2**63 or (settings.workers or 0) < 0:
+        raise SettingsError("--seed and --workers must not be negative, and --seed is below 2**63.")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise SettingsError("train_autoencoder.py runs in one process; start it without torchrun.")
     try:

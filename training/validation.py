@@ -13,7 +13,7 @@ import resshift_core as rs
 
 from .degradation import Degrade, random_for
 from .drawings import draw_hole
-from .metrics import lpips_is_here, psnr, ssim
+from .metrics import lpips_distance, lpips_is_here, psnr, ssim
 from .scan import Picture, read_rgb
 
 log = logging.getLogger("resshift.training")
@@ -53,8 +53,7 @@ def pair_of(number: int, truth: torch.Tensor, lq: torch.Tensor, holes: bool) -> 
     """Held-out picture `number`; `holes`: with a hole of its own, in which `lq` is black."""
     if not holes:
         return Pair(truth, lq)
-    square = draw_hole(max(lq.shape[-2:]), random_for(0, NUMBERS_FROM + number, 5))
-    hole = square[None, :, : lq.shape[2], : lq.shape[3]]
+    hole = draw_hole(*lq.shape[-2:], random_for(0, NUMBERS_FROM + number, 5))[None]
     return Pair(truth, lq * (1 - hole), hole)
 
 
@@ -114,8 +113,7 @@ class Validator:
             result = rs.upscale(model, pair.lq, seed=0, mask=pair.hole)
             score = {"psnr": psnr(result, pair.truth), "ssim": ssim(result, pair.truth)}
             if self.lpips is not None:
-                with torch.no_grad():
-                    score["lpips"] = float(self.lpips(result * 2 - 1, pair.truth * 2 - 1))
+                score["lpips"] = lpips_distance(self.lpips, result, pair.truth)
             scores.append(score)
             if number in self.shown:
                 rows[number] = torch.cat([_tile(_enlarged(pair)), _tile(result), _tile(pair.truth)], 2)
