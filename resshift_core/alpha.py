@@ -10,25 +10,28 @@ from .resize import resize
 Color = tuple[float, ...]
 
 
-def fill_hidden(images: torch.Tensor) -> tuple[torch.Tensor, list[Color | None]]:
+def fill_hidden(images: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, list[Color | None]]:
     """(B, 4, H, W), alpha last, -> (B, 3, H, W), and what `put_back` needs: the colour that was replaced in each picture.
 
     Where all pixels with alpha 0 have one colour, they get those of the visible pixels around them. Where they have several,
-    these may mean something (textures keep data in alpha), and stay. So do pictures in which nothing is visible.
+    these may mean something (textures keep data in alpha), and stay. So do pictures in which nothing is visible. What lies in
+    a hole, where mask, (B, 1, H, W), is above 0, is not looked at: it is to be gone.
 
     Means over ever larger squares, of visible pixels alone, fill what the smaller ones left open ("push-pull"; Gortler et al.,
     "The Lumigraph", SIGGRAPH 1996, section 3.4).
     """
-    rgb, visible = images[:, :3], images[:, 3] > 0
-    colors = [_filling(picture, seen) for picture, seen in zip(rgb, visible)]
+    rgb, hidden = images[:, :3], ~(images[:, 3] > 0)
+    kept = torch.ones_like(hidden) if mask is None else mask[:, 0] <= 0
+    colors = [_filling(picture, unseen & there, ~unseen & there) for picture, unseen, there in zip(rgb, hidden, kept)]
     if not any(colors):
         return rgb, colors
     filled = rgb.clone()
-    for picture, seen, color in zip(filled, visible, colors):
+    for picture, unseen, there, color in zip(filled, hidden, kept, colors):
         if color:
-            weights = _halved(seen.float())
+            sources = ~unseen & there
+            weights = _halved(sources.float())
             for channel in picture:  # one at a time: a picture may be most of the memory
-                _fill(channel, seen, weights)
+                _fill(channel, unseen, sources, weights)
     return filled, colors
 
 
@@ -55,13 +58,13 @@ def constant_around(alpha: torch.Tensor) -> torch.Tensor:
     return (highest == lowest).to(alpha.dtype)
 
 
-def _filling(picture: torch.Tensor, visible: torch.Tensor) -> Color | None:
-    """The colour that all hidden pixels of (3, H, W) have; None where there are several, none, or nothing else."""
-    if bool(visible.all()) or not bool(visible.any()):
+def _filling(picture: torch.Tensor, hidden: torch.Tensor, visible: torch.Tensor) -> Color | None:
+    """The colour that all hidden pixels of (3, H, W) have; None where there are several, none, or nothing visible."""
+    if not bool(hidden.any()) or not bool(visible.any()):
         return None
-    first = visible.flatten().to(torch.uint8).argmin()
+    first = hidden.flatten().to(torch.uint8).argmax()
     color = picture.flatten(1)[:, first]
-    one = bool(((picture == color[:, None, None]).all(0) | visible).all())
+    one = bool(((picture == color[:, None, None]).all(0) | ~hidden).all())
     return tuple(value.item() for value in color) if one else None
 
 
@@ -73,13 +76,13 @@ def _halved(x: torch.Tensor) -> list[torch.Tensor]:
     return levels
 
 
-def _fill(channel: torch.Tensor, visible: torch.Tensor, weights: list[torch.Tensor]) -> None:
-    """Change the hidden values of (H, W) in place. weights: `_halved` of `visible`, (H, W)."""
+def _fill(channel: torch.Tensor, hidden: torch.Tensor, sources: torch.Tensor, weights: list[torch.Tensor]) -> None:
+    """Change the hidden values of (H, W) in place. weights: `_halved` of `sources`, (H, W)."""
     filled = None
-    for total, weight in zip(reversed(_halved((channel * visible).float())), reversed(weights)):
+    for total, weight in zip(reversed(_halved((channel * sources).float())), reversed(weights)):
         mean = total / weight.clamp_min(1e-12)
         filled = mean if filled is None else torch.where(weight > 0, mean, _enlarged(filled, total.shape[-2:]))
-    channel.copy_(torch.where(visible, channel, _enlarged(filled, channel.shape)[0, 0].to(channel)))
+    channel.copy_(torch.where(hidden, _enlarged(filled, channel.shape)[0, 0].to(channel), channel))
 
 
 def _enlarged(x: torch.Tensor, size) -> torch.Tensor:

@@ -244,6 +244,8 @@ def load_model(
         InputError: device, dtype or variant is unknown.
         OutOfMemory: the weights do not fit on the device.
     """
+    if not isinstance(model, (str, os.PathLike)):
+        raise InputError(f"model is {model!r:.60}; it must be a name or a path.")
     where = resolve_device(device)
     kind = resolve_dtype(dtype, where)
     if variant and variant not in VARIANTS:
@@ -265,6 +267,7 @@ def load_model(
         raise CheckpointError(f"{path.name} is not a ResShift model but {describe(state)}. Choose another file.")
     if entry is not None and not loaded.config.name:
         loaded.config = replace(loaded.config, name=entry.name)
+    loaded.bundled = entry.name if entry is not None and entry.bundled else ""
     try:
         return loaded.to(where, kind)
     except Exception as error:
@@ -293,6 +296,8 @@ def save_model(model: ResShiftModel, path: str | os.PathLike, metadata: dict[str
         InputError: the name does not end in .safetensors, or the configuration holds what `load_model` would refuse.
         CheckpointError: the folder cannot be written.
     """
+    if not isinstance(getattr(model, "config", None), ModelConfig):
+        raise InputError(f"model is {model!r:.60}; it must be what load_model returns.")
     try:
         check_model(model.config)
     except ValueError as error:

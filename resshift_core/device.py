@@ -53,6 +53,8 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
         return _accelerator() or torch.device("cpu")
     try:
         return _tried(device)
+    except TypeError:
+        raise InputError(f"device is {device!r:.60}; it must be a word, such as auto or cpu, or a torch.device.") from None
     except UNUSABLE as error:
         if is_out_of_memory(error):  # what is wrong is not the device, and whoever uses it says so
             return torch.device(device)

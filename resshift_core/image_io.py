@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -109,8 +110,9 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
         raise InputError(_not_a_picture(source, name)) from None
     except Image.DecompressionBombError as error:  # of the host's limit, or of a format that decodes before it tells its size
         count = re.search(r"\((\d+) pixels\)", str(error))
-        size = f"{int(count.group(1)) / 1e6:.0f} million" if count else "too many"
-        raise InputError(_too_many(name, f"{size} pixels", 2 * (Image.MAX_IMAGE_PIXELS or 0))) from error
+        size = _pixels(int(count.group(1))) if count else "too many"
+        limit = max_pixels or 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise InputError(_too_many(name, f"{size} pixels", limit)) from error
     except PermissionError as error:
         raise InputError(f"{name} cannot be opened ({first_line(error)}). Check its permissions.") from error
     except Exception as error:  # decoders raise a dozen kinds for a damaged file
@@ -126,10 +128,17 @@ def picture_size(path: str | os.PathLike) -> tuple[int, int] | None:
         return None
 
 
-def _open(source: Path | io.BytesIO) -> Image.Image:
-    """`Image.open` but for FOREIGN."""
+@contextmanager
+def _open(source: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """`Image.open` but for FOREIGN.
+
+    Pillow is not told the path: it would map uncompressed TIFFs into memory, and with them those that are stored lying on
+    their side, by the size that they have upright.
+    """
     Image.init()
-    return Image.open(source, formats=[format for format in Image.ID if format not in FOREIGN])
+    formats = [format for format in Image.ID if format not in FOREIGN]
+    with source if isinstance(source, io.BytesIO) else open(source, "rb") as file, Image.open(file, formats=formats) as image:
+        yield image
 
 
 def first_line(error: BaseException) -> str:
@@ -169,13 +178,17 @@ def _not_a_picture(source, name: str) -> str:
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     width, height = size
     if max_pixels and width * height > max_pixels:
-        size = f"{width} x {height} = {width * height / 1e6:.0f} million pixels"
+        size = f"{width} x {height} = {_pixels(width * height)} pixels"
         raise InputError(_too_many(name, size, max_pixels))
+
+
+def _pixels(count: int) -> str:
+    return f"{count / 1e6:.0f} million" if count >= 10**7 else f"{count:,}"
 
 
 def _too_many(name: str, size: str, limit: int) -> str:
     return (
-        f"{name} has {size}, more than the limit of {limit / 1e6:.0f} million, which protects against damaged and hostile files. "
+        f"{name} has {size}, more than the limit of {_pixels(limit)}, which protects against damaged and hostile files. "
         "If you trust it, raise the limit: --max-pixels 0 on the command line takes any size."
     )
 
@@ -362,6 +375,8 @@ def write_picture(
     notes: list[str] = []
     image = _without_alpha(image, notes) if format in WITHOUT_ALPHA else image
     options = OPTIONS[format] | _metadata(image, format, like, notes)
+    if format == "AVIF" and image.mode == "L":
+        options["subsampling"] = "4:0:0"  # or it would be stored in colour, which a grey profile does not fit
     if quality is not None and "quality" in options:
         options["quality"] = quality
     if format == "PNG":
@@ -400,7 +415,12 @@ def _metadata(image: Image.Image, format: str, like: Picture | None, notes: list
             notes.append(f"{format} holds no colour profile and no EXIF data: they are left out. Write PNG to keep them.")
         return options
     becomes_rgb = format == "WEBP" or (format == "AVIF" and image.mode == "LA")
-    if like.icc and not (becomes_rgb and like.icc[16:20] == b"GRAY"):
+    if like.icc and becomes_rgb and like.icc[16:20] == b"GRAY":
+        notes.append(
+            f"{format} holds this grey picture in colour, where its colour profile is of no use: it is left out. "
+            "Write PNG to keep it."
+        )
+    elif like.icc:
         options["icc_profile"] = like.icc
     exif = _exif_for(like.exif, image.size)
     if len(exif) > LONGEST_EXIF.get(format, len(exif)):

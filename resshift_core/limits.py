@@ -88,10 +88,14 @@ def check_model(config) -> None:
         )
     if unet.mask != (config.task == "inpaint"):
         raise ValueError(f"task is {config.task!r}, but the network {'takes a' if unet.mask else 'has no'} mask")
+    if unet.model_channels % 2:
+        raise ValueError(f"model_channels is {unet.model_channels}; the embedding of t takes an even number")
     if unet.degradation_channels and not unet.trunk_blocks:
         raise ValueError("the network is told of degradations, but has no trunk to tell")
     if unet.degradation_channels and unet.mask:
         raise ValueError("the network is told of degradations, which nothing estimates around a hole")
+    if config.task == "inpaint" and config.scale != 1:
+        raise ValueError(f"the scale is {config.scale}, and a hole is filled in at scale 1")
     layers = len(unet.channel_mult) * (unet.num_res_blocks + 1) * (unet.swin_depth + 1)
     if layers > MAX_LAYERS:
         raise ValueError(f"the network would have about {layers} layers")

@@ -13,7 +13,7 @@ from .limits import check_model
 from .schedule import ShiftSchedule
 from .space_to_depth import SpaceToDepth, SpaceToDepthConfig
 from .unet import SwinUNet, UNetConfig
-from .vqgan import VQGAN, VQGANConfig
+from .vqgan import VQGAN, Codebook, VQGANConfig
 
 AUTOENCODERS = {"vqgan": (VQGAN, VQGANConfig), "space_to_depth": (SpaceToDepth, SpaceToDepthConfig)}
 SMALLEST = 8  # low-resolution pixels that smaller sides are padded to: less is all border
@@ -124,6 +124,7 @@ class ResShiftModel:
         scale: output pixels per input pixel.
         metadata: strings that came with the file (licence, parent, training).
         device, dtype: where and in what format the network's weights are, whoever moved them there.
+        bundled: its name, where it is one of those that come with this package, as loaded.
         reserved_bytes: free memory of a graphics card that tiles do not fill, however many could go together.
     """
 
@@ -135,7 +136,7 @@ class ResShiftModel:
             module(config.autoencoder) for module, kind in AUTOENCODERS.values() if isinstance(config.autoencoder, kind)
         )
         self.metadata = dict(metadata or {})
-        self.reserved_bytes = 0
+        self.bundled, self.reserved_bytes = "", 0
         self.eval()
 
     @property
@@ -181,7 +182,11 @@ class ResShiftModel:
         twin = copy.copy(self)
         for part in ("unet", "autoencoder"):
             module = getattr(self, part)
-            weights = {id(weight): _copied(weight, device, dtype) for weight in module.parameters()}
+            exact = {id(weight) for book in module.modules() if isinstance(book, Codebook) for weight in book.parameters()}
+            weights = {
+                id(weight): _copied(weight, device, weight.dtype if id(weight) in exact else dtype)
+                for weight in module.parameters()
+            }
             setattr(twin, part, copy.deepcopy(module, weights))  # which takes these for copies that it has made already
         return twin
 

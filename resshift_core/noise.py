@@ -25,7 +25,7 @@ class NoiseField:
     field is not stored: a first pass saves generator states every 128 rows, and rows are drawn again when asked for.
 
     Args:
-        seed: whole number; values outside 64 bits wrap around.
+        seed: whole number, of which torch's generator takes the lowest 32 bits.
         width: a multiple of 16 if the field is large.
     """
 
@@ -35,16 +35,17 @@ class NoiseField:
         self.generator = torch.Generator()
         self.generator.manual_seed(self.seed if self.seed < 2**63 else self.seed - 2**64)
         self._whole = self._states = None
-        self._blocks: dict[int, tuple[tuple[tuple, int, int], torch.Tensor]] = {}  # (runs, left, right), values
+        self._blocks: dict[int, tuple[tuple[int, tuple, int, int], torch.Tensor]] = {}  # (draw, runs, left, right), values
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
             self._whole = [torch.randn(self.shape, dtype=torch.float32, generator=self.generator) for _ in range(draws)]
         else:
-            self._states = [[self._channel_states() for _ in range(channels)] for _ in range(draws)]
+            # one for all: the states would settle in the holes that those before leave
+            scratch = torch.empty(BAND_ROWS, width, dtype=torch.float32)
+            self._states = [[self._channel_states(scratch) for _ in range(channels)] for _ in range(draws)]
 
-    def _channel_states(self) -> list[torch.Tensor]:
+    def _channel_states(self, scratch: torch.Tensor) -> list[torch.Tensor]:
         """Generator states at every band of one channel; leaves the generator at the channel's end."""
-        _, height, width = self.shape
-        states, scratch = [], torch.empty(BAND_ROWS, width, dtype=torch.float32)
+        height, states = self.shape[1], []
         for row in range(0, height, BAND_ROWS):
             states.append(self.generator.get_state())
             _skip(self.generator, scratch[: height - row])
@@ -53,7 +54,7 @@ class NoiseField:
     def block(self, draw: int, first: int, last: int, left: int = 0, right: int | None = None) -> torch.Tensor:
         """float32 (channels, last - first, right - left) of one draw, valid until the next call.
 
-        Rows drawn once serve the tiles to the right, too.
+        Rows drawn once serve the tiles to the right, too, where those of all draws are not too much to keep.
         """
         right = self.shape[2] if right is None else right
         if self._whole is not None:
@@ -64,21 +65,24 @@ class NoiseField:
         """As `block`, of several runs of rows, (first, last), one below the other."""
         if self._whole is not None:
             return torch.cat([self._whole[draw][:, first:last, left:right] for first, last in runs], dim=1)
-        (known, start, end), values = self._blocks.get(draw, (((), 0, 0), None))
-        if known != runs or not start <= left <= right <= end:
-            rows = sum(last - first for first, last in runs)
-            bytes_per_column, width = 4 * self.draws * self.shape[0] * rows, self.shape[2]
-            whole = width * bytes_per_column <= ROW_BYTES
-            columns = width if whole else min(width, max(right - left, BLOCK_BYTES // bytes_per_column))
+        rows, width = sum(last - first for first, last in runs), self.shape[2]
+        bytes_per_column = 4 * self.draws * self.shape[0] * rows
+        whole = width * bytes_per_column <= ROW_BYTES
+        columns = width if whole else min(width, max(right - left, BLOCK_BYTES // bytes_per_column))
+        place = draw
+        if not whole and columns * bytes_per_column > BLOCK_BYTES:  # as of many steps: one block is kept, not one of each
+            place, self._blocks = 0, {0: self._blocks[0]} if 0 in self._blocks else {}
+        (drawn, known, start, end), values = self._blocks.get(place, ((0, (), 0, 0), None))
+        if (drawn, known) != (draw, runs) or not start <= left <= right <= end:
             shape = (self.shape[0], rows, columns)
-            self._blocks.pop(draw, None)
+            self._blocks.pop(place, None)
             if values is None or values.shape != shape:  # used again if possible: taking it anew tears holes into the heap
                 values = None  # the old one goes before the new one comes
                 values = torch.empty(shape, dtype=torch.float32)
             start = 0 if whole else left
             end = min(width, start + columns)
             self._redraw(values[:, :, : end - start], draw, runs, start)
-            self._blocks[draw] = (runs, start, end), values
+            self._blocks[place] = (draw, runs, start, end), values
         return values[:, :, left - start : right - start]
 
     def _redraw(self, out: torch.Tensor, draw: int, runs: tuple[tuple[int, int], ...], left: int) -> None:

@@ -78,7 +78,7 @@ def _checked_and_run(
     if channels == 4:
         alpha, share = _upscaled_alpha(model, images[:, 3:].float(), size, wrap, on_step)
         on_step = part_of_run(on_step, share, 1)
-        rgb, hidden = _without_hidden_colors(images, torus)
+        rgb, hidden = _without_hidden_colors(images, mask, torus)
 
     out = _run(model, rgb, mask, settings, torus, on_step)
     for picture, result in zip(rgb, out) if model.config.task == "sr" else ():
@@ -115,7 +115,7 @@ def _upscaled_alpha(model: ResShiftModel, alpha, size: tuple[int, int], wrap: st
     edges = [i for i, picture in enumerate(alpha) if bool((picture != picture[0, 0, 0]).any())]
     share = ALPHA_SHARE[model.config.space] if edges else 0.0
     if share:
-        own = model.config.name == ALPHA_MODEL
+        own = model.bundled == ALPHA_MODEL
         kind = model.dtype if model.dtype in (torch.bfloat16, torch.float16) else torch.float32
         faithful = model if own else load_model(ALPHA_MODEL, device=model.device, dtype=kind)
         faithful.reserved_bytes = model.reserved_bytes
@@ -135,11 +135,11 @@ def _upscaled_alpha(model: ResShiftModel, alpha, size: tuple[int, int], wrap: st
     return upscaled, share
 
 
-def _without_hidden_colors(images: torch.Tensor, torus: Torus | None):
+def _without_hidden_colors(images: torch.Tensor, mask: torch.Tensor | None, torus: Torus | None):
     """`fill_hidden`, with the other side of a picture that wraps in sight."""
     if torus is None:
-        return fill_hidden(images)
-    filled, hidden = fill_hidden(torus.extend(images))
+        return fill_hidden(images, mask)
+    filled, hidden = fill_hidden(torus.extend(images), None if mask is None else torus.extend(mask))
     return torus.cut(filled), hidden
 
 

@@ -46,4 +46,6 @@ def _rgb(image: torch.Tensor) -> torch.Tensor:
 
 def _resized(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """(3, H, W) to `shape`, bilinear."""
+    if shape[1] == 1 < shape[0]:  # see `resize.bicubic`
+        return _resized(image.mT, (1, shape[0])).mT
     return torch.nn.functional.interpolate(image[None], size=shape, mode="bilinear", antialias=True)[0]

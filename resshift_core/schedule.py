@@ -158,9 +158,10 @@ class ShiftSchedule:
     # The closed forms below take t = 1..T as the paper does, and torch tensors or numpy arrays of any one shape.
 
     def _index(self, t: int) -> int:
-        if not 1 <= t <= self.steps:
+        number = whole("t", t)
+        if not 1 <= number <= self.steps:
             raise InputError(f"t is {t}; this schedule has t = 1..{self.steps}.")
-        return t - 1
+        return number - 1
 
     def marginal(self, x0, y0, t: int):
         """(mean, standard deviation) of q(x_t | x0, y0) = N(x0 + eta_t e0, kappa^2 eta_t I), eq. 2."""
@@ -217,8 +218,9 @@ class ShiftSchedule:
         """
         variance = self.posterior_variance.copy()
         variance[0] = variance[1] if self.steps > 1 else 1.0
-        with np.errstate(divide="ignore"):
-            return 0.5 * (self.alpha / self.eta) ** 2 / variance
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weights = 0.5 * (self.alpha / self.eta) ** 2 / variance
+        return np.where(self.alpha > 0, weights, 0.0)  # with a large p, eta may stay as it is for a step
 
     def input_scale(self, t: int, space: str = "latent") -> float:
         """Factor on x_t before it enters the network.

@@ -681,3 +681,13 @@ def test_a_dtype_that_nobody_knows_is_told_before_anything_is_read(monkeypatch):
     monkeypatch.setattr(checkpoint, "read_file", lambda path: pytest.fail("read"))
     with pytest.raises(rs.InputError, match="dtype is 'fp8'"):
         load("builtin", dtype="fp8")
+
+
+@pytest.mark.parametrize("call", [
+    lambda: rs.load_model(None),
+    lambda: rs.load_model("builtin", device=[]),
+    lambda: rs.save_model({}, "a.safetensors"),
+])  # fmt: skip
+def test_things_of_another_kind_are_sentences(call):
+    with pytest.raises(rs.InputError, match="must be"):
+        call()

@@ -316,6 +316,19 @@ class TestFiles:
         assert upscale("in") == 1
         assert "no picture in the folder in. --recursive also" in capsys.readouterr().err
 
+    def test_photographs_of_phones_are_not_passed_over_in_silence(self, upscale, folder, capsys):
+        picture("in/a.png")
+        for path in ("in/b.HEIC", "in/.c.heic", "other/d.heif"):
+            Path(path).parent.mkdir(exist_ok=True)
+            Path(path).write_bytes(b"\0\0\0\x20ftypheic" + bytes(40))
+        for word in ("in", "in/*"):
+            assert upscale(word, "-o", "out", "--overwrite") == 0
+            said = f"note: left out 1 HEIC pictures, which Pillow cannot read ({Path('in/b.HEIC')})."
+            assert said in capsys.readouterr().err
+        for word in ("other", "other/*.heif"):
+            assert upscale(word) == 1
+            assert "there are only HEIC pictures" in capsys.readouterr().err
+
     def test_once_each(self, upscale, folder, capsys):
         picture("a.png")
         assert upscale("a.png", "./a.png", folder / "a.png", "--json") == 0
@@ -331,6 +344,12 @@ class TestFiles:
         assert listing(folder) == once
         assert "left out 4 earlier outputs" in capsys.readouterr().err
         assert upscale("a_x4.png") == 0 and Path("a_x4_x4.png").exists()  # named alone, it is meant
+
+    def test_the_smallest_scales_have_names_that_are_known_again(self, upscale, folder):
+        picture("a.png")
+        for _ in range(2):
+            assert upscale("*.png", "--scale", "1e-05") == 0
+        assert listing(folder) == ["a.png", "a_x1e-05.png"]
 
     def test_earlier_outputs_in_the_output_folder_are_not_inputs(self, upscale, folder, capsys):
         """A pattern finds what its first run has made, and so does a shell, which writes it out as words."""
@@ -418,9 +437,20 @@ class TestFiles:
     def test_a_place_that_cannot_be_written(self, upscale, folder, capsys):
         picture("a.png"), picture("b.png")
         Path("out").write_text("a file, not a folder")
-        assert upscale("a.png", "b.png", "-o", "out/x") == 1
+        for words in (
+            ("a.png", "b.png", "-o", "out/x"),
+            ("a.png", "-o", "out"),
+            ("a.png", "-o", "a.png/"),
+            ("a.png", "-o", "out/b.png"),
+        ):
+            assert upscale(*words) == 2  # before anything is computed
+            assert "is a file, so that no folder of that name can be made" in capsys.readouterr().err
+        Path("out").unlink()
+        os.mkdir("out")
+        os.mkdir("out/a_x4.png")
+        assert upscale("a.png", "-o", "out", "--overwrite") == 1
         err = capsys.readouterr().err
-        assert err.count("cannot be written") == 2 and "Traceback" not in err
+        assert err.count("cannot be written") == 1 and "Traceback" not in err
 
 
 LOCKED = """

@@ -151,6 +151,14 @@ def test_without_a_trunk_nothing_can_be_told():
         add_estimator(standin.small_model(model_channels=8, trunk_blocks=0), 6)
 
 
+def test_networks_that_nothing_could_be_put_through_are_refused():
+    config = standin.small_model(model_channels=8).config
+    with pytest.raises(ValueError, match="filled in at scale 1"):
+        check_model(replace(config, task="inpaint", unet=replace(config.unet, mask=True)))
+    with pytest.raises(ValueError, match="model_channels is 33"):
+        check_model(replace(config, unet=replace(config.unet, model_channels=33)))
+
+
 def test_around_a_hole_nothing_is_estimated():
     model = standin.small_model(model_channels=8, trunk_blocks=2)
     unet = replace(model.config.unet, mask=True)

@@ -227,6 +227,22 @@ class TestColour:
         assert write_picture(Image.fromarray(colours(64, 64)), buffer, format, picture) == ()
         assert Image.open(buffer).info["icc_profile"] == SRGB
 
+    @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+    @pytest.mark.parametrize("mode", ["L", "LA"])
+    def test_a_grey_profile_survives_or_is_missed(self, format, mode):
+        """Where grey is stored in colour, it would make the file one that no viewer can show right."""
+        if not image_io.can_write(f".{format.lower()}".replace("jpeg", "jpg")):
+            pytest.skip(f"this Pillow cannot write {format}")
+        profile = bytearray(SRGB)
+        profile[16:20] = b"GRAY"
+        like = Picture(colours(16, 16, channels=1), mode, "", bytes(profile))
+        buffer = io.BytesIO()
+        notes = write_picture(Image.fromarray(colours(64, 64, channels=1)).convert(mode), buffer, format, like)
+        with Image.open(buffer) as image:
+            kept = image.info.get("icc_profile") == bytes(profile)
+            assert kept == (image.mode in ("L", "LA")) and kept != any("colour profile is of no use" in note for note in notes)
+            assert kept or format == "WEBP" or (format, mode) == ("AVIF", "LA")
+
 
 # ---------------------------------------------------------------------------------------------------- EXIF
 
@@ -255,6 +271,21 @@ class TestExif:
         exif.load(picture.exif)
         assert exif.get(ORIENTATION, 1) == 1  # a new Pillow turns TIFF itself, and drops the tag
         assert exif[MAKE] == "A camera" and exif.get_ifd(EXIF_IFD)[TAKEN] == "2024:05:06 07:08:09"
+
+    @pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
+    @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "CMYK", "P", "I;16"])
+    @pytest.mark.parametrize("compression", ["raw", "tiff_adobe_deflate"])
+    def test_a_tiff_that_lies_on_its_side(self, orientation, mode, compression, tmp_path):
+        """Given a path, Pillow maps the file into memory by the size that it has upright, and mixes the rows up."""
+        image = Image.fromarray(colours(20, 30)).convert("L" if mode == "I;16" else mode)
+        if mode == "I;16":
+            image = Image.fromarray(np.asarray(image).astype(np.uint16) * 257)
+        image.save(tmp_path / "lying.tif", compression=compression, tiffinfo={ORIENTATION: orientation})
+        found, same = read_picture(tmp_path / "lying.tif"), read_picture((tmp_path / "lying.tif").read_bytes())
+        assert np.array_equal(found.pixels, same.pixels)
+        if mode in ("L", "RGB"):
+            upright = self.UPRIGHT[orientation](np.asarray(image).reshape(20, 30, -1))
+            assert np.array_equal(found.pixels.reshape(upright.shape), upright)
 
     @pytest.mark.parametrize("source", ["PNG", "JPEG", "TIFF"])
     @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
@@ -368,7 +399,9 @@ class TestOddFiles:
         with pytest.raises(rs.InputError, match="2500 million|exceeds limit"):
             read_picture(bomb)
         small = png(2, 2, 8, 0, b"\0ab\0cd")
-        with pytest.raises(rs.InputError, match="2 x 2 .*--max-pixels 0"):
+        with pytest.raises(rs.InputError, match="2500 million pixels, more than the limit of 20 million"):
+            read_picture(bomb, max_pixels=20_000_000)
+        with pytest.raises(rs.InputError, match="2 x 2 = 4 pixels, more than the limit of 3, .*--max-pixels 0"):
             read_picture(small, max_pixels=3)
         assert read_picture(small, max_pixels=4).size == read_picture(small, max_pixels=0).size == (2, 2)
 

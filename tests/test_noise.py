@@ -1,5 +1,9 @@
 """Noise fields: the reference's values, also when a large one is drawn again in bands."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -67,6 +71,41 @@ def test_a_streamed_field_keeps_little(width):
     kept = sum(values.numel() * 4 for _, values in field._blocks.values())
     states = sum(state.numel() for draw in field._states for channel in draw for state in channel)
     assert kept + states < 140 * 2**20
+
+
+def test_many_steps_keep_one_block(monkeypatch):
+    """A block of each of 1000 draws of a tile of 256 pixels would be 12 GB."""
+    monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+    monkeypatch.setattr(noise, "ROW_BYTES", 0)
+    monkeypatch.setattr(noise, "BLOCK_BYTES", 9 * 5 * 4 * 20 * 32)  # of nine draws
+    field, expected = NoiseField(5, 10, 5, 60, 160), reference(5, 10, 5, 60, 160)
+    for first, last in ((50, 60), (0, 20), (20, 40)):  # what of a lower row was kept is not kept on
+        for left in (0, 32, 128):
+            for draw in (*range(10), 3, 0):
+                found = field.block(draw, first, last, left, left + 32)
+                assert torch.equal(found, expected[draw][:, first:last, left : left + 32])
+        assert len(field._blocks) == (10 if first == 50 else 1)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="nothing here says what a process takes")
+def test_states_lie_close_together():
+    """Each channel's scratch left a hole into which the next one's states went, so that the one after needed new memory."""
+    script = """
+import torch
+from resshift_core.noise import NoiseField
+
+def taken():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) / 1024
+
+torch.randn(1000)
+before = taken()
+field = NoiseField(0, 8, 48, 512, 2048)
+states = sum(state.numel() for draw in field._states for channel in draw for state in channel) / 2**20
+print(taken() - before, states)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    grown, states = map(float, done.stdout.split())
+    assert grown < states + 24, (grown, states)
 
 
 @pytest.mark.parametrize("seed", [0, 2**32, 2**63 - 1, 2**63, 2**64 - 1, -1, 2**64 + 5])

@@ -3,6 +3,7 @@
 import math
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import resshift_core as rs
 from resshift_core import arguments, noise, tile_runs
 from resshift_core.alpha import fill_hidden
 from resshift_core.arguments import check_images
+from resshift_core.preview import Canvas
 from resshift_core.resize import resize
 
 from . import standin
@@ -239,6 +241,12 @@ class TestChannels:
         bicubic = F.interpolate(rgba[:1, 3:], size=out.shape[-2:], mode="bicubic").clamp(0, 1)
         soft, softer = ((picture * (1 - picture)).sum() for picture in (expected, bicubic))
         assert soft < 0.8 * softer, f"{soft} {softer}"
+
+    def test_another_model_of_that_name_does_not_upscale_alpha(self, small_model):
+        """As `finetune.py --output runs/builtin` makes one."""
+        rgba = picture(24, 24, channels=4)
+        named, other = (rs.upscale(small_model(name=name), rgba) for name in ("builtin", "mine"))
+        assert torch.equal(named, other)
 
     @pytest.mark.parametrize("name", ["builtin", "builtin-real"])
     def test_grey_stays_grey_however_it_is_stored(self, name):
@@ -715,6 +723,36 @@ def test_what_an_inpainting_run_keeps_it_keeps_under_transparent_pixels_too(smal
     mask[..., 10:30, 12:40] = 1
     out = rs.upscale(inpainting, image, mask=mask)
     assert torch.equal(out * (1 - mask), image * (1 - mask))
+
+
+def test_previews_of_narrow_pictures():
+    """torch mixes up the rows of what shrinks to one column."""
+    ramp = torch.linspace(0, 1, 4000).view(1, 4000, 1).expand(3, 4000, 6)
+    canvas = Canvas(ramp[None], 512)
+    canvas.paint(SimpleNamespace(boxes=[(0, 0, 0, 0, 0)], preview=list))
+    assert canvas.shape == (512, 1)
+    expected = (torch.arange(512) + 0.5) * 4000 / 512 / 4000
+    assert (canvas.pixels[:, :, 0] - expected).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("wrap", ["none", "x"])
+def test_what_is_to_be_gone_does_not_fill_transparent_pixels(small_model, wrap):
+    """The ring of its colours around the hole would be what the hole is filled from."""
+    inpainting = small_model(task="inpaint", scale=1, lq_stages=2, mask=True)
+    image, mask = torch.zeros(1, 4, 40, 48), torch.zeros(1, 1, 40, 48)
+    image[:, 3, :, :24] = 1
+    image[:, :3, :, :8] = 0.3
+    mask[..., 8:30] = 1  # the rest of what is visible, and some of what is not
+    results = []
+    for color in ((1, 0, 0), (0, 0, 1)):
+        image[:, :3, :, 8:24] = torch.tensor(color).view(1, 3, 1, 1)
+        image[:, :3, :, 24:30] = color[0]  # another colour than the transparent rest
+        filled, _ = fill_hidden(image, mask)
+        assert torch.allclose(filled[..., 30:], torch.tensor(0.3))
+        results.append(rs.upscale(inpainting, image, mask=mask, wrap=wrap))
+    assert torch.equal(*results)
+    mask[..., :30] = 1  # nothing is left to fill from
+    assert torch.equal(fill_hidden(image, mask)[0], image[:, :3])
 
 
 def test_pictures_that_are_wholly_visible_or_not_at_all_stay_as_they_are(model):

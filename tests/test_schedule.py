@@ -112,6 +112,11 @@ def test_loss_weight_is_that_of_the_variational_bound():
     np.testing.assert_allclose(s.loss_weight()[t], printed, rtol=1e-12)
 
 
+def test_a_step_in_which_nothing_changes_has_no_weight():
+    weights = rs.ShiftSchedule(15, 2.0, 30.0, 0.04).loss_weight()
+    assert np.isfinite(weights[1:]).all() and (weights == 0).any()
+
+
 def test_input_scale():
     s = rs.ShiftSchedule(4, 2.0, 0.3, 0.2)
     assert s.input_scale(4) == pytest.approx(1 / math.sqrt(1 + 4 * 0.9801))
@@ -223,6 +228,15 @@ def test_numbers_of_every_kind_become_pythons(four):
     assert type(given.steps) is int and type(again.steps) is int and {type(given.kappa), type(given.p)} == {float}
     np.testing.assert_allclose(given.sqrt_eta, plain.sqrt_eta, rtol=1e-6)
     assert again == plain and [given.posterior_coefficients(t) for t in range(1, given.steps + 1)]
+
+
+def test_times_are_whole_numbers():
+    four = rs.ShiftSchedule(4, 2.0, 0.3)
+    with pytest.raises(rs.InputError, match="t is '4'; it must be a whole number"):
+        four.input_scale("4")
+    with pytest.raises(rs.InputError, match="this schedule has t = 1..4"):
+        four.input_scale(5)
+    assert four.input_scale(4.0) == four.input_scale(4)
 
 
 def test_tables_cannot_be_changed():

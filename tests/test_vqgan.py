@@ -60,6 +60,8 @@ def test_converting_a_model_leaves_the_codes_exact():
         assert model.autoencoder.decoder.conv_in.weight.dtype == dtype
         assert torch.equal(model.autoencoder.quantize.embedding.weight, codes)
     assert torch.equal(model.in_float32().autoencoder.quantize.embedding.weight, codes)
+    copied = model.copied("cpu", torch.bfloat16)
+    assert torch.equal(copied.autoencoder.quantize.embedding.weight, codes) and copied.dtype == torch.bfloat16
     assert model.to(device="meta").autoencoder.quantize.embedding.weight.device.type == "meta"
     assert model.autoencoder.to_empty(device="cpu").quantize.embedding.weight.device.type == "cpu"
 

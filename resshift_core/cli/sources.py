@@ -15,8 +15,9 @@ from ..image_io import READABLE, WRITABLE, can_write, first_line, writable_forma
 
 PIPE = "-"
 CASEFOLD = sys.platform == "darwin"  # its disks tell neither A from a nor é from e and an accent; `normcase` does not know
+FOREIGN_PHOTOS = (".heic", ".heif")
 SHEET = r"(_[a-z]+)?_compare"
-OUTPUT_STEM = re.compile(rf"(?P<stem>.+)_x\d+(\.\d+)?({SHEET})?")  # of the names that this program gives
+OUTPUT_STEM = re.compile(rf"(?P<stem>.+)_x\d+(\.\d+)?(e-\d+)?({SHEET})?")  # of the names that this program gives
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,21 @@ class Problem:
     error: str
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What inputs stand for."""
+
+    sources: list[Source]
+    inside: list[Path]  # found by patterns in the output folder, and left out
+    problems: list[Problem]
+    unknown: list[Path]  # photographs beside them that nobody here can read, and left out
+
+
 # ---------------------------------------------------------------------------------------------------- finding
 
 
-def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> tuple[list[Source], list[Path], list[Problem]]:
+def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> Findings:
     """Expand files, folders, patterns and "-", in the order given; folders and patterns are sorted.
-
-    Also returns what patterns found in the output folder, which is left out.
 
     Args:
         recursive: also the folders in the folders.
@@ -71,24 +80,28 @@ def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> t
     sources: list[Source] = []
     inside: list[Path] = []
     problems: list[Problem] = []
+    unknown: list[Path] = []
     folders = [word for word in words if word != PIPE and os.path.isdir(word)]
     for word in words:
+        heic: list[Path] = []
         if word == PIPE:
             found = [Source(None, Path("stdin"), _standard_input())]
         elif os.path.isdir(word):
-            found, unread = _in_folder(Path(word), recursive, leave_out, several=len(folders) > 1)
+            found, unread = _in_folder(Path(word), recursive, leave_out, len(folders) > 1, heic)
             problems += unread
             if unread and not found:
                 continue
         elif glob.has_magic(word) and not os.path.exists(word):  # the shell of Windows hands patterns on as they are
-            found, skipped = _matching(word, leave_out)
+            found, skipped = _matching(word, leave_out, heic)
             inside += skipped
         else:
             found = [Source(Path(word), Path(Path(word).name))]
         if not found:
-            problems.append(Problem(word, _nothing_found(word, recursive)))
+            problems.append(Problem(word, _nothing_found(word, recursive, heic)))
+            heic = []
+        unknown += heic
         sources += found
-    return _without_repetition(sources), inside, problems
+    return Findings(_without_repetition(sources), inside, problems, unknown)
 
 
 def _standard_input() -> bytes:
@@ -100,8 +113,13 @@ def _standard_input() -> bytes:
     return sys.stdin.buffer.read()
 
 
-def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: bool) -> tuple[list[Source], list[Problem]]:
-    """The pictures of a folder, and the folders that cannot be opened; several folders keep their names in the output."""
+def _in_folder(
+    folder: Path, recursive: bool, leave_out: Path | None, several: bool, unknown: list[Path]
+) -> tuple[list[Source], list[Problem]]:
+    """The pictures of a folder, and the folders that cannot be opened; several folders keep their names in the output.
+
+    `unknown` gets those that nobody here can read.
+    """
     top = Path(folder.resolve().name) if several else Path()
     found, unread = [], []
 
@@ -117,10 +135,12 @@ def _in_folder(folder: Path, recursive: bool, leave_out: Path | None, several: b
             path = Path(place, name)
             if path.suffix.lower() in READABLE and not name.startswith("."):
                 found.append(Source(path, top / path.relative_to(folder)))
+            elif path.suffix.lower() in FOREIGN_PHOTOS and not name.startswith("."):
+                unknown.append(path)
     return found, unread
 
 
-def _matching(pattern: str, leave_out: Path | None) -> tuple[list[Source], list[Path]]:
+def _matching(pattern: str, leave_out: Path | None, unknown: list[Path]) -> tuple[list[Source], list[Path]]:
     """The pictures that a pattern matches, and those of them that lie in `leave_out`, unless all do.
 
     Folders that `**` goes through are kept below the pattern's fixed part, in whose names [ and ? are mere letters.
@@ -129,6 +149,7 @@ def _matching(pattern: str, leave_out: Path | None) -> tuple[list[Source], list[
     depth = next((depth for depth in range(len(parts) - 1) if not os.path.exists(Path(*parts[: depth + 1]))), len(parts) - 1)
     fixed = Path(*parts[:depth])
     paths = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(fixed)), *parts[depth:]), recursive=True)))
+    unknown += [path for path in paths if path.suffix.lower() in FOREIGN_PHOTOS]
     paths = [path for path in paths if path.suffix.lower() in READABLE and path.is_file()]
     outer = None if leave_out is None else Path(_identity(leave_out))
     inside = [] if outer is None or _lies_in(fixed, outer) else [path for path in paths if _lies_in(path, outer)]
@@ -136,7 +157,9 @@ def _matching(pattern: str, leave_out: Path | None) -> tuple[list[Source], list[
     return [Source(path, path.relative_to(fixed)) for path in paths if path not in left_out], inside
 
 
-def _nothing_found(word: str, recursive: bool) -> str:
+def _nothing_found(word: str, recursive: bool, left_out: list[Path]) -> str:
+    if left_out:
+        return f"{word}: there are only HEIC pictures, which Pillow cannot read. Export them as JPEG or PNG first."
     if not os.path.isdir(word):
         return f"No picture matches {word}."
     deeper = not recursive and any(entry.is_dir() for entry in Path(word).iterdir())

@@ -181,21 +181,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.prefix = f"[{rank.index}] " if rank.count > 1 else ""
     naming = Naming.from_arguments(args.output, args.format, args.compare, args.inputs, args.suffix)
     _check(args, naming)
-    sources, inside, problems = find_sources(args.inputs, args.recursive, naming.folder)
-    sources, outputs = split_earlier_outputs(sources, naming, args.overwrite)
+    found = find_sources(args.inputs, args.recursive, naming.folder)
+    sources, outputs = split_earlier_outputs(found.sources, naming, args.overwrite)
     if outputs and rank.index == 0:
         some = ", ".join(source.label for source in outputs[:3]) + (" ..." if len(outputs) > 3 else "")
         words = {str(Path(word)) for word in args.inputs}
         named = any(source.label in words for source in outputs)  # by a person, or by a shell from a pattern
         (console.warn if named else console.say)(f"{'' if named else 'note: '}left out {_earlier(len(outputs))} ({some}).")
-    if inside and rank.index == 0:
-        console.say(
-            f"note: left out {len(inside)} that lie in the output folder ({inside[0]}{' ...' if len(inside) > 1 else ''})."
-        )
+    for paths, why in (
+        (found.inside, "that lie in the output folder"),
+        (found.unknown, "HEIC pictures, which Pillow cannot read"),
+    ):
+        if paths and rank.index == 0:
+            console.say(f"note: left out {len(paths)} {why} ({paths[0]}{' ...' if len(paths) > 1 else ''}).")
     report = Report(console, args.json)
     model = _load(args, rank) if sources else None
     jobs, more = plan(sources, naming, args.scale or model.scale) if sources else ([], [])
-    for problem in problems + more if rank.index == 0 else ():
+    for problem in found.problems + more if rank.index == 0 else ():
         report.add(report.ticket(), Record(problem.label, None, "failed", error=problem.error))
     if model is not None:
         _run(args, console, report, model, rank.share(jobs), rank)
@@ -214,6 +216,10 @@ def _check(args: argparse.Namespace, naming: Naming) -> None:
         raise InputError("--json and the picture both want standard output. Write the picture to a file with -o FILE.")
     if args.mask is not None and not os.path.exists(args.mask):
         raise InputError(f"There is no mask {args.mask}. Check the path.")
+    folder = naming.folder if naming.folder is not None else naming.file.parent if naming.file is not None else None
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), None) if folder is not None else None
+    if there is not None and not there.is_dir():
+        raise InputError(f"-o {args.output}: {there} is a file, so that no folder of that name can be made. Choose another.")
 
 
 def _load(args: argparse.Namespace, rank: Rank) -> ResShiftModel:

@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=2000)
     parser.add_argument("--window", type=int, default=200, help="pictures at both ends that are compared")
     args = parser.parse_args()
+    args.window = min(args.window, max(1, args.count // 2))
     torch.set_num_threads(1)
     memory, handles, times = [], [], []
     add = Report.add
