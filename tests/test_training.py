@@ -415,6 +415,23 @@ def test_a_signal_saves_no_half_step(place, tmp_path, monkeypatch, number, statu
     assert contents(broken / "last.safetensors") == contents(unbroken / "last.safetensors")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no groups of processes to signal")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_to_all_processes_saves(place, tmp_path, number, status):
+    """As torchrun passes it on: the loader's processes, which it reached as well, ended and took the run with them."""
+    more = ("--iterations", 100000, "--workers", 1, "--save-every", 100000, "--validate-every", 100000)
+    words = command(*arguments(place[0], tmp_path / "run", place[1], *more))
+    process = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "run" / "log.csv"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (log.exists() and len(log.read_text().splitlines()) > 3):
+        time.sleep(0.1)
+    os.killpg(process.pid, number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == status and "Traceback" not in said, said
+    assert len(list((tmp_path / "run" / "state").glob("*.pt"))) == 1 and (tmp_path / "run" / "last.safetensors").exists()
+
+
 @pytest.mark.usefixtures("default_signals")
 @needs_fork
 def test_all_processes_stop_after_the_same_step(place, tmp_path):

@@ -373,7 +373,11 @@ def _collate(samples: list[dict]) -> dict[str, torch.Tensor]:
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the training ends its workers itself
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # Ctrl-C and torchrun reach all processes; the training ends its workers itself
+        signal.signal(number, signal.SIG_IGN)
 
 
 def load_batches(crops: Dataset, positions: Positions, workers: int, pin: bool = False) -> Iterator[tuple[list[int], dict]]:
