@@ -58,6 +58,8 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
 
     def process_firstpass(self, pp, enable=None, model=None, scale=None, **controls):
         """Before any script works on the picture: what the accordion asks, and whether the host's cache still holds."""
+        if pp.image is None:
+            return
         SESSION.sees_jobs = True
         SESSION.begin(Settings.of(controls) if enable else None, pp.image.size)
         fingerprint = _fingerprint()
@@ -67,6 +69,8 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
         SESSION.fingerprint, SESSION.stopped = fingerprint, False
 
     def process(self, pp, enable=None, model=None, scale=None, **controls):
+        if pp.image is None:  # SD.Next shows all scripts its videos, too
+            return
         names = host.listed()
         used = [pp.info[word] for word in UPSCALERS if pp.info.get(word) in names]
         made = SESSION.made_outside(pp.image)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from modules import devices, shared
+from modules import devices, shared, upscaler
+from PIL import Image
 
 log = logging.getLogger("resshift")
 
@@ -90,13 +91,37 @@ def show_preview(image) -> None:
         state.id_live_preview = getattr(state, "id_live_preview", 0) + 1
 
 
+def floors_sizes() -> bool:
+    """Whether the host's own upscalers give sides that are multiples of 8; those of SD.Next do not."""
+    return not hasattr(upscaler, "compile_upscaler")
+
+
 def forget_cached_pictures() -> None:
-    """Empty the Extras tab's cache, which knows pictures and upscalers but not our settings."""
+    """Empty the Extras tab's cache, which knows pictures and upscalers but not our settings.
+
+    Of its pictures alone, where it can be seen: Forge Neo keeps there, too, what the colours are to be corrected to.
+    """
     from modules import scripts
 
+    caches = [getattr(data.module, "upscale_cache", None) for data in _upscale_scripts() if hasattr(data, "module")]
+    if caches and all(isinstance(cache, dict) for cache in caches):
+        for cache in caches:
+            for key in [key for key, value in cache.items() if isinstance(value, Image.Image)]:
+                del cache[key]
+        return
     runner = getattr(scripts, "scripts_postproc", None)
     if runner is not None:
         runner.image_changed()
+
+
+def _upscale_scripts() -> list:
+    """What the host knows of its script Upscale of the Extras tab."""
+    with contextlib.suppress(ImportError):
+        from modules import scripts
+
+        known = getattr(scripts, "postprocessing_scripts_data", ())
+        return [data for data in known if getattr(data.script_class, "name", None) == "Upscale"]
+    return []
 
 
 def listed() -> dict[str, str]:
@@ -140,13 +165,10 @@ def leave_lists_to_come() -> None:
 
 def watch_upscale(begins: Callable[[dict], None], ends: Callable[[object | None], None]) -> None:
     """Have the host's script Upscale tell what its controls say when it begins with a picture, and which one it leaves."""
-    with contextlib.suppress(ImportError):
-        from modules import scripts
-
-        for data in getattr(scripts, "postprocessing_scripts_data", ()):
-            kind = data.script_class
-            if getattr(kind, "name", None) == "Upscale" and not hasattr(kind.process, "unwatched"):
-                kind.process = _watched(kind.process, begins, ends)
+    for data in _upscale_scripts():
+        kind = data.script_class
+        if not hasattr(kind.process, "unwatched"):
+            kind.process = _watched(kind.process, begins, ends)
 
 
 def _watched(process: Callable, begins, ends) -> Callable:
@@ -167,13 +189,10 @@ def _watched(process: Callable, begins, ends) -> Callable:
 
 def leave_upscale() -> None:
     """Undo `watch_upscale`."""
-    with contextlib.suppress(ImportError):
-        from modules import scripts
-
-        for data in getattr(scripts, "postprocessing_scripts_data", ()):
-            process = getattr(data.script_class, "process", None)
-            if hasattr(process, "unwatched"):
-                data.script_class.process = process.unwatched
+    for data in _upscale_scripts():
+        process = data.script_class.process
+        if hasattr(process, "unwatched"):
+            data.script_class.process = process.unwatched
 
 
 def quoted(value) -> str:

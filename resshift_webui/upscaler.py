@@ -18,13 +18,14 @@ BLOCK = 8  # the host's upscalers give sides that are multiples of this
 
 
 def host_size(width: int, height: int, scale: float, blended: bool = False) -> tuple[int, int]:
-    """(width, height) that the host's own upscalers give: floored to multiples of 8, except where nothing would be left.
+    """(width, height) that the host's own upscalers give: mostly floored to multiples of 8, except where nothing would be left.
 
     67 * (1856 / 67) is less than 1856 and becomes 1848 there, to which *Crop to fit* adds black borders; not so here, but where
     the picture is `blended` with one of theirs.
     """
     sides = (int(side * scale + (0 if blended else 1e-6)) for side in (width, height))
-    return tuple(side // BLOCK * BLOCK or max(1, side) for side in sides)
+    block = BLOCK if host.floors_sizes() else 1
+    return tuple(side // block * block or max(1, side) for side in sides)
 
 
 class UpscalerResShift(modules.upscaler.Upscaler):

@@ -340,3 +340,23 @@ def test_everyday_noise_reaches_the_picture_where_no_jpeg_follows():
     small = make_degradation("everyday", 4, 0)(torch.full((len(numbers), 3, 256, 256), 0.5), numbers) * 255
     for picture, plan in zip(small, plans):
         assert abs(float(picture.std()) - plan.noise.strength) < 0.5 + 0.05 * plan.noise.strength
+
+
+def test_the_second_stage_is_relative_to_the_final_size(monkeypatch):
+    """As in Real-ESRGAN: its factors lie around the size of the result, the first stage's around that of the truth."""
+    numbers, called = range(12), []
+    monkeypatch.setattr(degradation, "resize", lambda canvas, *sizes: called.append(sizes[0]) or resize(canvas, *sizes))
+    realesrgan(torch.rand(12, 3, 96, 96), numbers, 0)
+    plans = [degradation.draw_plan(random_for(0, number, 1)) for number in numbers]
+    assert called[0] == tuple(round(96 * plan.first.factor) for plan in plans)
+    twice = [plan for plan in plans if plan.second is not None]
+    assert 0 < len(twice) < 12 and called[1] == tuple(max(4, round(24 * plan.second.factor)) for plan in twice)
+    assert {*called[2], *called[3]} == {24}
+
+
+def test_which_pictures_are_damaged_says_nothing_about_how():
+    """The choice has draws of its own."""
+    chosen = [degradation._is_damaged(0, number, 0.5) for number in range(100)]
+    for purpose in (1, 2, 5, 6):
+        first = [random_for(0, number, purpose).random() < 0.5 for number in range(100)]
+        assert 25 < sum(a == b for a, b in zip(chosen, first)) < 75

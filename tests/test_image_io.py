@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 
 import resshift_core as rs
 from resshift_core import image_io
@@ -440,6 +440,12 @@ class TestWriting:
         values = torch.tensor([0.0, 0.49, 0.51, 127.4, 254.6, 255.0, 300.0, -7.0]) / 255
         image = to_image(values.reshape(1, 1, 8), "L")
         assert list(np.asarray(image)[0]) == [0, 0, 1, 127, 255, 255, 255, 0]
+
+    def test_a_jpeg_has_all_of_its_colours(self):
+        buffer = io.BytesIO()
+        write_picture(Image.fromarray(colours(32, 32)), buffer, "JPEG")
+        with Image.open(buffer) as image:
+            assert JpegImagePlugin.get_sampling(image) == 0  # 4:4:4
 
     def test_settings_are_text_of_a_png(self, tmp_path):
         source = PngImagePlugin.PngInfo()

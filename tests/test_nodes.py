@@ -629,7 +629,9 @@ class TestInpaint:
         torch.testing.assert_close(result, expected, **CLOSE)
         assert torch.equal(result[:, 25:], image[:, 25:]) and not torch.equal(result[:, 10:20, 10:30], image[:, 10:20, 10:30])
 
-    def test_a_mask_of_another_size_and_count(self, host):
+    @pytest.mark.parametrize("frames", [1, 2, 16])
+    def test_a_mask_of_another_size_and_count(self, host, monkeypatch, frames):
+        monkeypatch.setattr(host.part("nodes.upscaling"), "CHUNK_FRAMES", frames)
         socket, image = load(host, inpainting_model()), picture(3, 32, 32, 3)
         masks = torch.zeros(2, 16, 16)
         masks[1] = 1
@@ -700,6 +702,14 @@ class TestAdapter:
         shared = slice(4 * 500, 4 * 512)  # of the left tile, away from its context
         torch.testing.assert_close(left[..., 4 * 512 : 4 * 540], right[..., 4 * 32 : 4 * 60], atol=1e-5, rtol=0)
         assert left[..., shared].std() > 1e-3
+
+    def test_its_noise_is_in_the_start_alone(self, host):
+        """As its help says: pictures of saved workflows stay as they are."""
+        model, tile = standin.small_model(kappa=0.3), picture(1, 3, 24, 24)
+        words = {"seed": 2, "noise": "periodic", "steps": 4}
+        found = self.make(host, model, steps=4)(tile)
+        assert torch.equal(found, rs.upscale(model, tile, sampler="deterministic", **words))
+        assert not torch.equal(found, rs.upscale(model, tile, **words))
 
     def test_can_be_interrupted(self, host):
         adapter = self.make(host)

@@ -433,6 +433,20 @@ def test_micro_batches_add_up_to_the_batch(tmp_path):
             torch.testing.assert_close(grad, found[0][1][name], rtol=1e-3, atol=1e-6)
 
 
+def test_micro_batches_of_the_discriminator_add_up_too(tmp_path):
+    """But for what the norm of its layers' spectra learns with every pass."""
+    sizes = []
+    for micro in (4, 1):
+        torch.manual_seed(0)
+        trainer = trainer_for(tiny(), tmp_path, micro_batch=micro, adversarial=0.1)
+        for _ in range(30):  # until it has learned these
+            trainer.objective.discriminator(crops()["hr"])
+        trainer.accumulate([0, 1, 2, 3], crops())
+        grads = [p.grad for p in trainer.objective.discriminator.parameters()]
+        sizes.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+
+
 @pytest.mark.parametrize("micro_batch", [4, 2])
 def test_the_next_step_is_drawn_before_this_one_is_waited_for(tmp_path, monkeypatch, micro_batch):
     """On a GPU: its hundreds of small kernels are launched while the large ones of this step run."""
@@ -628,6 +642,14 @@ def test_no_memory_at_all_is_a_sentence(tmp_path, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------- state files
+
+
+def test_of_two_states_of_one_iteration_the_later_counts(tmp_path):
+    """As when a run is stopped at once after it went on; whatever their checksums are."""
+    save_state(tmp_path, 1, {"n": -1})
+    for n in range(6):
+        save_state(tmp_path, 2, {"n": n})
+        assert load_state(tmp_path) == {"n": n} and len(saved(tmp_path)) == 2
 
 
 def test_the_two_newest_states_are_kept(tmp_path):

@@ -407,9 +407,14 @@ class TestUpscaler:
     def test_the_model_is_loaded_once_and_kept_off_the_device(self, host, monkeypatch):
         loads, real = [], rs.load_model
         monkeypatch.setattr(rs, "load_model", lambda *args, **kw: loads.append(args) or real(*args, **kw))
+        moves, move = [], rs.ResShiftModel.to
+        monkeypatch.setattr(
+            rs.ResShiftModel, "to", lambda self, *args, **kw: moves.append((args, kw)) or move(self, *args, **kw)
+        )
         host.extras(picture(), BUILTIN)
         host.extras(picture(seed=1), BUILTIN)
         assert len(loads) == 1 and host.made_room == 2 and host.collected >= 2
+        assert moves[-1] == ((), {"device": "cpu"})
         host.set(keep_loaded=False)
         host.extras(picture(seed=2), BUILTIN)
         assert part("loaded")._keeper.model is None
@@ -455,6 +460,8 @@ class TestProgress:
 
     @pytest.mark.parametrize("button", ["interrupted", "skipped"])
     def test_stopping_returns_the_resized_input_and_is_not_cached(self, host, monkeypatch, button):
+        whole = host.extras(picture(seed=9), BUILTIN)  # of that size, too: its words are not those of the next
+        assert "ResShift seed" in whole.info
         image = picture()
         progress = part("progress").Progress
         real, calls = progress.__call__, []
@@ -637,6 +644,45 @@ class TestExtras:
             session.upscale_ends(None)
             assert len(forgotten) == times
 
+    def test_only_pictures_are_taken_out_of_the_hosts_cache(self, host, monkeypatch):
+        """Forge Neo keeps there, too, what colours are to be corrected to, from before any script works on the picture."""
+        cache = {("RGB", 4): picture(), "cc": np.zeros((4, 4, 3))}
+        data = SimpleNamespace(script_class=UpscaleScript, module=SimpleNamespace(upscale_cache=cache))
+        others = SimpleNamespace(script_class=type("Other", (), {"name": "CodeFormer"}))
+        changed = []
+        runner = SimpleNamespace(image_changed=lambda: changed.append(True))
+        scripts = SimpleNamespace(postprocessing_scripts_data=[others, data], scripts_postproc=runner)
+        monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
+        monkeypatch.setattr(sys.modules["modules"], "scripts", scripts, raising=False)
+        part("host").forget_cached_pictures()
+        assert list(cache) == ["cc"] and not changed
+        data.module = SimpleNamespace()  # of a host that keeps them elsewhere
+        part("host").forget_cached_pictures()
+        assert changed == [True]
+
+    def test_where_the_host_does_not_floor_sizes_neither_do_we(self, host, monkeypatch):
+        """SD.Next: in a blend with another upscaler, pictures of two sizes were none."""
+
+        class Exact(host.upscaler.Upscaler):
+            def upscale(self, img, scale, selected_model=None):
+                return img.resize((int(img.width * scale), int(img.height * scale)), Image.Resampling.LANCZOS)
+
+        host.knows_firstpass = False
+        host.shared.sd_upscalers.append(host.upscaler.UpscalerData("Exact", None, Exact()))
+        with pytest.raises(ValueError, match="do not match"):
+            host.extras(picture(size=(15, 15)), BUILTIN, factor=2.0, second="Exact")
+        monkeypatch.setattr(host.upscaler, "compile_upscaler", None, raising=False)
+        host.runner.image_changed()
+        assert host.extras(picture(size=(15, 15)), BUILTIN, factor=2.0, second="Exact").image.size == (30, 30)
+
+    @pytest.mark.parametrize("controls", [{}, {"enable": True}])
+    def test_a_video_is_left_to_others(self, host, controls):
+        """SD.Next shows it to all scripts, as a picture that is None."""
+        pp = SimpleNamespace(image=None, info={"Postprocess upscaler": BUILTIN})
+        host.script.process_firstpass(pp, **controls)
+        host.script.process(pp, **controls)
+        assert pp.image is None and list(pp.info) == ["Postprocess upscaler"]
+
     def test_the_accordion_makes_a_pass_of_its_own(self, host, counted):
         image = picture()
         pp = host.extras(image, None, enable=True, model=BUILTIN, scale=2.5, seed=3)
@@ -687,6 +733,8 @@ class TestUI:
         assert tuple(controls)[:3] == ("enable", "model", "scale") and set(controls) == {"enable", "model", "scale", *INPUT_IDS}
         assert all(controls[word].tooltip for word in INPUT_IDS) and controls["model"].keywords["choices"] == [BUILTIN, REAL]
         assert controls["steps"].keywords["value"] == 0
+        # or the host would restore what they first were, whatever the Settings page says
+        assert all(control.do_not_save_to_config for word, control in controls.items() if word in INPUT_IDS)
 
     def test_hosts_without_tooltips_or_input_accordions(self, host, monkeypatch):
         monkeypatch.setattr(Component, "knows_tooltips", False)

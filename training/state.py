@@ -90,7 +90,8 @@ def save_state(folder: Path, iteration: int, state: dict) -> Path:
     path = folder / f"{iteration:09d}-{digest[:16]}.pt"
     replace(part, path)
     same = [old for old in saved(folder) if old.name[:9] == path.name[:9] and old != path]
-    for old in same + saved(folder)[KEPT:]:
+    others = [old for old in saved(folder) if old not in same]
+    for old in same + others[KEPT:]:
         with contextlib.suppress(PermissionError):  # Windows, while a scanner looks at it: it goes the next time
             old.unlink(missing_ok=True)
     return path
