@@ -219,7 +219,7 @@ def parse(argv=None, doc: str = "", cls: type[TrainSettings] = TrainSettings) ->
     first.add_argument("--model")
     known, _ = first.parse_known_args(argv)
     values = read_config(known.config) if known.config else {}
-    if known.model is not None and "model" in values:
+    if known.model is not None and "model" in values and not cls.not_here:  # other programs say so in their own words
         raise SettingsError(
             f"{known.config} has a 'model', which is trained from nothing, and --model is given as well. Leave out one of them."
         )
