@@ -323,7 +323,7 @@ class TestFiles:
             Path(path).write_bytes(b"\0\0\0\x20ftypheic" + bytes(40))
         for word in ("in", "in/*"):
             assert upscale(word, "-o", "out", "--overwrite") == 0
-            said = f"note: left out 1 HEIC pictures, which Pillow cannot read ({Path('in/b.HEIC')})."
+            said = f"note: left out 1 in the format HEIC, which Pillow cannot read ({Path('in/b.HEIC')})."
             assert said in capsys.readouterr().err
         for word in ("other", "other/*.heif"):
             assert upscale(word) == 1
