@@ -27,6 +27,7 @@ WRITABLE = {
     ".tiff": "TIFF", ".avif": "AVIF", ".bmp": "BMP",
 }  # fmt: skip
 READABLE = {*WRITABLE, ".gif", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico", ".dds", ".mpo", ".apng"}
+HEIC = (".heic", ".heif")  # of phones; Pillow cannot read them
 FOREIGN = ("EPS", "WMF")  # formats that another program decodes: Ghostscript, Windows
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
@@ -170,7 +171,7 @@ def _not_a_picture(source, name: str) -> str:
     size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
     if size == 0:
         return f"{name} is empty (0 bytes)."
-    if name.lower().endswith((".heic", ".heif")):
+    if name.lower().endswith(HEIC):
         return f"{name} is a HEIC picture, which Pillow cannot read. Export it as JPEG or PNG first."
     return f"{name} is not a picture that can be read. Known are PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF and a few more."
 

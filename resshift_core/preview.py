@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from .progress import StepEvent
+from .resize import interpolated
 
 
 class Canvas:
@@ -46,6 +47,4 @@ def _rgb(image: torch.Tensor) -> torch.Tensor:
 
 def _resized(image: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
     """(3, H, W) to `shape`, bilinear."""
-    if shape[1] == 1 < shape[0]:  # see `resize.bicubic`
-        return _resized(image.mT, (1, shape[0])).mT
-    return torch.nn.functional.interpolate(image[None], size=shape, mode="bilinear", antialias=True)[0]
+    return interpolated(image[None], shape, "bilinear", antialias=True)[0]

@@ -22,6 +22,11 @@ def resize(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def bicubic(images: torch.Tensor, size: tuple[int, int], antialias: bool = False) -> torch.Tensor:
     """torch's, on the device of `images`; Apple's GPU has had it since torch 2.6, and not yet with antialiasing."""
     here = images.cpu() if images.device.type == "mps" else images
-    if antialias and size[1] == 1 < size[0]:  # torch (2.14, say) mixes rows up there; a single row it gets right
-        return bicubic(images.mT, (1, size[0]), antialias).mT
-    return F.interpolate(here, size=size, mode="bicubic", antialias=antialias, align_corners=False).to(images.device)
+    return interpolated(here, size, "bicubic", antialias).to(images.device)
+
+
+def interpolated(images: torch.Tensor, size: tuple[int, int], mode: str, antialias: bool) -> torch.Tensor:
+    """F.interpolate to (B, C, *size), but for what torch (2.14, say) mixes up: rows of what shrinks to a single column."""
+    if antialias and size[1] == 1 < size[0]:
+        return interpolated(images.mT, (1, size[0]), mode, antialias).mT
+    return F.interpolate(images, size=size, mode=mode, antialias=antialias, align_corners=False)

@@ -164,7 +164,7 @@ def test_appendix_b1_is_harder_than_bicubic(place, tmp_path):
     assert scores["paper-b1"] < scores["bicubic"]
 
 
-def test_other_upscalers_stand_in_the_same_table(place, tmp_path):
+def test_other_upscalers_stand_in_the_same_table(place, tmp_path, monkeypatch, capsys):
     spandrel = pytest.importorskip("spandrel")
     from spandrel.architectures.SPAN import SPAN
 
@@ -174,6 +174,13 @@ def test_other_upscalers_stand_in_the_same_table(place, tmp_path):
     more = ("--others", tmp_path / "other.pth", "--limit", 1)
     assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path / "out", *more)) == 0
     assert table(tmp_path / "out")[-1]["model"] == "other (SPAN)" and spandrel
+
+    def short(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(SPAN, "forward", short)
+    assert evaluate.main(words("--truth", place[0], "--models", place[1], "--output", tmp_path / "short", *more)) == 1
+    assert "other.pth needs more memory for a picture of 16x16 than is free. Give --crop." in capsys.readouterr().err
 
 
 def test_files_of_the_same_name_are_told_apart(place, tmp_path):

@@ -373,10 +373,7 @@ def _collate(samples: list[dict]) -> dict[str, torch.Tensor]:
 
 def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # Ctrl-C and torchrun reach all processes; the training ends its workers itself
+    for number in (signal.SIGINT, signal.SIGTERM):  # which reach all processes; the training ends its workers itself
         signal.signal(number, signal.SIG_IGN)
 
 

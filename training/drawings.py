@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 log = logging.getLogger("resshift.training")
 
 OVERSAMPLING = 2
-HOLE_LEAST = 0.01
+HOLE_LEAST = 0.01  # of a picture
 PLAIN_SHARE = 0.15  # of the pages: photographs have no saturated colours without detail, and networks leave borders on them
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?()&%@#/+-=     "))
 

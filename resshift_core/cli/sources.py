@@ -11,11 +11,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
-from ..image_io import READABLE, WRITABLE, can_write, first_line, writable_format
+from ..image_io import HEIC, READABLE, WRITABLE, can_write, first_line, writable_format
 
 PIPE = "-"
 CASEFOLD = sys.platform == "darwin"  # its disks tell neither A from a nor é from e and an accent; `normcase` does not know
-FOREIGN_PHOTOS = (".heic", ".heif")
 SHEET = r"(_[a-z]+)?_compare"
 OUTPUT_STEM = re.compile(rf"(?P<stem>.+)_x\d+(\.\d+)?(e-\d+)?({SHEET})?")  # of the names that this program gives
 
@@ -135,7 +134,7 @@ def _in_folder(
             path = Path(place, name)
             if path.suffix.lower() in READABLE and not name.startswith("."):
                 found.append(Source(path, top / path.relative_to(folder)))
-            elif path.suffix.lower() in FOREIGN_PHOTOS and not name.startswith("."):
+            elif path.suffix.lower() in HEIC and not name.startswith("."):
                 unknown.append(path)
     return found, unread
 
@@ -149,7 +148,7 @@ def _matching(pattern: str, leave_out: Path | None, unknown: list[Path]) -> tupl
     depth = next((depth for depth in range(len(parts) - 1) if not os.path.exists(Path(*parts[: depth + 1]))), len(parts) - 1)
     fixed = Path(*parts[:depth])
     paths = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(fixed)), *parts[depth:]), recursive=True)))
-    unknown += [path for path in paths if path.suffix.lower() in FOREIGN_PHOTOS]
+    unknown += [path for path in paths if path.suffix.lower() in HEIC]
     paths = [path for path in paths if path.suffix.lower() in READABLE and path.is_file()]
     outer = None if leave_out is None else Path(_identity(leave_out))
     inside = [] if outer is None or _lies_in(fixed, outer) else [path for path in paths if _lies_in(path, outer)]

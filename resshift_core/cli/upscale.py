@@ -216,9 +216,9 @@ def _check(args: argparse.Namespace, naming: Naming) -> None:
         raise InputError("--json and the picture both want standard output. Write the picture to a file with -o FILE.")
     if args.mask is not None and not os.path.exists(args.mask):
         raise InputError(f"There is no mask {args.mask}. Check the path.")
-    folder = naming.folder if naming.folder is not None else naming.file.parent if naming.file is not None else None
-    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), None) if folder is not None else None
-    if there is not None and not there.is_dir():
+    folder = naming.folder or (naming.file and naming.file.parent)
+    there = next((place for place in (folder, *folder.parents) if os.path.lexists(place)), None) if folder else None
+    if there and not there.is_dir():
         raise InputError(f"-o {args.output}: {there} is a file, so that no folder of that name can be made. Choose another.")
 
 
