@@ -189,10 +189,10 @@ def test_a_validation_that_was_broken_off_is_made_up_for(place, tmp_path, monkey
     output, real = tmp_path / "run", finetune.Run.validate
     words = arguments(place[0], output, place[1], "--iterations", 4, "--validate-every", 2, "--save-every", 2)
 
-    def interrupted(run):
+    def interrupted(run, *args):
         if run.trainer.position.iteration == 4:
             raise KeyboardInterrupt
-        real(run)
+        real(run, *args)
 
     monkeypatch.setattr(finetune.Run, "validate", interrupted)
     assert finetune.main(words) != 0
@@ -381,9 +381,9 @@ def default_signals():
 
 @pytest.mark.usefixtures("default_signals")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("where", ["_update", "validate"])
+@pytest.mark.parametrize("where", ["_update", "write", "validate"])
 def test_a_signal_saves_no_half_step(place, tmp_path, monkeypatch, number, status, where):
-    """It comes between the weights and their average, or in validation, which is broken off."""
+    """It comes between the weights and their average, in the tables' locks, or in validation, which is broken off."""
     unbroken, broken = tmp_path / "unbroken" / "run", tmp_path / "broken" / "run"
     more = ("--iterations", 8, "--validate-every", 4)
     assert finetune.main(arguments(*place[:1], unbroken, place[1], *more)) == 0
@@ -397,20 +397,30 @@ def test_a_signal_saves_no_half_step(place, tmp_path, monkeypatch, number, statu
             return AveragedModel.update_parameters(average, *args)
 
         monkeypatch.setattr("training.trainer.AveragedModel", type("Killed", (AveragedModel,), {"update_parameters": kill}))
-    else:
+    elif where == "write":
 
-        def kill(run):
-            if run.trainer.position.iteration:
+        def kill(report, *args):
+            signal.raise_signal(number)
+            finished.append(True)
+
+        monkeypatch.setattr("training.report.Report.write", kill)
+    else:
+        validate, models = finetune.Validator.__call__, []
+
+        def kill(validator, model):
+            models.append(model)
+            if len(models) == 2:
                 signal.raise_signal(number)
                 finished.append(True)
+            return validate(validator, model)
 
-        monkeypatch.setattr(finetune.Run, "validate", kill)
+        monkeypatch.setattr(finetune.Validator, "__call__", kill)
     handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
     assert finetune.main(arguments(*place[:1], broken, place[1], *more)) == status
-    assert finished == ([True] if where == "_update" else [])
+    assert finished == ([] if where == "validate" else [True])
     assert [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)] == handlers
     monkeypatch.undo()
-    assert [path.name[:9] for path in (broken / "state").glob("*.pt")] == ["000000001" if where == "_update" else "000000004"]
+    assert [path.name[:9] for path in (broken / "state").glob("*.pt")] == ["000000004" if where == "validate" else "000000001"]
     assert finetune.main(arguments(*place[:1], broken, place[1], *more, "--resume", "auto")) == 0
     assert contents(broken / "last.safetensors") == contents(unbroken / "last.safetensors")
 
@@ -453,7 +463,7 @@ def test_all_processes_stop_after_the_same_step(place, tmp_path):
 
 
 def test_an_impatient_signal_ends_the_run_at_once(monkeypatch):
-    with Interrupts(hold=True) as interrupts:
+    with Interrupts(together=False) as interrupts:
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # torchrun passes every one on
         assert interrupts.asked and interrupts.status == 143
@@ -468,13 +478,33 @@ def test_loader_workers_that_die_by_the_signal_are_no_error():
         yield 1
         raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
 
-    interrupts = Interrupts(hold=False)
+    interrupts = Interrupts(together=False)
     with pytest.raises(RuntimeError, match="killed by signal"):
         list(interrupts.passing(batches()))
-    with interrupts, pytest.raises(KeyboardInterrupt), interrupts.step():
+    with interrupts:
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         list(interrupts.passing(batches()))
+
+
+def test_only_what_changes_nothing_is_broken_off():
+    """A batch half received, a queue's lock left behind: the worker prints a traceback, the run waits for ever."""
+    interrupts, done = Interrupts(together=False), []
+    with interrupts, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)
+        done.append("noted")
+        with interrupts.breakable():
+            done.append("begun")
+    assert done == ["noted"] and interrupts.asked
+    interrupts = Interrupts(together=False)
+    with interrupts, pytest.raises(KeyboardInterrupt), interrupts.breakable():
+        signal.raise_signal(signal.SIGTERM)
+        done.append("broken off")
+    interrupts = Interrupts(together=True)
+    with interrupts, interrupts.breakable():
+        signal.raise_signal(signal.SIGTERM)
+        done.append("together")
+    assert done == ["noted", "together"]
 
 
 def test_a_table_that_a_spreadsheet_holds_gets_its_rows_later(tmp_path, monkeypatch, caplog):

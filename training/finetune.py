@@ -180,13 +180,14 @@ class Run:
 
     # ------------------------------------------------------------------------------------------------ the loop
 
-    def validate(self) -> None:
+    def validate(self, interrupts: Interrupts) -> None:
         """Scores, grid, and OUTPUT/best.safetensors where they are the best so far. First process only."""
         settings, iteration = self.settings, self.trainer.position.iteration
-        result = self.validator(self.trainer.averaged_model())
+        with interrupts.breakable():
+            result = self.validator(self.trainer.averaged_model())
         value = result.scores[settings.best_by] * (-1 if settings.best_by == "lpips" else 1)
         if self.best is None or value > self.best:
-            self.export("best.safetensors")  # before it is remembered: Ctrl-C may come at any line
+            self.export("best.safetensors")  # before it is remembered: it may not be written
             self.best = value
         self.report.validated(iteration, result.scores, result.grid)
 
@@ -227,6 +228,7 @@ class Run:
             Stopped: by one of them.
         """
         settings, trainer = self.settings, self.trainer
+        interrupts = Interrupts(together=self.processes.world > 1)
         if self.processes.first:
             self.write_config()
             names = [
@@ -234,8 +236,7 @@ class Run:
             ]  # fmt: skip
             self.report = Report(self.output, settings.iterations, trainer.position.iteration, names)
             if trainer.position.iteration == 0 or self._validation_is_missing():
-                self.validate()
-        interrupts = Interrupts(hold=self.processes.world > 1)
+                self.validate(interrupts)
         try:
             with interrupts:
                 self._iterate_and_save(interrupts)
@@ -253,10 +254,8 @@ class Run:
             return
         except KeyboardInterrupt:
             if self.processes.first:
-                with interrupts.held():
-                    self.save()
-                    iteration = self.trainer.position.iteration
-                    self.report.say(f"Stopped at iteration {iteration}; --resume auto goes on from there.")
+                self.save()
+                self.report.say(f"Stopped at iteration {self.trainer.position.iteration}; --resume auto goes on from there.")
             raise
         except Exception as error:
             if not is_out_of_memory(error):
@@ -274,29 +273,28 @@ class Run:
             if self.processes.first:
                 self.report.say(f"Nothing is left to do: the run has made {trainer.position.iteration} iterations.")
                 if self.best is None:
-                    self.validate()
+                    self.validate(interrupts)
                 self.export("last.safetensors")  # a run may have been killed between its last state and this file
             return
         for (numbers, crops), following in self.steps(interrupts.passing(self.batches())):
-            with interrupts.step():
-                values = trainer.step(numbers, crops, following)
+            values = trainer.step(numbers, crops, following)
             if self.processes.first:
                 now = time.perf_counter()
-                self._after_step(values, settings.batch_size / (now - started))
+                self._after_step(values, settings.batch_size / (now - started), interrupts)
                 started = time.perf_counter()
             if trainer.position.iteration >= settings.iterations:
                 return
             if self.processes.agree(float(interrupts.asked)):
                 raise KeyboardInterrupt
 
-    def _after_step(self, values: dict[str, float], images_per_second: float) -> None:
+    def _after_step(self, values: dict[str, float], images_per_second: float, interrupts: Interrupts) -> None:
         settings, iteration = self.settings, self.trainer.position.iteration
         self.report.step(self.trainer.device, values, images_per_second)
         last = iteration == settings.iterations
         if iteration % settings.log_every == 0 or last:
             self.report.write(iteration, {**values, "images_per_second": images_per_second})
         if iteration % settings.validate_every == 0 or last:
-            self.validate()
+            self.validate(interrupts)
         if iteration % settings.save_every == 0 or last:
             self.save()
 

@@ -12,15 +12,16 @@ PATIENCE = 5.0  # seconds: a signal that long after the first ends the run where
 
 
 class Interrupts:
-    """The signals of a run, while it is a context. Outside of `step` they raise KeyboardInterrupt, as always.
+    """The signals of a run, while it is a context. They are noted, for `asked` between two steps; only in `breakable` they raise
+    KeyboardInterrupt: in the middle of a queue's or a file's code it leaves locks behind for which the run then waits for ever.
 
     Args:
-        hold: wait for `asked` instead, everywhere: with several processes all must stop after the same step.
+        together: several processes, which must stop after the same step: nothing is broken off.
     """
 
-    def __init__(self, hold: bool):
+    def __init__(self, together: bool):
         self.number: int | None = None  # of the first signal
-        self._hold = self._always = hold
+        self._together, self._breakable = together, False
         self._first = 0.0
         self._before: dict = {}
 
@@ -50,25 +51,19 @@ class Interrupts:
         now = time.monotonic()
         if self.number is None:
             self.number, self._first = number, now
-        if not self._hold or now - self._first > PATIENCE:
+        if self._breakable or now - self._first > PATIENCE:
             raise KeyboardInterrupt
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """What a signal must not break off."""
-        self._hold = True
+    def breakable(self) -> Iterator[None]:
+        """Long work that changes nothing: a signal, also one that came before, raises KeyboardInterrupt."""
+        self._breakable = not self._together
         try:
+            if self._breakable and self.asked:
+                raise KeyboardInterrupt
             yield
         finally:
-            self._hold = self._always
-
-    @contextlib.contextmanager
-    def step(self) -> Iterator[None]:
-        """As `held`; a signal that came raises KeyboardInterrupt at the end. Several processes agree on that by `asked` instead."""
-        with self.held():
-            yield
-        if self.asked and not self._always:
-            raise KeyboardInterrupt
+            self._breakable = False
 
     def passing(self, batches: Iterator) -> Iterator:
         """What a DataLoader gives; that a signal to all processes ended its workers, too, is no error."""

@@ -224,13 +224,12 @@ def loop(trainer: AutoencoderTrainer, crops: Crops, workers: int) -> None:
     Raises:
         Stopped: by one of them. NotFinite: see `AutoencoderTrainer.step`.
     """
-    with Interrupts(hold=False) as interrupts:
+    with Interrupts(together=False) as interrupts:
         try:
             _iterate(trainer, crops, workers, interrupts)
         except KeyboardInterrupt:
-            with interrupts.held():
-                trainer.save()
-                print(f"Stopped at iteration {trainer.iteration}; --resume auto goes on from there.")
+            trainer.save()
+            print(f"Stopped at iteration {trainer.iteration}; --resume auto goes on from there.")
             raise Stopped(interrupts.status) from None
 
 
@@ -245,8 +244,7 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
                 trainer.save()  # a run may have been killed between its last state and its file
                 break
             image = batch["hr"].to(device, non_blocking=True) * 2 - 1
-            with interrupts.step():
-                values = trainer.step(image)
+            values = trainer.step(image)
             bar.update()
             bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
             done = trainer.iteration >= settings.iterations
@@ -255,6 +253,8 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
                 trainer.save()
             if trainer.iteration % 10 == 0 or done:
                 table.add(trainer.iteration, values)
+            if interrupts.asked and not done:
+                raise KeyboardInterrupt
 
 
 def run(settings: AutoencoderSettings) -> None:
