@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import torch
 
+from resshift_core.device import layout_for
+
 
 def make_rrdbnet(device: torch.device, dtype: torch.dtype):
     """Real-ESRGAN's RRDBNet, x4, 16.7 M parameters."""
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 
-    return RRDBNet(in_nc=3, out_nc=3, num_filters=64, num_blocks=23, scale=4).to(device, dtype).eval()
+    return RRDBNet(in_nc=3, out_nc=3, num_filters=64, num_blocks=23, scale=4).to(device, dtype, memory_format=layout_for(device)).eval()
 
 
 def make_swinir(device: torch.device, dtype: torch.dtype):
@@ -46,7 +48,7 @@ def make_ldm(device: torch.device, dtype: torch.dtype):
 
 def cases(side: int, device: torch.device, dtype: torch.dtype, ldm_steps: tuple[int, ...] = ()) -> dict[str, Callable]:
     """{name: run} on one picture of side x side pixels."""
-    image = torch.rand(1, 3, side, side, device=device, dtype=dtype)
+    image = torch.rand(1, 3, side, side, device=device, dtype=dtype).contiguous(memory_format=layout_for(device))
     word = str(dtype).removeprefix("torch.")
     networks = {"Real-ESRGAN (RRDBNet)": make_rrdbnet(device, dtype)}
     if dtype == torch.float32:  # its attention mixes float32 into other formats

@@ -192,7 +192,7 @@ def upscale(
         color_fix: "none", "wavelet" (low frequencies of the original) or "adain" (its mean and contrast).
         noise: "per_image"; "shared": all pictures of the batch use `seed` itself, for frames of a film; "periodic": shared,
             and repeating every 480 pixels, for hosts that cut tiles and do not say where they lie.
-        scale: output size over input size, any number; None = the model's own.
+        scale: output size over input size, any number up to 64; None = the model's own.
         size: exact (height, width) of the result, instead of `scale`.
         wrap: "none", or the directions in which the picture continues at its opposite side: "x", "y", "both".
         on_step: called with a StepEvent; returning False raises Cancelled, an exception of its own passes through.

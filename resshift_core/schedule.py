@@ -16,6 +16,7 @@ from .errors import InputError, brief
 from .numeric import finite, whole
 
 MAX_STEPS = 10000
+SMALLEST = 1e-100  # of sqrt(eta): its square, by which the tables are divided, is still a number
 MAX_KAPPA = 1e6  # its square, of which the tables are made, is still a number
 
 
@@ -102,8 +103,8 @@ class ShiftSchedule:
             first = finite("sqrt_eta_1", self.sqrt_eta_1)
         else:
             first = min(m / kappa, m) if kappa > 0 else m
-        if not 0 < first <= last:
-            raise InputError(f"sqrt_eta_1 is {first!r}; it must lie in (0, sqrt_eta_T = {last}].")
+        if not SMALLEST <= first <= last:
+            raise InputError(f"sqrt_eta_1 is {first!r}; it must lie in [{SMALLEST:g}, sqrt_eta_T = {last}].")
         numbers = {"steps": steps, "kappa": kappa, "p": p, "min_noise_level": m, "sqrt_eta_T": last, "sqrt_eta_1": first}
         for name, number in numbers.items():
             object.__setattr__(self, name, number)
@@ -182,7 +183,7 @@ class ShiftSchedule:
     def posterior(self, x_t, x0, t: int):
         """(mean, standard deviation) of q(x_{t-1} | x_t, x0), eq. 6; the standard deviation is 0 at t = 1."""
         of_xt, of_x0 = self.posterior_coefficients(t)
-        return of_xt * x_t + of_x0 * x0, math.sqrt(self.posterior_variance[t - 1])
+        return of_xt * x_t + of_x0 * x0, math.sqrt(self.posterior_variance[self._index(t)])
 
     def deterministic_coefficients(self, t: int) -> tuple[float, float, float]:
         """(k, m, j) of the noise-free step x_{t-1} = k x0 + m x_t + j y0 (SinSR's map; eta_0 = 0)."""
@@ -212,6 +213,7 @@ class ShiftSchedule:
 
     def loss_weight(self) -> np.ndarray:
         """w_t = alpha_t / (2 kappa^2 eta_t eta_{t-1}) of eq. 8, shape (T,). Infinite at t = 1, so t = 2 stands in.
+        With kappa = 0 all are infinite.
 
         It is the weight of ||x0 - f||^2 that the variational bound gives: (alpha_t / eta_t)^2 over twice the posterior
         variance. Published checkpoints were trained with w_t = 1.
@@ -227,8 +229,13 @@ class ShiftSchedule:
 
         "latent": 1 / sqrt(1 + kappa^2 eta_t), unit variance for a unit-variance latent.
         "pixel": 1 / (1 + 3 kappa sqrt(eta_t)), which keeps 3 sigma inside [-1, 1].
+
+        Raises:
+            InputError: another space, or t.
         """
         i = self._index(t)
+        if space not in ("latent", "pixel"):
+            raise InputError(f'space is {space!r}; it must be "latent" or "pixel".')
         if space == "pixel":
             return 1.0 / (1.0 + 3.0 * self.kappa * float(self.sqrt_eta[i]))
         return 1.0 / math.sqrt(1.0 + self.kappa**2 * float(self.eta[i]))

@@ -27,6 +27,7 @@ import resshift_core as rs
 from resshift_core import registry
 from resshift_core.cli import batch, main
 from resshift_core.cli import upscale as upscale_module
+from resshift_core.cli.console import Console
 from resshift_core.cli.stop import raise_if_stopped
 
 from . import standin
@@ -214,7 +215,8 @@ class TestProgram:
     def test_a_full_disk(self, folder, words):
         picture("a.png")
         command = f'"{sys.executable}" -m resshift_core {words} > /dev/full'
-        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
         last = done.stderr.splitlines()[-1]
         assert last == "error: Standard output could not be written (No space left on device)." and done.returncode == 1
         assert "Traceback" not in done.stderr
@@ -224,6 +226,12 @@ class TestProgram:
 
 
 class TestFiles:
+    def test_a_terminal_without_tqdm_has_no_bar(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+        monkeypatch.setattr(Console, "has_bar", True)
+        with Console().progress(2, "B") as progress:
+            progress.describe("a picture")
+
     def test_beside_the_input(self, upscale, folder, model_file, capsys):
         pixels = picture("photo.one.png")
         assert upscale("photo.one.png") == 0
@@ -1281,6 +1289,14 @@ class TestDoctor:
         monkeypatch.setattr(registry, "WEIGHTS_DIR", tmp_path / "none")
         assert main(["doctor"]) == 1
         assert "! The weights of builtin are missing" in capsys.readouterr().out
+
+    def test_a_torch_too_old_for_numpy(self, folder, model_file, monkeypatch, capsys):
+        def unavailable(*_):
+            raise RuntimeError("Numpy is not available")
+
+        monkeypatch.setattr(torch, "from_numpy", unavailable)
+        main(["doctor", "--model", str(model_file), "--device", "cpu"])
+        assert f'cannot work with numpy {np.__version__}. Run: pip install "numpy<2"' in capsys.readouterr().out
 
     def test_a_device_that_is_not_there(self, folder, model_file, capsys):
         assert main(["doctor", "--model", str(model_file), "--device", "cuda:77"]) == 1

@@ -173,6 +173,7 @@ class TestRetime:
         ({"steps": 0}, "steps is 0"), ({"steps": 2.5}, "steps is 2.5"), ({"p": 0}, "p is 0"), ({"p": -1}, "p is -1"),
         ({"kappa": -0.1}, "kappa is -0.1"), ({"kappa": math.nan}, "kappa is nan"), ({"sqrt_eta_T": 0}, "sqrt_eta_T is 0"),
         ({"min_noise_level": 0}, "min_noise_level is 0"), ({"sqrt_eta_1": 2.0}, "sqrt_eta_1 is 2.0"),
+        ({"sqrt_eta_1": 1e-300}, "sqrt_eta_1 is 1e-300; it must lie in .1e-100"),
         ({"steps": math.nan}, "steps is nan"), ({"steps": math.inf}, "steps is inf"), ({"steps": "4"}, "steps is '4'"),
         ({"steps": None}, "steps is None"), ({"kappa": "2"}, "kappa is '2'"), ({"kappa": 1e200}, "kappa is 1e[+]200"),
         ({"p": "x"}, "p is 'x'"), ({"p": None}, "p is None"), ({"p": [0.3, 0.4]}, "p is .0.3, 0.4"),
@@ -237,6 +238,14 @@ def test_times_are_whole_numbers():
     with pytest.raises(rs.InputError, match="this schedule has t = 1..4"):
         four.input_scale(5)
     assert four.input_scale(4.0) == four.input_scale(4)
+    assert four.posterior(1.0, 0.0, np.float64(3)) == four.posterior(1.0, 0.0, 3)
+    with pytest.raises(rs.InputError, match="space is 'image'"):
+        four.input_scale(4, "image")
+
+
+def test_the_smallest_first_step_has_tables_of_numbers():
+    schedule = rs.ShiftSchedule(4, sqrt_eta_1=1e-100)
+    assert np.isfinite(schedule.posterior_variance).all() and np.isfinite(schedule.loss_weight()).all()
 
 
 def test_tables_cannot_be_changed():

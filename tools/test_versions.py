@@ -38,7 +38,7 @@ def bounds() -> dict[str, str]:
     """Dependency -> its lowest version."""
     with open(ROOT / "pyproject.toml", "rb") as file:
         wanted = tomllib.load(file)["project"]["dependencies"]
-    return dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted)
+    return dict(re.fullmatch(r"([\w-]+)>=([\d.]+)", line).groups() for line in wanted if ";" not in line)
 
 
 def requirements(word: str) -> list[str]:

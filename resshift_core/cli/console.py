@@ -97,8 +97,10 @@ class Console:
 
 
 def _bar(total: float, unit: str):
-    from tqdm import tqdm
-
+    try:
+        from tqdm import tqdm
+    except ImportError:  # run from a folder, where no pip has brought it
+        return None
     amounts = " {n_fmt}/{total_fmt}, {rate_fmt}" if unit else ""
     return tqdm(
         total=total,

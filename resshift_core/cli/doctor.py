@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import features
 
@@ -94,6 +95,11 @@ def _look_at_software(found: _Findings) -> None:
         found.problems.append(
             "This Pillow has no colour management: CMYK pictures will look a little off. Install Pillow with pip."
         )
+    try:
+        torch.from_numpy(np.zeros(1))
+    except RuntimeError:
+        found.works = False
+        found.problems.append(f'torch {torch.__version__} cannot work with numpy {np.__version__}. Run: pip install "numpy<2"')
     if not pickles_are_safe():
         found.problems.append(
             f"torch {torch.__version__} cannot open .pth files safely; only .safetensors and known files are loaded. "

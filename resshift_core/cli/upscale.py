@@ -140,7 +140,7 @@ def _add_geometry(group) -> None:
         type=types.number,
         default=DEFAULTS["scale"],
         metavar="X",
-        help="output size over input size, any number (default: the model's own)",
+        help="output size over input size, any number up to 64 (default: the model's own)",
     )
     group.add_argument(
         "--wrap",
