@@ -13,7 +13,11 @@ def make_rrdbnet(device: torch.device, dtype: torch.dtype):
     """Real-ESRGAN's RRDBNet, x4, 16.7 M parameters."""
     from spandrel.architectures.ESRGAN.__arch.RRDB import RRDBNet
 
-    return RRDBNet(in_nc=3, out_nc=3, num_filters=64, num_blocks=23, scale=4).to(device, dtype, memory_format=layout_for(device)).eval()
+    return (
+        RRDBNet(in_nc=3, out_nc=3, num_filters=64, num_blocks=23, scale=4)
+        .to(device, dtype, memory_format=layout_for(device))
+        .eval()
+    )
 
 
 def make_swinir(device: torch.device, dtype: torch.dtype):
