@@ -17,4 +17,5 @@ def described(cls):
     cls.CATEGORY = CATEGORY
     cls.SEARCH_ALIASES = list(ALIASES)
     cls.FUNCTION = "run"
+    cls.HAS_INTERMEDIATE_OUTPUT = "IMAGE" in cls.RETURN_TYPES  # newer ComfyUI: the slider's pictures come again from the cache
     return cls

@@ -73,7 +73,11 @@ def _autoencoder_file(value: str, node_id: str | None):
 
 
 def _check(value: str | None, what: str) -> str | bool:
-    if value is None or locate(value) is not None:
+    if value is None:
+        return True  # a link gives it
+    if not isinstance(value, str):
+        return f"The {what} is {value!r}; it must be one of the names in the list."
+    if locate(value) is not None:
         return True
     return (
         f"There is no {what} called {plain_name(value)!r} on this machine. Put the file into {download_folder()}, press R to read "
@@ -96,6 +100,9 @@ class LoadResShiftModel:
         return _fingerprint(model), _fingerprint(autoencoder) if autoencoder != AUTO else "", dtype
 
     def run(self, model, autoencoder, dtype, unique_id=None):
+        for value, what in ((model, "model"), (autoencoder, "autoencoder")):
+            if not isinstance(value, str):  # ComfyUI checks what a link gives no further
+                raise rs.InputError(f"The {what} is {value!r}; it must be one of the names in the list.")
         found = locate(model)
         if found is None:
             raise rs.CheckpointError(_check(model, "model"))

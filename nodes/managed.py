@@ -7,6 +7,7 @@ import comfy.model_patcher
 import torch
 
 from ..resshift_core.device import DTYPES, layout_for
+from ..resshift_core.errors import InputError
 from ..resshift_core.model import ResShiftModel
 
 
@@ -14,6 +15,8 @@ def choose_dtypes(word: str) -> tuple[torch.dtype, torch.dtype]:
     """(network's, autoencoder's) number format for a choice of the loader; "auto" follows the hardware and ComfyUI's flags."""
     if word in DTYPES:
         return DTYPES[word], DTYPES[word]
+    if word != "auto":
+        raise InputError(f"dtype is {word!r}; it must be one of auto, {', '.join(DTYPES)}.")
     device = mm.get_torch_device()
     supported = [torch.bfloat16, torch.float16, torch.float32]
     network = mm.unet_dtype(device=device, supported_dtypes=supported)

@@ -195,6 +195,11 @@ class TestRuns:
         (shown,) = comfy.images(comfy.run(graph(f"{mode}.png")), "4")
         assert shown.shape[:2] == (80, 120)
 
+    def test_before_and_after_come_again_from_the_cache(self, comfy):
+        """For a page that was loaded anew; a node with nothing but cached nodes behind it says nothing by itself."""
+        first, again = (comfy.run(graph(seed=77))["outputs"] for _ in range(2))
+        assert again["3"]["resshift_compare"] == first["3"]["resshift_compare"]
+
     def test_one_pixel(self, comfy):
         comfy.put_image("one.png", gradient(1, 1))
         assert comfy.images(comfy.run(graph("one.png")), "4")[0].shape == (4, 4, 3)

@@ -179,6 +179,21 @@ class TestLoader:
         assert choose("auto")[0] == torch.float32
         socket = load(host, dtype="bf16")
         assert socket.model.dtype == torch.bfloat16
+        with pytest.raises(
+            host.part("resshift_core").InputError, match="dtype is 'float32'; it must be one of auto, fp32, bf16, fp16"
+        ):
+            load(host, dtype="float32")  # over a link, which ComfyUI does not check
+
+    @pytest.mark.parametrize("given", [5, None])
+    def test_a_choice_that_is_no_name(self, host, given):
+        loader = host.nodes["LoadResShiftModel"]
+        with pytest.raises(
+            host.part("resshift_core").InputError, match=f"The model is {given}; it must be one of the names in the list"
+        ):
+            loader().run(given, "auto", "fp32")
+        with pytest.raises(host.part("resshift_core").InputError, match=f"The autoencoder is {given};"):
+            loader().run("builtin", given, "fp32")
+        assert loader.VALIDATE_INPUTS(5, "auto").startswith("The model is 5;")
 
     @pytest.mark.parametrize("written", ["sub/mine.safetensors", "sub\\mine.safetensors"])
     def test_separators_of_another_system(self, host, written):

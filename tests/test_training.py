@@ -425,6 +425,7 @@ def test_a_signal_saves_no_half_step(place, tmp_path, monkeypatch, number, statu
     assert contents(broken / "last.safetensors") == contents(unbroken / "last.safetensors")
 
 
+@pytest.mark.usefixtures("default_signals")
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no groups of processes to signal")
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_to_all_processes_saves(place, tmp_path, number, status):

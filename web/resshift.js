@@ -104,7 +104,7 @@ function redrawCurve(node, svg) {
     chosen: curve(Math.min(steps, 1000), p),
     kappaRatio: model.kappa ? kappa / model.kappa : 1,
     words: {
-      settings: `T ${steps} · κ ${+kappa.toFixed(3)} · p ${+p.toFixed(3)}`,
+      settings: `T ${steps} · κ ${+kappa.toPrecision(3)} · p ${+p.toPrecision(3)}`,
       trained: same && kappa === model.kappa ? word('as trained') : word('grey: as trained'),
     },
   })
@@ -233,7 +233,7 @@ function putPanelsBack(node) {
 }
 
 function addDrawing(node, name, height, redraw) {
-  const svg = element('svg', { width: '100%', height: '100%', preserveAspectRatio: 'xMidYMid meet' })
+  const svg = element('svg', { width: '100%', height: '100%', viewBox: `0 0 260 ${height}`, preserveAspectRatio: 'xMidYMid meet' })
   addPanel(node, name, svg, height)
   drawings.set(node, [...(drawings.get(node) ?? []), () => redraw(node, svg)])
 }
