@@ -72,13 +72,12 @@ def _autoencoder_file(value: str, node_id: str | None):
     return found
 
 
-def _check(value: str | None, what: str) -> str | bool:
-    if value is None:
-        return True  # a link gives it
+def _refusal(value: str, what: str) -> str | None:
+    """Why a choice cannot be loaded."""
     if not isinstance(value, str):
         return f"The {what} is {value!r}; it must be one of the names in the list."
-    if locate(value) is not None:
-        return True
+    if value == AUTO and what == "autoencoder" or locate(value) is not None:
+        return None
     return (
         f"There is no {what} called {plain_name(value)!r} on this machine. Put the file into {download_folder()}, press R to read "
         "the folder again, or choose another one."
@@ -92,8 +91,9 @@ class LoadResShiftModel:
     @classmethod
     def VALIDATE_INPUTS(cls, model, autoencoder):
         """Instead of ComfyUI's list check: sizes in labels, and separators of paths, may differ from those in a workflow."""
-        checked = _check(model, "model")
-        return checked if checked is not True or autoencoder == AUTO else _check(autoencoder, "autoencoder")
+        given = [(model, "model"), (autoencoder, "autoencoder")]
+        refused = [_refusal(value, what) for value, what in given if value is not None]  # None: a link gives it
+        return next(filter(None, refused), True)
 
     @classmethod
     def IS_CHANGED(cls, model, autoencoder, dtype, **_):
@@ -101,11 +101,9 @@ class LoadResShiftModel:
 
     def run(self, model, autoencoder, dtype, unique_id=None):
         for value, what in ((model, "model"), (autoencoder, "autoencoder")):
-            if not isinstance(value, str):  # ComfyUI checks what a link gives no further
-                raise rs.InputError(f"The {what} is {value!r}; it must be one of the names in the list.")
+            if (refused := _refusal(value, what)) is not None:  # ComfyUI checks no further what a link gives
+                raise rs.InputError(refused)
         found = locate(model)
-        if found is None:
-            raise rs.CheckpointError(_check(model, "model"))
         if isinstance(found, str) and missing_files(found, autoencoder == AUTO):
             _fetch(found, autoencoder == AUTO, unique_id)
         network, decoder = choose_dtypes(dtype)

@@ -193,6 +193,8 @@ class TestLoader:
             loader().run(given, "auto", "fp32")
         with pytest.raises(host.part("resshift_core").InputError, match=f"The autoencoder is {given};"):
             loader().run("builtin", given, "fp32")
+        with pytest.raises(host.part("resshift_core").InputError, match="no autoencoder called 'gone.pth'"):
+            loader().run("builtin", "gone.pth", "fp32")  # it was taken for "auto"
         assert loader.VALIDATE_INPUTS(5, "auto").startswith("The model is 5;")
 
     @pytest.mark.parametrize("written", ["sub/mine.safetensors", "sub\\mine.safetensors"])

@@ -272,6 +272,23 @@ def test_a_run_is_not_overwritten(place, tmp_path, capsys):
     assert "--resume auto" in capsys.readouterr().err
 
 
+STARTED = []  # processes, and leaders of process groups
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    """A test that fails leaves no process behind; pytest would wait for them at its end."""
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        if isinstance(process, subprocess.Popen) and process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        elif not isinstance(process, subprocess.Popen) and process.is_alive():
+            process.kill()
+            process.join()
+
+
 def in_child(words: list[str], **variables: str):
     """finetune.py in a forked process: the imports of a fresh one take longer than these runs. Returns the started process."""
 
@@ -283,6 +300,7 @@ def in_child(words: list[str], **variables: str):
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
+    STARTED.append(process)
     return process
 
 
@@ -433,6 +451,7 @@ def test_a_signal_to_all_processes_saves(place, tmp_path, number, status):
     more = ("--iterations", 100000, "--workers", 1, "--save-every", 100000, "--validate-every", 100000)
     words = command(*arguments(place[0], tmp_path / "run", place[1], *more))
     process = subprocess.Popen(words, cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    STARTED.append(process)
     log = tmp_path / "run" / "log.csv"
     end = time.monotonic() + 120
     while time.monotonic() < end and not (log.exists() and len(log.read_text().splitlines()) > 3):
@@ -486,6 +505,30 @@ def test_loader_workers_that_die_by_the_signal_are_no_error():
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         list(interrupts.passing(batches()))
+
+
+@pytest.mark.usefixtures("default_signals")
+def test_an_impatient_signal_in_a_step_saves_no_half_of_it(place, tmp_path, monkeypatch, capsys):
+    """It was saved, and --resume auto made the same step twice."""
+    unbroken, broken = tmp_path / "unbroken" / "run", tmp_path / "broken" / "run"
+    more = ("--iterations", 4, "--save-every", 1)
+    assert finetune.main(arguments(*place[:1], unbroken, place[1], *more)) == 0
+    made = []
+
+    def kill(average, *args):
+        made.append(AveragedModel.update_parameters(average, *args))
+        if len(made) == 3:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("training.interrupts.PATIENCE", 0.0)
+    monkeypatch.setattr("training.trainer.AveragedModel", type("Killed", (AveragedModel,), {"update_parameters": kill}))
+    assert finetune.main(arguments(*place[:1], broken, place[1], *more)) == 143
+    monkeypatch.undo()
+    assert "in the middle of a step, which is not saved" in capsys.readouterr().out
+    assert max(int(path.name[:9]) for path in (broken / "state").glob("*.pt")) == 2
+    assert finetune.main(arguments(*place[:1], broken, place[1], *more, "--resume", "auto")) == 0
+    assert contents(broken / "last.safetensors") == contents(unbroken / "last.safetensors")
 
 
 def test_only_what_changes_nothing_is_broken_off():
@@ -583,8 +626,8 @@ def by_variables(words: list[str]) -> None:
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     processes = [in_child(words, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
     for process in processes:
-        process.join()
-        assert process.exitcode == 0
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def by_torchrun(words: list[str]) -> None:

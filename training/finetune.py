@@ -50,7 +50,7 @@ from training.chain import Chain
 from training.data import Crops, Positions, default_workers, load_batches
 from training.dataset import Data, degradation_of, prepare_data
 from training.distributed import Processes
-from training.interrupts import Interrupts, Stopped
+from training.interrupts import HALF_STEP, Interrupts, Stopped
 from training.losses import LossSettings, Objective, make_lpips
 from training.memory import fit_micro_batch
 from training.program import exit_status
@@ -253,7 +253,9 @@ class Run:
             self._iterate(interrupts)
             return
         except KeyboardInterrupt:
-            if self.processes.first:
+            if self.processes.first and interrupts.half:
+                self.report.say(HALF_STEP)
+            elif self.processes.first:
                 self.save()
                 self.report.say(f"Stopped at iteration {self.trainer.position.iteration}; --resume auto goes on from there.")
             raise
@@ -277,7 +279,8 @@ class Run:
                 self.export("last.safetensors")  # a run may have been killed between its last state and this file
             return
         for (numbers, crops), following in self.steps(interrupts.passing(self.batches())):
-            values = trainer.step(numbers, crops, following)
+            with interrupts.step():
+                values = trainer.step(numbers, crops, following)
             if self.processes.first:
                 now = time.perf_counter()
                 self._after_step(values, settings.batch_size / (now - started), interrupts)

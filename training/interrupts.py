@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 
 PATIENCE = 5.0  # seconds: a signal that long after the first ends the run wherever it is (torchrun sends every one twice)
+HALF_STEP = "Stopped in the middle of a step, which is not saved; --resume auto goes on from the last state."
 
 
 class Interrupts:
@@ -21,6 +22,7 @@ class Interrupts:
 
     def __init__(self, together: bool):
         self.number: int | None = None  # of the first signal
+        self.half = False  # a step was broken off: what there is now is no state to go on from
         self._together, self._breakable = together, False
         self._first = 0.0
         self._before: dict = {}
@@ -64,6 +66,13 @@ class Interrupts:
             yield
         finally:
             self._breakable = False
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """An update of the weights, which leaves `half` where an impatient signal (or an error) breaks it off."""
+        self.half = True
+        yield
+        self.half = False
 
     def passing(self, batches: Iterator) -> Iterator:
         """What a DataLoader gives; that a signal to all processes ended its workers, too, is no error."""

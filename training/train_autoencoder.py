@@ -38,7 +38,7 @@ from resshift_core.device import resolve_device, resolve_dtype
 from resshift_core.errors import brief
 from resshift_core.limits import check_settings
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
-from training.interrupts import Interrupts, Stopped
+from training.interrupts import HALF_STEP, Interrupts, Stopped
 from training.losses import DETAIL_WINDOW, Discriminator, make_lpips, relativistic
 from training.metrics import psnr
 from training.program import exit_status
@@ -228,8 +228,11 @@ def loop(trainer: AutoencoderTrainer, crops: Crops, workers: int) -> None:
         try:
             _iterate(trainer, crops, workers, interrupts)
         except KeyboardInterrupt:
-            trainer.save()
-            print(f"Stopped at iteration {trainer.iteration}; --resume auto goes on from there.")
+            if interrupts.half:
+                print(HALF_STEP)
+            else:
+                trainer.save()
+                print(f"Stopped at iteration {trainer.iteration}; --resume auto goes on from there.")
             raise Stopped(interrupts.status) from None
 
 
@@ -244,7 +247,8 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
                 trainer.save()  # a run may have been killed between its last state and its file
                 break
             image = batch["hr"].to(device, non_blocking=True) * 2 - 1
-            values = trainer.step(image)
+            with interrupts.step():
+                values = trainer.step(image)
             bar.update()
             bar.set_postfix_str(f"loss {values['loss']:.4f}", refresh=False)
             done = trainer.iteration >= settings.iterations

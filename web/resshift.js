@@ -104,7 +104,7 @@ function redrawCurve(node, svg) {
     chosen: curve(Math.min(steps, 1000), p),
     kappaRatio: model.kappa ? kappa / model.kappa : 1,
     words: {
-      settings: `T ${steps} · κ ${+kappa.toPrecision(3)} · p ${+p.toPrecision(3)}`,
+      settings: `T ${steps} · κ ${+kappa.toPrecision(4)} · p ${+p.toPrecision(4)}`,
       trained: same && kappa === model.kappa ? word('as trained') : word('grey: as trained'),
     },
   })
