@@ -15,9 +15,11 @@ Medians of interleaved runs. --full adds the long ones: 15 steps, 256 -> 1024 of
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +32,7 @@ from resshift_core.device import resolve_device, resolve_dtype
 from . import plain, stages, timing
 
 PARTS = ("stages", "runs", "peers", "scaling")
+PEERS_NEED = ("spandrel", "diffusers")
 
 
 def published(device: torch.device, dtype: str) -> rs.ResShiftModel:
@@ -169,7 +172,16 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--full", action="store_true")
     args = parser.parse_args()
-    device = resolve_device(args.device)
+    try:
+        device = resolve_device(args.device)
+    except rs.ResShiftError as error:
+        raise SystemExit(str(error)) from error
+    missing = [name for name in PEERS_NEED if importlib.util.find_spec(name) is None]
+    if "peers" in args.only and missing:
+        args.only = [part for part in args.only if part != "peers"]
+        print(f'The peers are left out: {" and ".join(missing)} is not installed (pip install ".[bench]").', file=sys.stderr)
+        if not args.only:
+            raise SystemExit(1)
     host = machine(device)
     peaks = {str(dtype).removeprefix("torch."): value for dtype, value in host["peaks"].items()}
     results: dict = {"machine": {**host, "peaks": peaks}}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +23,12 @@ import resshift_core as rs
 from benchmarks.text_pages import make_page
 from training.degradation import bicubic, make_degradation
 from training.metrics import luma, psnr
-from training.scan import find_images, read_rgb
+from training.program import exit_status
+from training.scan import find_images, read_rgb, scan
 from training.validation import middle
 
 PAGES = 4
+SMALLEST = 64  # pixels of a side
 FLAT = (0.0, 0.1, 0.35, 0.5, 0.8, 1.0)  # grey levels, and with them colours
 
 
@@ -133,7 +136,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256, help="of the square out of the middle, pixels")
     parser.add_argument("--limit", type=int, default=24, help="pictures")
     args = parser.parse_args()
-    paths = find_images(args.pictures)[: args.limit]
+    paths = scan(find_images(args.pictures)[: args.limit], SMALLEST).paths
     truths = [middle(read_rgb(path), args.side, 4)[None].float() / 255 for path in paths]
     columns = [measure(rs.load_model(name), truths) for name in args.models]
     names = [Path(name).stem for name in args.models]
@@ -148,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

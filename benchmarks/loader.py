@@ -1,6 +1,6 @@
 """How many crops per second the loader gives, and how many the degradations take, against what training needs.
 
-    python -m benchmarks.loader --data PICTURES [--workers 0 2 4] [--crop 160] [--batch-size 16] [--device cpu|cuda] [--seconds 5]
+    python -m benchmarks.loader --data PICTURES [--workers 0 2 4] [--crop 160] [--batch-size 16] [--device auto] [--seconds 5]
 
 Prints one line per measurement: crops/s with decoded pictures kept in memory and without, for every number of workers;
 then crops/s through every degradation on the device.
@@ -9,13 +9,16 @@ then crops/s through every degradation on the device.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
 import torch
 
+from resshift_core.device import resolve_device
 from training.data import Crops, CropSettings, Positions, load_batches
 from training.degradation import DEGRADATIONS, make_degradation
+from training.program import exit_status
 from training.scan import find_images, scan
 
 
@@ -51,9 +54,10 @@ def main(argv=None) -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument("--crop", type=int, default=160)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=5)
     args = parser.parse_args(argv)
+    device = resolve_device(args.device)
     pictures = scan(find_images(args.data, "train"), args.crop).used
     for mib in (4096, 0):
         for workers in args.workers:
@@ -64,10 +68,10 @@ def main(argv=None) -> None:
                 flush=True,
             )
     source = Crops(pictures, CropSettings(args.crop), cache_mib=4096)
-    images = torch.stack([source[n]["hr"] for n in range(args.batch_size)]).to(args.device)
+    images = torch.stack([source[n]["hr"] for n in range(args.batch_size)]).to(device)
     for kind in DEGRADATIONS:
-        print(f"{kind} on {args.device}: {degradation_rate(kind, images, args.seconds):.0f} crops/s", flush=True)
+        print(f"{kind} on {device}: {degradation_rate(kind, images, args.seconds):.0f} crops/s", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -81,7 +81,12 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--model", default="builtin")
     args = parser.parse_args()
-    print(json.dumps(measure(args.photo, args.runs, args.model), indent=2))
+    if not hasattr(os, "wait4"):
+        raise SystemExit("This system does not tell how much memory a finished program took: run it on Linux or macOS.")
+    try:
+        print(json.dumps(measure(args.photo, args.runs, args.model), indent=2))
+    except OSError as error:
+        raise SystemExit(f"{args.photo} cannot be read as a picture ({error}).") from error
 
 
 if __name__ == "__main__":

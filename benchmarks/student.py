@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ import torch
 import resshift_core as rs
 from training.degradation import make_degradation
 from training.metrics import luma, psnr, ssim
+from training.program import exit_status
 from training.scan import find_images, scan
 from training.validation import Pair, make_pairs
 
@@ -135,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from benchmarks import plain, stages, timing
 from . import standin
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +93,33 @@ def test_the_command_prints_and_saves(windows, tmp_path, monkeypatch, capsys):
     assert len(saved["stages"]) == 2 and saved["machine"]["threads"] > 0
     shown = capsys.readouterr().out
     assert "| network, one step |" in shown and (", load " in shown) == (saved["machine"]["load average"] is not None)
+
+
+PROGRAMS = {
+    "benchmarks/fidelity.py": "{empty}",
+    "benchmarks/student.py": "builtin builtin {empty}",
+    "benchmarks/loader.py": "--data {empty}",
+    "tools/measure_settings.py": "{empty}",
+    "tools/make_thumbnails.py": "{empty}/none.png",
+    "tools/ship_builtin.py": "{empty}/none.safetensors words",
+    "tools/search_builtin.py": "--data {empty} --output {empty} --only nobody",
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_is_not_there_is_told_in_a_sentence(program, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("tyro")  # they read settings of training
+    words = PROGRAMS[program].format(empty=tmp_path).split()
+    monkeypatch.setattr(sys, "argv", [program, *words])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / program), run_name="__main__")
+    said = capsys.readouterr().err.strip()
+    assert ended.value.code in (1, 2) and said.endswith((".", "`")) and "Traceback" not in said
+
+
+def test_without_the_peers_packages_the_rest_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "PEERS_NEED", ("no_such_package",))
+    monkeypatch.setattr(sys, "argv", ["benchmarks", "--only", "peers", "--device", "cpu"])
+    with pytest.raises(SystemExit) as ended:
+        benchmark.main()
+    assert ended.value.code == 1 and "no_such_package is not installed" in capsys.readouterr().err

@@ -5,6 +5,7 @@ python tools/make_thumbnails.py PICTURE      a photograph; a square out of its m
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import resshift_core as rs  # noqa: E402
 from benchmarks.fidelity import to_tensor  # noqa: E402
+from training.program import exit_status  # noqa: E402
 
 SIDE, LOW = 480, 120  # pixels of the thumbnail and of what is upscaled to it
 
@@ -75,7 +77,10 @@ def damage(low: torch.Tensor) -> torch.Tensor:
 
 
 def main() -> None:
-    whole = Image.open(sys.argv[1]).convert("RGB")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", type=Path)
+    with Image.open(parser.parse_args().picture) as stored:
+        whole = stored.convert("RGB")
     side = min(whole.size)
     left, top = (whole.width - side) // 2, (whole.height - side) // 2
     before = whole.crop((left, top, left + side, top + side)).resize((LOW, LOW), Image.Resampling.BOX)
@@ -97,4 +102,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

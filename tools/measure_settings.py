@@ -14,34 +14,33 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
-from training.metrics import texture  # noqa: E402
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+from training.degradation import bicubic  # noqa: E402
+from training.metrics import luma, psnr, texture  # noqa: E402
+from training.program import exit_status  # noqa: E402
+from training.scan import find_images, read_rgb, scan  # noqa: E402
+from training.validation import middle  # noqa: E402
 
 
 def squares(folder: Path, count: int, side: int) -> torch.Tensor:
-    """(count, 3, side, side) in [0, 1] from the middle of the folder's pictures, halved first to lose their compression."""
-    out = []
-    for path in sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES):
-        picture = Image.open(path).convert("RGB")
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-        if min(picture.size) >= side:
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            out.append(np.asarray(picture.crop((left, top, left + side, top + side))))
-        if len(out) == count:
-            break
-    return torch.from_numpy(np.stack(out)).movedim(-1, 1).float() / 255
+    """(count, 3, side, side) in [0, 1] from the middle of the folder's pictures, halved first to lose their compression.
+
+    Raises:
+        DataError: none is large enough.
+    """
+    paths = scan(find_images(folder), 2 * side).paths[:count]
+    halves = [F.avg_pool2d(read_rgb(path)[None].float(), 2)[0] for path in paths]
+    return torch.stack([middle(half, side, 1) for half in halves]).round() / 255
 
 
-def luma(images: torch.Tensor) -> torch.Tensor:
-    return (images * torch.tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1)).sum(1, keepdim=True) + 16
+def mean_psnr(images: torch.Tensor, truth: torch.Tensor) -> float:
+    """dB of the luminance, without four pixels at every side."""
+    pairs = zip(luma(images)[..., 4:-4, 4:-4], luma(truth)[..., 4:-4, 4:-4])
+    return sum(psnr(a[None], b[None]) for a, b in pairs) / len(truth)
 
 
 def mean_texture(images: torch.Tensor, truth: torch.Tensor, scale: int) -> float:
@@ -50,9 +49,8 @@ def mean_texture(images: torch.Tensor, truth: torch.Tensor, scale: int) -> float
 
 def measure(model, truth: torch.Tensor, lq: torch.Tensor, **settings) -> tuple[float, float, float]:
     first, second = (rs.upscale(model, lq, seed=seed, **settings) for seed in (1, 1001))
-    error = (luma(first) - luma(truth))[..., 4:-4, 4:-4].square().mean((1, 2, 3))
-    psnr = (10 * torch.log10(255**2 / error)).mean()
-    return float(psnr), mean_texture(first, truth, model.scale), float((first - second).std() / math.sqrt(2) * 255)
+    spread = float((first - second).std() / math.sqrt(2) * 255)
+    return mean_psnr(first, truth), mean_texture(first, truth, model.scale), spread
 
 
 def cases(model) -> list[tuple[str, dict]]:
@@ -73,17 +71,14 @@ def main() -> None:
     args = parser.parse_args()
     model = rs.load_model(args.model)
     truth = squares(args.folder, args.pictures, args.side * model.scale)
-    lq = F.interpolate(truth, size=(args.side, args.side), mode="bicubic", antialias=True).clamp(0, 1)
-    lq = (lq * 255).round() / 255
+    lq = bicubic(truth, model.scale)
     plain = F.interpolate(lq, scale_factor=model.scale, mode="bicubic").clamp(0, 1)
-    error = (luma(plain) - luma(truth))[..., 4:-4, 4:-4].square().mean((1, 2, 3))
-    mean = float((10 * torch.log10(255**2 / error)).mean())
-    print(f"{'bicubic':20s} {mean:7.2f} {mean_texture(plain, truth, model.scale):8.3f}")
+    print(f"{'bicubic':20s} {mean_psnr(plain, truth):7.2f} {mean_texture(plain, truth, model.scale):8.3f}")
     print(f"{'setting':20s} {'PSNR-Y':>7s} {'texture':>8s} {'spread':>7s}")
     for name, settings in cases(model):
-        psnr, sharp, spread = measure(model, truth, lq, **settings)
-        print(f"{name:20s} {psnr:7.2f} {sharp:8.3f} {spread:7.2f}", flush=True)
+        mean, sharp, spread = measure(model, truth, lq, **settings)
+        print(f"{name:20s} {mean:7.2f} {sharp:8.3f} {spread:7.2f}", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -34,8 +34,9 @@ from training.data import Crops, CropSettings, Positions, load_batches  # noqa: 
 from training.dataset import prepare_data  # noqa: E402
 from training.degradation import bicubic, make_degradation  # noqa: E402
 from training.metrics import luma, psnr  # noqa: E402
+from training.program import exit_status  # noqa: E402
 from training.scan import find_images, scan  # noqa: E402
-from training.settings import parse, read_config  # noqa: E402
+from training.settings import SettingsError, parse, read_config  # noqa: E402
 from training.train_autoencoder import AutoencoderSettings, AutoencoderTrainer  # noqa: E402
 from training.validation import make_pairs  # noqa: E402
 
@@ -230,29 +231,37 @@ def table(settings: SearchSettings) -> str:
     return "\n".join(rows)
 
 
-def run_one(settings: SearchSettings, name: str) -> None:
-    """`train_one` in a process of its own, with one thread; what it says goes to folder/log.txt."""
+def run_one(settings: SearchSettings, name: str) -> bool:
+    """`train_one` in a process of its own, with one thread; what it says goes to folder/log.txt. Whether it was done."""
     folder = folder_of(settings, name)
     folder.mkdir(parents=True, exist_ok=True)
     words = ["--data", settings.data, "--output", settings.output, "--seconds", settings.seconds, "--one", name]
     words += ["--fonts", settings.fonts] if settings.fonts else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
-        subprocess.run([sys.executable, __file__, *map(str, words)], stdout=log, stderr=log, env=environment, check=True)
-    print(f"{name}: done", flush=True)
+        status = subprocess.run(
+            [sys.executable, __file__, *map(str, words)], stdout=log, stderr=log, env=environment
+        ).returncode
+    print(f"{name}: " + (f"it ended with status {status}, see {folder / 'log.txt'}" if status else "done"), flush=True)
+    return status == 0
 
 
 def main() -> None:
     """The program."""
     settings = tyro.cli(SearchSettings, description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    unknown = sorted({*settings.only, *filter(None, [settings.one])} - CANDIDATES.keys())
+    if unknown:
+        raise SettingsError(f"There is no candidate {', '.join(unknown)}. They are: {', '.join(CANDIDATES)}.")
     if settings.table:
         print(table(settings))
     elif settings.one:
         train_one(settings, settings.one)
     else:
         with ThreadPoolExecutor(settings.together) as pool:
-            list(pool.map(lambda name: run_one(settings, name), settings.only or CANDIDATES))
+            done = list(pool.map(lambda name: run_one(settings, name), settings.only or CANDIDATES))
+        if not all(done):
+            raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

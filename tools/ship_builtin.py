@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
 from resshift_core.registry import REGISTRY, WEIGHTS_DIR  # noqa: E402
+from training.program import exit_status  # noqa: E402
 from training.resize import resize_trunk  # noqa: E402
 
 LIMIT = 12 * 2**20  # bytes: the repository travels often
@@ -49,11 +50,13 @@ def main() -> None:
     parser.add_argument("--iterations-before", type=int, default=0, help="of the models it started from")
     parser.add_argument("--average-with", type=Path, help="a model of the same line")
     parser.add_argument("--share", type=float, default=0.3, help="of its weights in the average")
-    parser.add_argument("--name", default="builtin")
+    parser.add_argument("--name", choices=["builtin", "builtin-real"], default="builtin")
     args = parser.parse_args()
     model = rs.load_model(args.result, device="cpu", dtype="fp32")
     if args.average_with:
         average(model, rs.load_model(args.average_with, device="cpu", dtype="fp32"), args.share)
+    if not {"steps_trained", "training"} <= model.metadata.keys():
+        raise SystemExit(f"{args.result} is no result of training/finetune.py: it does not say how it was trained.")
     model.config = replace(model.config, name=args.name, licence="Apache-2.0")
     metadata = {
         "data": args.data,
@@ -71,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_status(main))

@@ -53,7 +53,7 @@ from training.distributed import Processes
 from training.interrupts import HALF_STEP, Interrupts, Stopped
 from training.losses import LossSettings, Objective, make_lpips
 from training.memory import fit_micro_batch
-from training.program import exit_status
+from training.program import GOES_ON, exit_status
 from training.report import Report, memory_text, save_picture, write_summary
 from training.resize import resize
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, tell_changes, to_dict
@@ -403,7 +403,7 @@ def program(argv, doc: str, what: Callable[[TrainSettings, Processes], None], cl
         what(settings, processes)
 
     try:
-        return exit_status(work)
+        return exit_status(work, GOES_ON)
     finally:
         if processes is not None:
             distributed.stop(processes)

@@ -15,9 +15,11 @@ from .settings import SettingsError
 from .state import StateError
 from .trainer import NotFinite
 
+GOES_ON = "Make room, or look at the folder; training then goes on from its last state by --resume auto."
 
-def exit_status(work: Callable[[], None]) -> int:
-    """Run `work`. 0 done, 1 it failed, 2 wrong settings, 130 Ctrl-C, 143 SIGTERM."""
+
+def exit_status(work: Callable[[], None], on_disk: str = "") -> int:
+    """Run `work`. 0 done, 1 it failed, 2 wrong settings, 130 Ctrl-C, 143 SIGTERM. `on_disk`: what to do about a file's error."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files, on a console that lacks the letters
@@ -31,11 +33,7 @@ def exit_status(work: Callable[[], None]) -> int:
         print(error, file=sys.stderr)
         return 1
     except OSError as error:
-        print(
-            f"A file cannot be read or written ({error}). Make room, or look at the folder; training then goes on from its last "
-            "state by --resume auto.",
-            file=sys.stderr,
-        )
+        print(f"A file cannot be read or written ({error}). {on_disk}".rstrip(), file=sys.stderr)
         return 1
     except Stopped as stopped:
         return stopped.status

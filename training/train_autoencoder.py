@@ -41,7 +41,7 @@ from training.data import Crops, CropSettings, Positions, default_workers, load_
 from training.interrupts import HALF_STEP, Interrupts, Stopped
 from training.losses import DETAIL_WINDOW, Discriminator, make_lpips, relativistic
 from training.metrics import psnr
-from training.program import exit_status
+from training.program import GOES_ON, exit_status
 from training.report import Table, save_picture
 from training.scan import find_images, scan
 from training.settings import SettingsError, tell_changes, to_dict
@@ -308,7 +308,8 @@ def run(settings: AutoencoderSettings) -> None:
 def main(argv=None) -> int:
     """The program."""
     return exit_status(
-        lambda: run(tyro.cli(AutoencoderSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,)))
+        lambda: run(tyro.cli(AutoencoderSettings, args=argv, description=__doc__, config=(tyro.conf.FlagConversionOff,))),
+        GOES_ON,
     )
 
 
