@@ -271,6 +271,22 @@ class TestLinks:
         found = javascript("[source(use, 'steps').widgets[0], source(use, 'seed') ?? null]", "links", before)
         assert found == [{"name": "value", "value": 9}, None]
 
+    @pytest.mark.parametrize("second, steps", [(9, 9), (8, None)])
+    def test_a_subgraph_that_is_used_twice_has_what_both_say(self, second, steps):
+        before = (
+            self.MADE
+            + f"""
+          const use = node(9, 'Use', {{ steps: 1, model: 2 }}), root = graph(null), inner = graph(root, use)
+          inner.links.set(1, {{ origin_id: -10, origin_slot: 0 }}).set(2, {{ origin_id: -10, origin_slot: 1 }})
+          for (const [id, value] of [[5, 9], [6, {second}]]) {{
+            const load = node(id + 10, 'Load', {{}}, {{ widgets: [{{ name: 'model', value }}], graph: root }})
+            const outer = node(id, 'inner', {{ steps: null, model: id }}, {{ subgraph: inner, widgets: [{{ name: 'steps', value }}], graph: root }})
+            root.nodes.push(load, outer); root.links.set(id, {{ origin_id: id + 10 }}) }}
+        """
+        )
+        found = javascript("['steps', 'model'].map((name) => source(use, name).widgets[0]?.value ?? null)", "links", before)
+        assert found == [steps, steps]
+
     def test_circles_and_lost_links_end(self):
         before = (
             self.MADE
@@ -334,6 +350,25 @@ class TestPage:
         """
         shown = [False, 600 + 234, 600]  # the height of the picture at the width that the node leaves it; none of it is saved
         assert self.run(script, "seen") == [[True, 600], shown, shown, [True, 600, 600]]
+
+    def test_neither_preview_nor_slider_of_nodes_2_is_saved(self):
+        """It keeps previews in a store, makes the node higher for them, and gives a panel more room than the canvas does."""
+        script = f"""
+          const node = {self.TILED}, store = {{ nodePreviewImages: {{}} }}
+          store.revokePreviewsByLocatorId = (id) => {{ delete store.nodePreviewImages[id] }}
+          const pinia = {{ _s: new Map([['nodeOutput', store]]) }}
+          document.querySelector = () => ({{ __vue_app__: {{ config: {{ globalProperties: {{ $pinia: pinia }} }} }} }})
+          const save = () => {{ const o = {{ size: node.size }}; node.onSerialize(o); return o.size[1] }}
+          node.setSize([330, 650]); const seen = []
+          for (let run = 0; run < 2; run++) {{
+            heard.execution_start()
+            store.nodePreviewImages['1'] = ['address']; node.setSize([330, node.size[1] + 248])
+            node.onExecuted({{ resshift_compare: [JSON.stringify({self.PAIR})] }})
+            node.setSize([330, 650 + 234]) // the page lays it out
+            await tick(); seen.push([node.size[1], save()])
+          }}
+        """
+        assert self.run(script, "[seen, Object.keys(store.nodePreviewImages)]") == [[[884, 650], [884, 650]], []]
 
     def test_a_model_that_is_not_there_is_asked_for_once_until_r_is_pressed(self):
         script = f"""

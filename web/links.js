@@ -9,13 +9,18 @@ function linkOf(graph, id) {
   return graph.getLink?.(id) ?? graph.links?.get?.(id) ?? graph.links?.[id]
 }
 
-/** The node that stands for `subgraph` in the graph around it, searched for from `graph` on. */
-function holder(graph, subgraph) {
+/** The nodes that stand for `subgraph` in the graphs around it, searched for from `graph` on. */
+function* holders(graph, subgraph) {
   for (const node of graph?.nodes ?? graph?._nodes ?? []) {
-    if (node.subgraph === subgraph) return node
-    const found = node.subgraph && holder(node.subgraph, subgraph)
-    if (found) return found
+    if (node.subgraph === subgraph) yield node
+    else if (node.subgraph) yield* holders(node.subgraph, subgraph)
   }
+}
+
+/** What all of them say: the nodes of a subgraph that is used twice are the same ones, with other values from outside. */
+function agreed(found) {
+  const said = (node) => JSON.stringify([node?.comfyClass, node?.type, node?.widgets?.map(({ name, value }) => [name, value])])
+  return found.every((node) => node === found[0] || said(node) === said(found[0])) ? found[0] : { type: 'several', widgets: [] }
 }
 
 /** The input that a bypassed node hands on: of the output's type, beside it if that one is, else the first. */
@@ -34,8 +39,10 @@ function follow(graph, id, root, left) {
   const link = linkOf(graph, id)
   if (!link || left <= 0) return undefined
   if (Number(link.origin_id) === SUBGRAPH_INPUT) {
-    const outer = holder(root, graph), border = outer?.inputs?.[link.origin_slot]
-    return outer && (follow(outer.graph, border?.link, root, left - 1) ?? promoted(outer, border))
+    return agreed([...holders(root, graph)].map((outer) => {
+      const border = outer.inputs?.[link.origin_slot]
+      return follow(outer.graph, border?.link, root, left - 1) ?? promoted(outer, border)
+    }))
   }
   const node = graph.getNodeById(link.origin_id)
   if (node?.type === 'Reroute') return follow(graph, node.inputs?.[0]?.link, root, left - 1)

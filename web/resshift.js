@@ -159,6 +159,7 @@ function refresh() {
     try {
       putPanelsBack(node)
       showLastPair(node)
+      node.resshiftSettle?.()
       const now = signature(node)
       if (now === node.resshiftDrawn) continue
       node.resshiftDrawn = now
@@ -242,6 +243,7 @@ function addSlider(node) {
   const slider = new Slider({ before: word('before'), after: word('after') })
   const resize = addPanel(node, 'resshift_compare', slider.element, 0)
   let grown = 0 // by how much the slider has made the node higher
+  let settled = 0 // until when (ms) the page may still make it higher: Nodes 2.0 lays widgets out in its own way
   const make = (height) => {
     resize(height)
     const [width, without] = [node.size[0], node.size[1] - grown]
@@ -249,6 +251,10 @@ function addSlider(node) {
     grown = height ? Math.max(0, high - without) : 0
     node.setSize([Math.max(width, wide), without + grown])
     node.setDirtyCanvas?.(true, true)
+    settled = height ? Date.now() + LATE_MS : 0
+    node.resshiftSettle = () => {
+      if (Date.now() < settled) grown = Math.max(0, node.size[1] - without)
+    }
   }
   const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
   slider.onLost = () => make(0) // the server has cleared its temporary files
@@ -262,6 +268,7 @@ function addSlider(node) {
   const serialize = node.onSerialize
   node.onSerialize = function (saved) {
     serialize?.apply(this, arguments)
+    node.resshiftSettle?.()
     if (grown) saved.size = [saved.size[0], saved.size[1] - grown] // who opens it has no slider yet
   }
   forwardMouse(slider.element)
@@ -292,14 +299,16 @@ function previewStore() {
 /** The slider takes the place of the last live preview, which ComfyUI would keep below it. */
 function forgetPreview(node) {
   const preview = node.widgets?.findIndex((widget) => widget.name === '$$canvas-image-preview') ?? -1
+  const store = previewStore()
+  const held = preview >= 0 || store?.nodePreviewImages?.[locator(node)]
   if (preview >= 0) {
     node.widgets[preview].onRemove?.() // it draws node.imgs: both go, or neither
     node.widgets.splice(preview, 1)
-    node.setSize([node.size[0], Math.max(node.computeSize()[1], heights.get(node) ?? 0)]) // it had made the node taller
   }
   node.imgs = undefined
-  previewStore()?.revokePreviewsByLocatorId?.(locator(node))
+  store?.revokePreviewsByLocatorId?.(locator(node))
   if (app.nodePreviewImages) delete app.nodePreviewImages[node.id]
+  if (held) node.setSize([node.size[0], Math.max(node.computeSize()[1], heights.get(node) ?? 0)]) // it had made the node taller
 }
 
 /** A line that the last run wrote on the node (nodes/told.py). The server cannot take it away: the page ignores empty ones. */
