@@ -25,7 +25,8 @@ from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
 import resshift_core as rs
-from training import finetune
+from resshift_core.file_lock import file_lock
+from training import finetune, sole
 from training.data import START
 from training.interrupts import Interrupts
 from training.report import Report, Table
@@ -740,6 +741,19 @@ def test_an_output_that_is_a_file_is_said(place, tmp_path, capsys):
     (tmp_path / "run").write_text("")
     assert finetune.main(arguments(place[0], tmp_path / "run", place[1])) == 2
     assert "cannot be made a folder" in capsys.readouterr().err
+
+
+def test_two_runs_in_one_folder_are_not_started(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sole, "PATIENCE", 0.3)
+    output = tmp_path / "run"
+    output.mkdir()
+    with file_lock(output / sole.LOCK):
+        assert finetune.main(arguments(place[0], output, place[1])) == 2
+        shown = capsys.readouterr()
+        assert "waiting for its end" in shown.out and f"Another run is at work in {output}" in shown.err
+        assert [path.name for path in output.iterdir()] == [sole.LOCK]
+    assert finetune.main(arguments(place[0], output, place[1])) == 0
+    assert not (output / sole.LOCK).exists()
 
 
 def test_a_missing_model_is_said(place, tmp_path, capsys):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
+import signal
+import time
 from dataclasses import replace
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -15,12 +18,13 @@ from PIL import Image
 
 import resshift_core as rs
 from training import distributed, frames, leaves
-from training.data import Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
+from training.data import START, Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
 from training.dataset import prepare_data, scan_validation
 from training.distributed import Processes
 from training.drawings import draw_hole, draw_page, usable_fonts
 from training.frames import draw_frame
 from training.leaves import draw_leaves
+from training.program import exit_status
 from training.scan import DataError, Picture, find_images, inspect, read_rgb, scan
 from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
 from training.settings import TrainSettings as Settings
@@ -402,6 +406,27 @@ def test_loader_workers_give_the_same_batches(folder):
     plain, worked = (load_batches(crops, Positions(3, 4, 0, 1), workers) for workers in (0, 2))
     for _, (numbers, batch), (other_numbers, other) in zip(range(3), plain, worked):
         assert numbers == other_numbers and torch.equal(batch["hr"], other["hr"])
+
+
+class Stalled(torch.utils.data.Dataset):
+    """Its drive answers for the first batch, and then no more."""
+
+    def __getitem__(self, number):
+        if number >= 4:
+            time.sleep(1000)
+        return {"hr": torch.zeros(3, 8, 8)}
+
+
+@pytest.mark.skipif(START != "fork", reason="the dataset is one of this file")
+def test_a_worker_that_is_stuck_does_not_keep_the_program():
+    """They ignore SIGTERM, by which multiprocessing ends its processes before it waits for them."""
+    before = set(multiprocessing.active_children())
+    batches = load_batches(Stalled(), Positions(0, 4, 0, 1), 1)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    assert exit_status(batches.close) == 0
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 def test_workers_are_shared_out_among_the_processes_of_their_machine(monkeypatch):

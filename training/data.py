@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -388,7 +390,29 @@ def load_batches(crops: Dataset, positions: Positions, workers: int, pin: bool =
         crops, batch_sampler=positions, num_workers=workers, collate_fn=_collate, pin_memory=pin,
         prefetch_factor=4 if workers else None, multiprocessing_context=START if workers else None, worker_init_fn=_start_worker,
     )  # fmt: skip
-    return zip(positions, loader)
+    return _with_workers(positions, loader)
+
+
+_started: set[multiprocessing.Process] = set()  # loader workers of this process
+
+
+def _with_workers(positions: Positions, loader: DataLoader) -> Iterator:
+    others = set(multiprocessing.active_children())
+    batches = iter(loader)
+    _started.update(set(multiprocessing.active_children()) - others)
+    yield from zip(positions, batches)
+
+
+def end_workers() -> None:
+    """At the end of a program, after everything is saved: one that still reads from a stalled drive ignores SIGTERM, by which
+    Python ends its processes before it waits for them.
+    """
+    stuck = _started & set(multiprocessing.active_children())
+    if stuck and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler makes an error of every worker that is killed
+    for worker in stuck:
+        worker.kill()
+    _started.clear()
 
 
 def default_workers(device: torch.device, processes: int) -> int:

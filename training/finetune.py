@@ -57,6 +57,7 @@ from training.program import GOES_ON, exit_status
 from training.report import Report, memory_text, save_picture, write_summary
 from training.resize import resize
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, tell_changes, to_dict
+from training.sole import alone_in
 from training.start import Start, load_start
 from training.state import load_state, save_state
 from training.trainer import Trainer
@@ -367,10 +368,6 @@ def prepare(settings: TrainSettings, processes: Processes) -> tuple[TrainSetting
     """
     if settings.batch_size % processes.world:
         raise SettingsError(f"--batch-size is {settings.batch_size}; it must be a multiple of the {processes.world} processes.")
-    try:
-        settings.output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SettingsError(f"--output {settings.output} cannot be made a folder ({error}).") from error
     torch.manual_seed(settings.seed)
     torch.backends.cudnn.benchmark = torch.version.hip is None  # MIOpen would search for minutes for every shape
     start = load_start(settings, processes.device)
@@ -400,7 +397,8 @@ def program(argv, doc: str, what: Callable[[TrainSettings, Processes], None], cl
         nonlocal processes
         settings = parse(argv, doc, cls)
         processes = distributed.start(settings.device)
-        what(settings, processes)
+        with alone_in(settings.output, processes):
+            what(settings, processes)
 
     try:
         return exit_status(work, GOES_ON)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import resshift_core as rs
 
+from .data import end_workers
 from .interrupts import Stopped
 from .losses import OfflineError
 from .scan import DataError
@@ -39,4 +40,6 @@ def exit_status(work: Callable[[], None], on_disk: str = "") -> int:
         return stopped.status
     except KeyboardInterrupt:
         return 130
+    finally:
+        end_workers()
     return 0

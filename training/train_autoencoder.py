@@ -38,6 +38,7 @@ from resshift_core.device import resolve_device, resolve_dtype
 from resshift_core.errors import brief
 from resshift_core.limits import check_settings
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
+from training.distributed import Processes
 from training.interrupts import HALF_STEP, Interrupts, Stopped
 from training.losses import DETAIL_WINDOW, Discriminator, make_lpips, relativistic
 from training.metrics import psnr
@@ -45,6 +46,7 @@ from training.program import GOES_ON, exit_status
 from training.report import Table, save_picture
 from training.scan import find_images, scan
 from training.settings import SettingsError, tell_changes, to_dict
+from training.sole import alone_in
 from training.state import load_state, save_state
 from training.trainer import BAD_STEPS, NotFinite, load_moments, make_average
 
@@ -294,6 +296,12 @@ def run(settings: AutoencoderSettings) -> None:
     if settings.resume != "auto" and any((settings.output / "state").glob("*.pt")):
         raise SettingsError(f"{settings.output} holds a run already. Add --resume auto, or choose another --output.")
     device = resolve_device(settings.device)
+    with alone_in(settings.output, Processes(0, 1, device)):
+        train(settings, device)
+
+
+def train(settings: AutoencoderSettings, device: torch.device) -> None:
+    """From the pictures to the file, with settings that have been checked."""
     found = scan(
         find_images(settings.data, "train", without=settings.output), settings.crop, settings.output / "scan.json", quiet=False
     )
