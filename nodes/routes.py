@@ -39,7 +39,10 @@ def _files_of(folder: Path):
     folder = folder.resolve()
 
     async def serve(request):
-        path = (folder / request.match_info["path"]).resolve()
+        below = request.match_info["path"]
+        if "\\" in below or ":" in below or below.startswith("/"):  # to resolve a Windows share is to ask its server
+            raise web.HTTPNotFound()
+        path = (folder / below).resolve()
         if folder not in path.parents or not path.is_file():
             raise web.HTTPNotFound()
         return web.FileResponse(path)

@@ -38,6 +38,8 @@ OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML,
     "out of memory", "can't allocate memory", "not enough memory", "alloc_failed", "not enough gpu video memory",
     "invalid buffer size", "out_of_device_memory", "out_of_host_memory", "out_of_resources", "allocation_failed",
     "can not allocate memory block",
+    "unable to find an engine", "unable to find a valid cudnn algorithm",  # cuDNN, when no way of computing finds room
+    "cudnn_status_not_initialized", "cublas_status_not_initialized",  # their own memory did not fit
 )  # fmt: skip
 PAGE_FILE_FULL = ("os error 1455", "winerror 1455")  # Windows' number in the words of safetensors, Python
 UNUSABLE = (RuntimeError, AssertionError, NotImplementedError, ImportError)  # of torch, where a device cannot be used

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from .atomic_file import replace
 from .checkpoint_file import HEAD, describe_text, pickles_are_safe, read_weights, sha256_of
 from .detection import check_entry
-from .errors import Cancelled, CheckpointError, DownloadError, brief
+from .errors import Cancelled, CheckpointError, DownloadError, InputError, brief
 from .file_lock import file_lock
 from .pins import PINS, check_pin, pin, pinned_sha256
 from .registry import VARIANTS, Entry, find_in, get_entry, models_dir
@@ -230,6 +230,7 @@ def _fetch(entry: Entry, folder: Path, on_progress: Progress | None) -> Path:
             on_progress(bytes_of(part), entry.size)
 
     by_hand = _by_hand(entry, url, folder)
+    elsewhere = "choose a folder that can be written with RESSHIFT_MODELS_DIR, or " if _is_ours(folder) else ""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with file_lock(target.with_name(f"{target.name}.lock"), wait):
@@ -244,15 +245,22 @@ def _fetch(entry: Entry, folder: Path, on_progress: Progress | None) -> Path:
         raise stopped.error from None
     except TransferError as error:
         kept = f" ({bytes_of(part)} bytes are kept, and another try goes on from there)" if bytes_of(part) else ""
-        room = "make room, or set RESSHIFT_MODELS_DIR, or " if isinstance(error, StorageError) else ""
+        room = f"make room, or {elsewhere}" if isinstance(error, StorageError) else ""
         raise DownloadError(f"{entry.file} could not be downloaded{kept}: {error}; {room}{by_hand}.") from error
     except OSError as error:
         raise DownloadError(
-            f"{entry.file} cannot be stored in {folder} ({error.strerror or error}); choose a folder that can be written with "
-            f"RESSHIFT_MODELS_DIR, or {by_hand}."
+            f"{entry.file} cannot be stored in {folder} ({error.strerror or error}); {elsewhere}{by_hand}."
         ) from error
     log.info("%s is complete: %s", entry.name, target)
     return target
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is `models_dir()`, or in it; hosts have folders of their own, and settings for them."""
+    try:
+        return models_dir() in (folder, *folder.parents)
+    except InputError:
+        return False
 
 
 def _agree(entry: Entry, confirm: Confirm | None) -> None:

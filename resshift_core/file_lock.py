@@ -86,14 +86,14 @@ def file_lock(path: str | os.PathLike, on_wait: Callable[[], None] | None = None
     while True:
         try:
             handle, denied = _try_acquire(path), 0
-        except PermissionError:
+        except PermissionError:  # of whom, is not known yet: nobody is told that somebody else holds it
             denied += 1
             if not WINDOWS or denied > DENIED:
                 raise
             handle = None
         if handle is not None:
             break
-        if on_wait is not None:
+        if on_wait is not None and not denied:
             on_wait()
         time.sleep(POLL_S)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -130,8 +131,8 @@ def models_dir() -> Path:
 
 def _models_dir() -> Path:
     chosen = os.environ.get("RESSHIFT_MODELS_DIR", "")
-    if sys.platform == "win32":  # where no name has quotes, and `set NAME="a b"` of cmd.exe keeps them
-        chosen = chosen.strip('"')
+    if sys.platform == "win32":  # `set NAME="a b" && ...` of cmd.exe keeps the quotes and the blank after them
+        chosen = chosen.strip(' "')
     if chosen:
         return Path(chosen).expanduser()
     if sys.platform == "win32":
@@ -157,7 +158,19 @@ def nearest(folder: Path) -> Path:
 
 def can_be_written(folder: Path) -> bool:
     """Whether it is a folder that new files can be put into."""
-    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK | os.X_OK):
+        return False
+    return sys.platform != "win32" or _takes_a_file(folder)  # whose `os.access` knows nothing of permissions
+
+
+def _takes_a_file(folder: Path) -> bool:
+    probe = folder / f".resshift-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        probe.unlink()
+    except OSError:
+        return False
+    return True
 
 
 _extra_dirs: list[Path] = []

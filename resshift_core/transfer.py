@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import re
 import shutil
 import socket
@@ -164,11 +165,27 @@ def _remedy(error: ssl.SSLCertVerificationError) -> str:
     return '; if this Python is from python.org, run "Install Certificates.command" in its folder in Applications'
 
 
+def _trusting() -> list[urllib.request.BaseHandler]:
+    """https with certifi's certificates, too, where a host has brought it: Python on Windows knows only those that another
+    program has needed before, and that of python.org on a Mac knows none.
+    """
+    if "SSL_CERT_FILE" in os.environ or "SSL_CERT_DIR" in os.environ:  # the user has chosen
+        return []
+    try:
+        import certifi
+
+        context = ssl.create_default_context()
+        context.load_verify_locations(certifi.where())
+    except (ImportError, OSError):
+        return []
+    return [urllib.request.HTTPSHandler(context=context)]
+
+
 def _open(url: str, headers: dict[str, str]) -> http.client.HTTPResponse:
     own = {"User-Agent": f"resshift/{__version__}", "Accept-Encoding": "identity"}
     try:
         request = urllib.request.Request(url, headers={**own, **headers})
-        response = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
+        response = urllib.request.build_opener(_Redirects, *_trusting()).open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
         with error:
             reason = f"the server answers {error.code} {error.reason}".rstrip()

@@ -48,6 +48,27 @@ def refuses_half() -> bool:
     return bool(getattr(shared.cmd_opts, "no_half", False))
 
 
+@contextlib.contextmanager
+def without_manual_cast():
+    """Context in which torch's layers are torch's own again.
+
+    Where a card has no autocast that A1111 trusts (GTX 16xx, Apple's, Intel's), it replaces the layers' `forward` while it makes
+    pictures, hires fix and img2img included, by one that computes in its own number format.
+    """
+    cast = {
+        kind: (kind.forward, kind.org_forward)
+        for kind in getattr(devices, "patch_module_list", ())
+        if "org_forward" in vars(kind)
+    }
+    for kind, (_, own) in cast.items():
+        kind.forward = own
+    try:
+        yield
+    finally:
+        for kind, (casting, _) in cast.items():
+            kind.forward = casting
+
+
 def interrupted() -> bool:
     """Whether the user pressed Interrupt or Skip."""
     state = shared.state  # fetched anew: some hosts replace it

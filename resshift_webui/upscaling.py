@@ -68,7 +68,7 @@ def _upscaled_somehow(source: str, images: torch.Tensor, progress: Progress, **w
     """(result, model): on the host's device, or, where the weights or even small tiles do not fit there, on the processor."""
 
     def run(place):
-        with place as model:
+        with place as model, host.without_manual_cast():
             progress.begin()
             return rs.upscale(model, images, on_step=progress, **words), model
 

@@ -601,6 +601,9 @@ def test_weights_that_do_not_fit_on_the_device_are_a_sentence(tmp_path, monkeypa
         "Could not allocate tensor with 1073741824 bytes. There is not enough GPU video memory available!",
         "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
         "Current platform can NOT allocate memory block with size larger than 4GB! Tried to allocate 6.85 GiB",
+        "GET was unable to find an engine to execute this computation", "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "Unable to find a valid cuDNN algorithm to run convolution",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
         "Invalid buffer size: 12.00 GB", "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "PI_ERROR_OUT_OF_RESOURCES",
     ],
 )  # fmt: skip

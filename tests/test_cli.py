@@ -29,6 +29,7 @@ from resshift_core.cli import batch, main
 from resshift_core.cli import upscale as upscale_module
 from resshift_core.cli.console import Console
 from resshift_core.cli.stop import raise_if_stopped
+from resshift_core.hidden import is_hidden
 
 from . import standin
 from .test_image_io import MAKE, SRGB, colours, exif_block, png_texts, saved
@@ -990,6 +991,45 @@ class TestNothingIsWrittenOver:
         monkeypatch.setattr("resshift_core.cli.sources.CASEFOLD", True)
         assert upscale("in", "-o", "in/\u00e9", "--recursive") == 0
         assert [name for name in listing("in/\u00e9") if name != "b.png"] == ["a_x4.png"]  # a Mac has one folder here
+
+    def test_an_earlier_output_in_another_letter_case_is_one(self, upscale, folder, monkeypatch):
+        picture("DSC_1.png")
+        monkeypatch.setattr("resshift_core.cli.sources.CASEFOLD", True)
+        os.rename("DSC_1.png", "dsc_1.png")  # as it was typed
+        assert upscale("dsc_1.png") == 0
+        os.rename("dsc_1.png", "DSC_1.png")
+        assert upscale(".") == 0
+        assert listing(folder) == ["DSC_1.png", "DSC_1_x4.png", "dsc_1_x4.png"]  # a Mac takes the last two for one
+
+    def test_folders_that_a_system_keeps_for_itself_are_passed_over(self, upscale, folder):
+        kept = ("$RECYCLE.BIN/S-1/$R7.png", "System Volume Information/a.png", "Photos Library.photoslibrary/originals/b.png")
+        for name in (*kept, "trip/c.png"):
+            picture(name)
+        assert upscale(".", "--recursive", "-o", "out") == 0 and listing("out") == ["trip/c_x4.png"]
+        assert all(is_hidden(name.split("/")[0]) for name in kept) and not is_hidden("trip")
+        assert upscale("Photos Library.photoslibrary/originals", "-o", "out") == 0 and "b_x4.png" in listing("out")
+
+    def test_a_drive_that_numbers_no_files(self, upscale, folder, monkeypatch, capsys):
+        """Windows, over sshfs and WebDAV: every two files look like one."""
+        picture("a.png")
+        assert upscale("a.png") == 0
+        plain = os.stat
+
+        def stat(path, **words):
+            found = plain(path, **words)
+            return os.stat_result((found.st_mode, 0, 0, *found[3:])) if Path(path).suffix == ".png" else found
+
+        monkeypatch.setattr("resshift_core.cli.sources.os.stat", stat)
+        assert upscale("a.png") == 0 and upscale("a.png", "--overwrite") == 0
+        assert upscale("a.png", "-o", "./a.png", "--overwrite") == 1
+        assert "would be overwritten by its own result" in capsys.readouterr().err
+
+    def test_a_quotation_mark_that_windows_made_a_letter(self, upscale, folder, monkeypatch, capsys):
+        """Of `-o "D:\\my results\\"`, whose last two characters mean a quotation mark."""
+        picture("a.png")
+        monkeypatch.setattr("resshift_core.cli.sources.sys.platform", "win32")
+        assert upscale("a.png", "-o", 'my results" --recursive') == 2
+        assert "makes the mark a part of the name" in capsys.readouterr().err and listing(folder) == ["a.png"]
 
     def test_two_sheets_of_one_name(self, upscale, folder, capsys):
         picture("c/a.bmp")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import importlib.util
 import json
 import math
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -332,6 +335,44 @@ class TestLoader:
         assert folders.download_folder() == own
         monkeypatch.setattr(registry.os, "access", lambda place, mode: False)
         assert folders.download_folder() == shared
+
+    def test_windows_is_asked_where_a_file_can_be_put(self, host, tmp_path, monkeypatch):
+        """Its `os.access` says yes to every folder."""
+        registry, shared = host.part("resshift_core.registry"), tmp_path / "shared"
+        shared.mkdir()
+        monkeypatch.setattr(registry.sys, "platform", "win32")
+        assert registry.can_be_written(shared) and list(shared.iterdir()) == []
+
+        def refuse(path, flags):
+            raise PermissionError(13, "Access is denied", str(path))
+
+        monkeypatch.setattr(registry.os, "open", refuse)
+        assert not registry.can_be_written(shared)
+
+    def test_a_request_cannot_make_windows_ask_another_server(self, host, tmp_path, monkeypatch):
+        """To resolve //evil/share is to send it the user's name. Files are served only where the pack's name needs quoting."""
+
+        class NotFound(Exception):
+            pass
+
+        web = types.SimpleNamespace(HTTPNotFound=NotFound, FileResponse=lambda path: path)
+        monkeypatch.setitem(sys.modules, "aiohttp", types.SimpleNamespace(web=web))
+        (tmp_path / "x.js").write_text("")
+        serve, resolved, plain = (
+            importlib.import_module(f"{host.pack.__name__}.nodes.routes")._files_of(tmp_path),
+            [],
+            Path.resolve,
+        )
+        monkeypatch.setattr(Path, "resolve", lambda self: resolved.append(str(self)) or plain(self))
+
+        def ask(path):
+            return asyncio.run(serve(types.SimpleNamespace(match_info={"path": path})))
+
+        assert ask("x.js") == tmp_path / "x.js" and len(resolved) == 1
+        for path in (r"\\evil.example\share\x.js", "//evil.example/share/x.js", "C:/x.js", "x.js:stream"):
+            with pytest.raises(NotFound):
+                ask(path)
+        assert len(resolved) == 1
 
     def test_a_file_may_begin_with_a_published_name(self, host):
         name = "realsr_x4_s4 [mine].safetensors"

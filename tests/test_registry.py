@@ -113,7 +113,7 @@ def test_the_documentation_says_the_same():
         ("win32", {"LOCALAPPDATA": "/local"}, "/local/resshift/models"),
         ("win32", {}, "~/AppData/Local/resshift/models"),
         ("linux", {"RESSHIFT_MODELS_DIR": "~/mine"}, "~/mine"),
-        ("win32", {"RESSHIFT_MODELS_DIR": '"~/my models"'}, "~/my models"),  # as `set` of cmd.exe keeps it
+        ("win32", {"RESSHIFT_MODELS_DIR": '"~/my models" '}, "~/my models"),  # as `set ... && ...` of cmd.exe keeps it
     ],
 )
 def test_the_models_folder_of_every_system(monkeypatch, platform, environment, folder):

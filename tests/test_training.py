@@ -29,7 +29,7 @@ from resshift_core.file_lock import file_lock
 from training import finetune, sole
 from training.data import START
 from training.interrupts import Interrupts
-from training.report import Report, Table
+from training.report import Report, Table, write_summary
 from training.trainer import Trainer
 
 from . import standin
@@ -85,6 +85,14 @@ def test_a_run_writes_what_its_docstring_says(finished):
         assert (finished / name).stat().st_size > 0, name
     assert (finished / "contact_sheet.png").is_file()
     assert len(list((finished / "state").glob("*.pt"))) in (1, 2)
+
+
+def test_companions_of_a_mac_are_no_pictures(finished, tmp_path):
+    """It puts them beside files on drives that know no attributes of files."""
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / "validation" / "._000000000.png").write_bytes(b"\0\5\x16\7")
+    (folder / "summary.png").unlink()
+    assert write_summary(folder) == folder / "summary.png"
 
 
 def test_tensorboard_shows_losses_scores_and_grids(finished):
@@ -661,6 +669,7 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(place, tmp_path, capsys, m
 
     monkeypatch.setattr(finetune.distributed, "start", lambda device: Processes(0, 3, torch.device("cpu")))
     monkeypatch.setattr(finetune.distributed, "stop", lambda processes: None)
+    monkeypatch.setattr(Processes, "share", lambda self, value: value)
     assert finetune.main(arguments(*place[:1], tmp_path / "run", place[1])) == 2
     assert "multiple of the 3 processes" in capsys.readouterr().err
 

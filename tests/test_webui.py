@@ -78,7 +78,7 @@ def of_library(image: Image.Image, size: tuple[int, int], model=None, **settings
     from resshift_core.resize import resize
 
     tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    out = rs.upscale(model or rs.load_model("builtin"), tensor, **settings)
+    out = rs.upscale(model or rs.load_model("builtin", device="cpu"), tensor, **settings)
     return to_image(resize(out, (size[1], size[0]))[0], "RGB")
 
 
@@ -441,6 +441,24 @@ class TestUpscaler:
         data.scaler.upscale(picture(), 4, data.data_path)
         assert set(state.bars) == {(3, 11, 20)} and (state.job_no, state.sampling_steps, state.textinfo) == (3, 20, None)
         assert any("left" in text for text in state.texts)
+
+    def test_a1111s_manual_cast_is_left(self, host, monkeypatch):
+        """Within hires fix, on cards without an autocast that A1111 trusts: torch's layers compute in another number format."""
+        image, data = picture(size=(33, 24)), host.shared.sd_upscalers[0]
+        want = data.scaler.upscale(image, 4, data.data_path)
+        kinds, cast = [torch.nn.Conv2d, torch.nn.Linear, torch.nn.GroupNorm], []
+
+        def casting(self, *values):
+            cast.append(type(self))
+            return self.org_forward(*values).to(torch.float16)
+
+        host.devices.patch_module_list = kinds
+        for kind in kinds:
+            monkeypatch.setattr(kind, "org_forward", kind.forward, raising=False)
+            monkeypatch.setattr(kind, "forward", casting)
+        got = data.scaler.upscale(image, 4, data.data_path)
+        assert np.array_equal(got, want) and not cast
+        assert torch.nn.Conv2d.forward is casting  # the host's own models go on as they were
 
 
 class TestProgress:

@@ -59,7 +59,7 @@ from training.resize import resize
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, tell_changes, to_dict
 from training.sole import alone_in
 from training.start import Start, load_start
-from training.state import load_state, save_state
+from training.state import load_state, save_state, saved
 from training.trainer import Trainer
 from training.validation import Validator
 
@@ -107,7 +107,7 @@ class Run:
         """
         finished = (self.output / "last.safetensors").exists() and not self.settings.dry_run
         if self.settings.resume != "auto":
-            if self.processes.first and (any(self.states.glob("*.pt")) or finished) and not self.settings.dry_run:
+            if self.processes.first and (saved(self.states) or finished) and not self.settings.dry_run:
                 raise SettingsError(
                     f"{self.output} holds a run already. Add --resume auto to go on with it, or choose another --output."
                 )

@@ -186,7 +186,7 @@ def write_summary(output: Path) -> Path | None:
     _curve(axes["loss"], losses, "loss", "loss")
     _curve(axes["psnr"], scores, "psnr", "PSNR of held-out pictures, dB")
     _curve(axes["ssim"], scores, "ssim", "SSIM of held-out pictures")
-    grids = sorted((output / "validation").glob("*.png"))
+    grids = sorted((output / "validation").glob("[0-9]*.png"))
     axes["grids"].axis("off")
     if grids:
         axes["grids"].imshow(before_and_after(grids[0], grids[-1]), interpolation="nearest")

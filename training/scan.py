@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from resshift_core.atomic_file import replace
+from resshift_core.hidden import is_hidden
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
 REMEMBER_EVERY = 60.0  # seconds between two writings of what a check has found so far
@@ -123,9 +124,9 @@ def _below(root: Path, without: Path | None) -> Iterator[Path]:
         folders[:] = [
             name
             for name in sorted(folders)
-            if not name.startswith(".") and (place := Path(folder, name).resolve()) not in seen and not seen.add(place)
+            if not is_hidden(name) and (place := Path(folder, name).resolve()) not in seen and not seen.add(place)
         ]
-        yield from (Path(folder, name) for name in files if not name.startswith("."))
+        yield from (Path(folder, name) for name in files if not is_hidden(name))
 
 
 def read_rgb(path: str | os.PathLike) -> torch.Tensor:

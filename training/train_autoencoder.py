@@ -47,7 +47,7 @@ from training.report import Table, save_picture
 from training.scan import find_images, scan
 from training.settings import SettingsError, tell_changes, to_dict
 from training.sole import alone_in
-from training.state import load_state, save_state
+from training.state import load_state, save_state, saved
 from training.trainer import BAD_STEPS, NotFinite, load_moments, make_average
 
 log = logging.getLogger("resshift.training")
@@ -293,7 +293,7 @@ def run(settings: AutoencoderSettings) -> None:
         )
     if settings.adversarial and settings.crop < DETAIL_WINDOW:
         raise SettingsError(f"--crop is {settings.crop}; --adversarial needs {DETAIL_WINDOW} pixels at least.")
-    if settings.resume != "auto" and any((settings.output / "state").glob("*.pt")):
+    if settings.resume != "auto" and saved(settings.output / "state"):
         raise SettingsError(f"{settings.output} holds a run already. Add --resume auto, or choose another --output.")
     device = resolve_device(settings.device)
     with alone_in(settings.output, Processes(0, 1, device)):

@@ -36,7 +36,7 @@ from ..sheet import compare_sheet
 from ..version import __version__
 from .console import Console, OutputError, Progress, write_out
 from .report import Record, Report
-from .sources import Job
+from .sources import Job, same_file
 from .stop import raise_if_stopped
 
 
@@ -142,7 +142,7 @@ class Batch:
     def _read(self, job: Job) -> Loaded | None:
         """Decode a job's files; None where its output is already there."""
         if job.target is not None and os.path.exists(job.target):  # unlike `Path.exists`, in a locked folder, too
-            if job.source.path is not None and os.path.exists(job.source.path) and job.target.samefile(job.source.path):
+            if job.source.path is not None and os.path.exists(job.source.path) and same_file(job.target, job.source.path):
                 raise InputError(f"{job.source.label} would be overwritten by its own result. Choose another name with -o.")
             if not self.handling.overwrite:
                 return None

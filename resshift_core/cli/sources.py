@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import InputError
+from ..hidden import is_hidden
 from ..image_io import HEIC, READABLE, WRITABLE, can_write, first_line, writable_format
 
 PIPE = "-"
+NEVER = '<>"|?*'  # in names, on Windows
 CASEFOLD = sys.platform == "darwin"  # its disks tell neither A from a nor é from e and an accent; `normcase` does not know
 SHEET = r"(_[a-z]+)?_compare"
 OUTPUT_STEM = re.compile(rf"(?P<stem>.+)_x\d+(\.\d+)?(e-\d+)?({SHEET})?")  # of the names that this program gives
@@ -128,13 +130,13 @@ def _in_folder(
 
     for place, folders, files in os.walk(folder, onerror=note):
         folders[:] = sorted(
-            name for name in folders if recursive and not name.startswith(".") and not _same(Path(place, name), leave_out)
+            name for name in folders if recursive and not is_hidden(name) and not _same(Path(place, name), leave_out)
         )
         for name in sorted(files):
             path = Path(place, name)
-            if path.suffix.lower() in READABLE and not name.startswith("."):
+            if path.suffix.lower() in READABLE and not is_hidden(name):
                 found.append(Source(path, top / path.relative_to(folder)))
-            elif path.suffix.lower() in HEIC and not name.startswith("."):
+            elif path.suffix.lower() in HEIC and not is_hidden(name):
                 unknown.append(path)
     return found, unread
 
@@ -167,8 +169,19 @@ def _nothing_found(word: str, recursive: bool, left_out: list[Path]) -> str:
 
 def _identity(path: Path) -> str:
     """One word for a file, whatever it is called; unlike `Path.resolve`, it takes a link that leads to itself as it is."""
-    real = os.path.normcase(os.path.realpath(path))
-    return unicodedata.normalize("NFC", real).casefold() if CASEFOLD else real
+    return _spelling(os.path.realpath(path))
+
+
+def _spelling(name: str) -> str:
+    """The same for every way to write a name that the operating system takes for one."""
+    name = os.path.normcase(name)
+    return unicodedata.normalize("NFC", name).casefold() if CASEFOLD else name
+
+
+def same_file(a: Path, b: Path) -> bool:
+    """Whether two files that are there are one. Some drives of Windows number none of their files, or all with 0."""
+    first, second = os.stat(a), os.stat(b)
+    return os.path.samestat(first, second) if first.st_ino else _identity(a) == _identity(b)
 
 
 def _same(a: Path, b: Path | None) -> bool:
@@ -213,6 +226,11 @@ class Naming:
     ) -> Naming:
         if mark is not None and set(mark) & set("/\\\0"):
             raise InputError(f"--suffix {mark!r} has a character that separates folders. It is a part of a file's name.")
+        if sys.platform == "win32" and output and set(output) & set(NEVER):
+            raise InputError(
+                f"-o {output} has a character that no name can have on Windows. A stroke before a quotation mark makes the mark "
+                "a part of the name: leave it out, or use / instead."
+            )
         suffix = "." + format.lower().lstrip(".") if format else ""
         if suffix and not can_write(suffix):
             known = ", ".join(sorted(ending[1:] for ending in WRITABLE if can_write(ending)))
@@ -297,14 +315,14 @@ def split_earlier_outputs(sources: list[Source], naming: Naming, overwrite: bool
     known = set()
     for source in sources:
         if source.path is not None:
-            known.add((_identity(source.path.parent), source.path.stem))
+            known.add((_identity(source.path.parent), _spelling(source.path.stem)))
             folder = None if overwrite else naming.folder_of(source)
             if folder is not None:
-                known.add((_identity(folder), source.below.stem))
+                known.add((_identity(folder), _spelling(source.below.stem)))
 
     def is_output(source: Source) -> bool:
         stem = naming.stem_of_input(source.path.stem) if source.path is not None else None
-        return stem is not None and (_identity(source.path.parent), stem) in known
+        return stem is not None and (_identity(source.path.parent), _spelling(stem)) in known
 
     kept: list[Source] = []
     outputs: list[Source] = []
