@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import os
@@ -22,6 +23,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 import resshift_core as rs
 from resshift_core import registry
@@ -782,7 +784,8 @@ class TestReport:
         assert len(lines) == 1 and lines[0].startswith("warning: kappa 0.5 is far from the 0.1")
 
     def test_a_bar_on_a_terminal(self, upscale, folder, monkeypatch):
-        picture("a.png", size=(200, 200)), picture("b.png")  # the bar is drawn ten times a second
+        picture("a.png", size=(200, 200)), picture("b.png")
+        monkeypatch.setattr("tqdm.tqdm", functools.partial(tqdm, mininterval=0))  # it draws ten times a second at most
         monkeypatch.setattr(sys, "stderr", Terminal())
         assert upscale("a.png", "b.png", "gone.png", "--tile", "64") == 1
         shown = sys.stderr.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -11,7 +12,6 @@ import random
 import runpy
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +33,7 @@ from training.report import Report, Table, write_summary
 from training.trainer import Trainer
 
 from . import standin
+from .host_process import free_port
 from .training_run import ROOT, arguments, command, environment, make_pictures, save_tiny_model, weights
 
 needs_fork = pytest.mark.skipif(START != "fork", reason="processes are forked here; run --slow for fresh ones")
@@ -281,6 +282,7 @@ def test_a_run_is_not_overwritten(place, tmp_path, capsys):
     assert "--resume auto" in capsys.readouterr().err
 
 
+LONGEST = 600  # seconds that a run of these may take
 STARTED = []  # processes, and leaders of process groups
 
 
@@ -322,8 +324,9 @@ class Fresh(subprocess.Popen):
     def is_alive(self):
         return self.poll() is None
 
-    def join(self):
-        self.wait()
+    def join(self, timeout=None):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(timeout)
 
     @property
     def exitcode(self):
@@ -350,7 +353,7 @@ def kill_and_resume(start, words: list[str], output: Path, kills: int) -> int:
         process.join()
         killed += process.exitcode != 0
     process = start(words)
-    process.join()
+    process.join(LONGEST)
     assert process.exitcode == 0
     return killed
 
@@ -622,12 +625,6 @@ def test_a_setting_newer_than_the_run_has_not_changed(place, tmp_path, caplog, m
 
 
 # ---------------------------------------------------------------------------------------------------- processes
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def by_variables(words: list[str]) -> None:
