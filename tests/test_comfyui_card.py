@@ -42,11 +42,16 @@ def in_use(comfy: Server) -> int:
 
 
 def emptied(comfy: Server) -> int:
-    """What is still taken after the button that unloads all models."""
-    comfy.post("/free", {"unload_models": True, "free_memory": True})
+    """What is still taken after the button that unloads all models.
+
+    It is pressed again: the host's worker does not hear of it on its way from one prompt's end to the wait for the next.
+    """
     end = time.monotonic() + 20
-    while in_use(comfy) and time.monotonic() < end:
+    while time.monotonic() < end:
+        comfy.post("/free", {"unload_models": True, "free_memory": True})
         time.sleep(0.2)
+        if not in_use(comfy):
+            break
     return in_use(comfy)
 
 
