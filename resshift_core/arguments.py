@@ -148,7 +148,7 @@ def laid_tile(config, tile: int | str | None, overlap: int | None, size: tuple[i
     if not tile:
         tile = max(size) + multiple  # the whole picture
     tile = -(-tile // multiple) * multiple
-    return tile, min(config.overlap, tile // 4) if overlap is None else min(overlap, tile // 2)
+    return tile, min(config.overlap if overlap is None else overlap, tile // 2)
 
 
 def check_seeds(seed: int | Sequence[int], count: int, noise: str) -> tuple[int, ...]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ WRITABLE = {
 READABLE = {*WRITABLE, ".gif", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico", ".dds", ".mpo", ".apng"}
 HEIC = (".heic", ".heif")  # of phones; Pillow cannot read them
 FOREIGN = ("EPS", "WMF")  # formats that another program decodes: Ghostscript, Windows
+LONGEST_TEXT = 32 * 2**20  # bytes of a compressed text in a PNG; Pillow's own limit is 1 MiB
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 OPTIONS = {
@@ -65,6 +68,9 @@ class Picture:
     icc: bytes | None = None
     exif: bytes = b""
     text: Mapping[str, str] = field(default_factory=dict)  # of a PNG
+    colour: Mapping[bytes, bytes] = field(
+        default_factory=dict
+    )  # chunks of a PNG without a profile that say what its numbers mean
     notes: tuple[str, ...] = ()  # sentences: what is not as the file had it
 
     @property
@@ -138,8 +144,31 @@ def _open(source: Path | io.BytesIO) -> Iterator[Image.Image]:
     """
     Image.init()
     formats = [format for format in Image.ID if format not in FOREIGN]
-    with source if isinstance(source, io.BytesIO) else open(source, "rb") as file, Image.open(file, formats=formats) as image:
-        yield image
+    with source if isinstance(source, io.BytesIO) else open(source, "rb") as file:
+        try:
+            image = Image.open(file, formats=formats)
+        except ValueError as error:
+            if "MAX_TEXT_CHUNK" not in str(error):
+                raise
+            file.seek(0)
+            with _long_texts():
+                image = Image.open(file, formats=formats)
+        with image:
+            yield image
+
+
+_texts_lock = threading.Lock()
+
+
+@contextmanager
+def _long_texts() -> Iterator[None]:
+    """While a PNG is opened: a workflow or XMP that takes more than a megabyte, compressed in the file, is no attack yet."""
+    with _texts_lock:
+        before, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, LONGEST_TEXT
+        try:
+            yield
+        finally:
+            PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
 def first_line(error: BaseException) -> str:
@@ -205,7 +234,9 @@ def _picture(image: Image.Image) -> Picture:
     exif, upright = _exif_and_upright(image, notes)
     pixels, mode, icc = _decode(upright, layout, notes)
     text = {key: str(value) for key, value in getattr(image, "text", {}).items() if not key.startswith(OF_THE_FILE)}
-    return Picture(pixels, mode, image.format or "", _matching_profile(icc, mode, notes), exif, text, tuple(notes))
+    icc = _matching_profile(icc, mode, notes)
+    colour = _colour_chunks(image.info) if image.format == "PNG" and icc is None else {}
+    return Picture(pixels, mode, image.format or "", icc, exif, text, colour, tuple(notes))
 
 
 def pixels_of(image: Image.Image) -> Picture:
@@ -381,7 +412,7 @@ def write_picture(
     if quality is not None and "quality" in options:
         options["quality"] = quality
     if format == "PNG":
-        options["pnginfo"] = _png_text({**(like.text if like else {}), **(settings or {})})
+        options["pnginfo"] = _png_chunks({**(like.text if like else {}), **(settings or {})}, like.colour if like else {})
     elif format == "TIFF" and "exif" not in options:
         options["compression"] = "tiff_adobe_deflate"  # libtiff cannot write the EXIF folder
     try:
@@ -444,8 +475,22 @@ def _exif_for(block: bytes, size: tuple[int, int]) -> bytes:
     return exif.tobytes()
 
 
-def _png_text(texts: Mapping[str, str]) -> PngImagePlugin.PngInfo:
+def _colour_chunks(info: Mapping) -> dict[bytes, bytes]:
+    """The chunks sRGB, gAMA and cHRM that Pillow has read from a PNG, as they are stored."""
+    chunks = {}
+    if "srgb" in info:
+        chunks[b"sRGB"] = struct.pack(">B", info["srgb"])
+    if "gamma" in info:
+        chunks[b"gAMA"] = struct.pack(">I", round(info["gamma"] * 100000))
+    if len(info.get("chromaticity", ())) == 8:
+        chunks[b"cHRM"] = struct.pack(">8I", *(round(value * 100000) for value in info["chromaticity"]))
+    return chunks
+
+
+def _png_chunks(texts: Mapping[str, str], colour: Mapping[bytes, bytes]) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
+    for name, data in colour.items():
+        chunks.add(name, data)
     for key, value in texts.items():
         chunks.add_text(key, value)
     return chunks

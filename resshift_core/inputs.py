@@ -97,8 +97,8 @@ TILE = Input(
 )  # fmt: skip
 OVERLAP = Input(
     "overlap", "INT", "overlap",
-    "How many input pixels neighbouring tiles share; they are blended there. 0 = the model's own, at most a quarter of "
-    "the tile; other values: at most half of it.",
+    "How many input pixels neighbouring tiles share; they are blended there. 0 = the model's own; at most half of the "
+    "tile.",
     0, 0, 4096, 8,
 )  # fmt: skip
 TILE_BATCH = Input(

@@ -6,13 +6,16 @@ device, alone or in a batch, whatever the tile size.
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 KEEP_BYTES = 64 * 2**20  # pictures whose noise is smaller than this keep all of it
-BAND_ROWS = 128  # distance of the saved generator states otherwise
+BAND_ROWS = 128  # distance of the saved generator states otherwise,
+STATES_BYTES = 64 * 2**20  # or a multiple of it, where so many steps are drawn that the states would take more
+STATE_BYTES = 5056
 ROW_BYTES = 176 * 2**20  # a row of tiles whose noise is not larger has all of it drawn at once: five tiles of `builtin`
 BLOCK_BYTES = 136 * 2**20  # of others, so much is kept drawn, from the tile asked for on: three tiles
 BLOCK = 16  # torch fills normals in blocks of 16: a draw split at multiples of 16 gives the values of the whole draw
@@ -22,7 +25,7 @@ class NoiseField:
     """N(0, 1) noise of `draws` draws of shape (channels, height, width), readable by blocks.
 
     Values equal `torch.manual_seed(seed)` followed by `draws` calls of `torch.randn(1, channels, height, width)`. A large
-    field is not stored: a first pass saves generator states every 128 rows, and rows are drawn again when asked for.
+    field is not stored: a first pass saves generator states every 128 rows or more, and rows are drawn again when asked for.
 
     Args:
         seed: whole number, of which torch's generator takes the lowest 32 bits.
@@ -39,6 +42,8 @@ class NoiseField:
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
             self._whole = [torch.randn(self.shape, dtype=torch.float32, generator=self.generator) for _ in range(draws)]
         else:
+            bands = draws * channels * height * STATE_BYTES / BAND_ROWS / STATES_BYTES
+            self.band_rows = BAND_ROWS * max(1, math.ceil(bands))
             # one for all: the states would settle in the holes that those before leave
             scratch = torch.empty(BAND_ROWS, width, dtype=torch.float32)
             self._states = [[self._channel_states(scratch) for _ in range(channels)] for _ in range(draws)]
@@ -46,9 +51,9 @@ class NoiseField:
     def _channel_states(self, scratch: torch.Tensor) -> list[torch.Tensor]:
         """Generator states at every band of one channel; leaves the generator at the channel's end."""
         height, states = self.shape[1], []
-        for row in range(0, height, BAND_ROWS):
+        for row in range(0, height, self.band_rows):
             states.append(self.generator.get_state())
-            _skip(self.generator, scratch[: height - row])
+            _skip(self.generator, scratch, min(self.band_rows, height - row))
         return states
 
     def block(self, draw: int, first: int, last: int, left: int = 0, right: int | None = None) -> torch.Tensor:
@@ -109,9 +114,9 @@ class NoiseField:
         for channel in channels:
             top = 0
             for first, last in runs:
-                band, skipped = divmod(first, BAND_ROWS)
+                band, skipped = divmod(first, self.band_rows)
                 generator.set_state(self._states[draw][channel][band])
-                _skip(generator, values[:skipped])
+                _skip(generator, values, skipped)
                 for row in range(first, last, BAND_ROWS):
                     rows = min(BAND_ROWS, last - row)
                     drawn = out[channel, top : top + rows] if whole_rows else values[:rows]
@@ -121,12 +126,13 @@ class NoiseField:
                     top += rows
 
 
-def _skip(generator: torch.Generator, scratch: torch.Tensor) -> None:
-    """Pass over as many normals as `scratch` holds, a multiple of 16; it is overwritten.
+def _skip(generator: torch.Generator, scratch: torch.Tensor, rows: int) -> None:
+    """Pass over the normals of so many rows, whose width is that of `scratch`, a multiple of 16; it is overwritten.
 
     A normal takes one 32-bit word, a whole number of 64 bits takes two: in less than half of the time.
     """
-    scratch.view(torch.int64).random_(generator=generator)
+    for row in range(0, rows, len(scratch)):
+        scratch[: rows - row].view(torch.int64).random_(generator=generator)
 
 
 @dataclass(frozen=True)

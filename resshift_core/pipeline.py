@@ -92,11 +92,11 @@ def _checked_and_run(
             if mask is not None:  # what lies under the hole must not show
                 reference = torch.where(mask[i : i + 1] > 0, part, reference)
             match_color_around(part, reference, color_fix, wrap)
+    if channels == 1:
+        out, original = out.mean(1, keepdim=True), images
     if mask is not None:
         out = mask * out + (1 - mask) * original.float()
     out = resize_around(out, size, wrap).clamp_(0, 1)
-    if channels == 1:
-        return out.mean(1, keepdim=True)
     if alpha is not None:
         put_back(out, alpha, hidden)
         return torch.cat([out, alpha], dim=1)

@@ -122,7 +122,9 @@ class _Shared:
 
 
 def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress | None):
-    """Encode, sample and decode a batch of equal tiles. jobs: [(picture, place)] -> (B, 3, h * s, w * s) in [0, 1]."""
+    """Encode, sample and decode a batch of equal tiles. jobs: [(picture, place)] -> (B, 3, h * s, w * s) in [0, 1], and of which
+    all numbers on the way were finite.
+    """
     config, device, scale, settings = model.config, model.device, model.scale, shared.settings
     crops = torch.stack([picture.crop(place, CONTEXT) for picture, place in jobs]).to(device) * 2 - 1
     mask = None
@@ -168,8 +170,8 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     image = model.autoencoder.decode(x0).float()
     tell("decode", settings.schedule.steps, x0)
     # the picture alone would not tell: a codebook has a valid code for everything
-    finite = torch.isfinite(y0).all() & torch.isfinite(x0).all() & torch.isfinite(image).all()
-    return (image.clamp(-1, 1) + 1) / 2 if bool(finite) else None
+    finite = sum(torch.isfinite(values).flatten(1).all(1).int() for values in (y0, x0, image)) == 3
+    return (image.clamp(-1, 1) + 1) / 2, finite
 
 
 def _enlarged(crops, lq, scale: int) -> torch.Tensor:
@@ -187,11 +189,14 @@ def _preview(model: ResShiftModel, x0, y0, lq) -> torch.Tensor:
 
 
 def _run_tiles_safely(model, jobs, shared: _Shared, progress) -> torch.Tensor:
-    """As `_run_tiles`; a batch that comes out non-finite is done again in float32."""
-    result = _run_tiles(model, jobs, shared, progress)
-    if result is None and model.computes_in_half:
-        result = _run_tiles(shared.in_float32(model), jobs, shared, None)
-    if result is None:
+    """The result of `_run_tiles`; tiles that come out non-finite are done again in float32, the others stay."""
+    result, finite = _run_tiles(model, jobs, shared, progress)
+    if not bool(finite.all()) and model.computes_in_half:
+        again = [i for i, fine in enumerate(finite.cpu().tolist()) if not fine]
+        redone, finite = _run_tiles(shared.in_float32(model), [jobs[i] for i in again], shared, None)
+        for i, picture in zip(again, redone):
+            result[i] = picture
+    if not bool(finite.all()):
         raise InputError("The model returns numbers that are not finite, in float32 too. Its weights are probably damaged.")
     return result
 
@@ -284,7 +289,7 @@ def run_tiles(model, rgb, mask, settings: Settings, out, on_step) -> None:
 def _halved(model: ResShiftModel, tile: int, overlap: int, smallest: int) -> tuple[int, int]:
     """(tile, overlap) to go on with where a tile is too large."""
     tile = max(smallest, _multiple_below(tile // 2, model.config.multiple))
-    return tile, min(overlap, tile // 4)
+    return tile, min(overlap, tile // 2)
 
 
 def free_words(device: torch.device) -> str:

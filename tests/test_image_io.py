@@ -455,6 +455,30 @@ class TestWriting:
         texts = png_texts((tmp_path / "a.png").read_bytes())
         assert texts["parameters"] == "a cat" and json.loads(texts["resshift"]) == {"steps": 4}
 
+    def test_long_texts_are_no_damage(self, tmp_path):
+        """A workflow of 3 MB that takes a few kB in the file; Pillow's own limit is one."""
+        source, long = PngImagePlugin.PngInfo(), "nodes " * 500_000
+        source.add_text("workflow", long, zip=True)
+        picture = read_picture(saved(Image.fromarray(colours()), pnginfo=source))
+        assert picture.text["workflow"] == long and PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20
+        source.add_text("bomb", "0" * (1 << 26), zip=True)
+        with pytest.raises(rs.InputError, match="cannot be read"):
+            read_picture(saved(Image.fromarray(colours()), pnginfo=source))
+
+    def test_what_the_numbers_of_a_png_mean_is_kept(self, tmp_path):
+        """Gamma 1 and wide primaries; with a profile, which says more, neither."""
+        source = PngImagePlugin.PngInfo()
+        source.add(b"gAMA", struct.pack(">I", 100000))
+        wide = [31270, 32900, 70800, 29200, 17000, 79700, 13100, 4600]
+        source.add(b"cHRM", struct.pack(">8I", *wide))
+        picture = read_picture(saved(Image.fromarray(colours()), pnginfo=source))
+        write_picture(Image.fromarray(colours()), tmp_path / "a.png", "PNG", picture)
+        with Image.open(tmp_path / "a.png") as image:
+            assert image.info["gamma"] == 1 and [round(v * 100000) for v in image.info["chromaticity"]] == wide
+        data = (tmp_path / "a.png").read_bytes()
+        assert data.index(b"gAMA") < data.index(b"IDAT") and data.index(b"cHRM") < data.index(b"IDAT")
+        assert not read_picture(saved(Image.fromarray(colours()), pnginfo=source, icc_profile=SRGB)).colour
+
     def test_texts_that_repeat_the_orientation_are_left_out(self, tmp_path):
         source = PngImagePlugin.PngInfo()
         source.add_text("Raw profile type exif", "\nexif\n      4\n4d4d002a\n")

@@ -88,6 +88,19 @@ def test_many_steps_keep_one_block(monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="nothing here says what a process takes")
+def test_the_states_of_many_steps_take_no_more(monkeypatch):
+    """Then they lie further apart, and more rows are passed over."""
+    monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+    monkeypatch.setattr(noise, "BAND_ROWS", 16)
+    monkeypatch.setattr(noise, "STATES_BYTES", 40 * noise.STATE_BYTES)
+    field, expected = NoiseField(5, 7, 3, 150, 32), reference(5, 7, 3, 150, 32)
+    assert field.band_rows == 80 and sum(len(channel) for draw in field._states for channel in draw) == 7 * 3 * 2
+    assert len(field._states[0][0][0]) == noise.STATE_BYTES
+    for draw in (6, 0, 3):
+        for first, last in ((0, 150), (70, 90), (79, 80), (80, 150), (149, 150)):
+            assert torch.equal(field.block(draw, first, last), expected[draw][:, first:last])
+
+
 def test_states_lie_close_together():
     """Each channel's scratch left a hole into which the next one's states went, so that the one after needed new memory."""
     script = """

@@ -124,6 +124,12 @@ class TestSize:
 
 
 class TestTiles:
+    def test_the_overlap_of_small_tiles_is_the_models_own(self, model):
+        """Or half of the tile: less would show."""
+        lq = picture(20, 150)
+        for tile, overlap in ((64, 16), (32, 16), (24, 12), (16, 8)):
+            assert torch.equal(rs.upscale(model, lq, tile=tile), rs.upscale(model, lq, tile=tile, overlap=overlap))
+
     def test_an_overlap_beyond_half_of_the_tile(self, model, caplog):
         lq = picture(40, 40)
         assert torch.equal(rs.upscale(model, lq, tile=0, overlap=30), rs.upscale(model, lq, tile=0))
@@ -440,7 +446,7 @@ class TestFaults:
         assert "going on with 2" in caplog.text and "going on with 1" in caplog.text
 
     def test_then_smaller_tiles(self, model, monkeypatch, caplog):
-        expected = rs.upscale(model, picture(200, 200), tile=64, overlap=16)
+        expected = rs.upscale(model, picture(200, 200), tile=64, overlap=32)
         out = self.run_with_failure(model, monkeypatch, lambda tiles, side: side > 80)
         torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
         assert "starting again with 64" in caplog.text

@@ -22,8 +22,7 @@ export function layAxis(length, tile, overlap, { padding, smallest, tile_multipl
 /** [tile, overlap] that a run uses: zeros are the model's own, tiles are rounded up to its multiple. */
 export function chooseTile(facts, tile, overlap) {
   const rounded = Math.ceil((tile || facts.tile) / facts.multiple) * facts.multiple
-  const wanted = overlap || Math.min(facts.overlap, Math.floor(rounded / 4))
-  return [rounded, Math.min(wanted, Math.floor(rounded / 2))]
+  return [rounded, Math.min(overlap || facts.overlap, Math.floor(rounded / 2))]
 }
 
 /** [before, after]: pixels that wrap-around adds on both sides of a length. */

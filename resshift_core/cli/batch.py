@@ -8,6 +8,7 @@ import os
 import time
 import unicodedata
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -36,7 +37,7 @@ from ..sheet import compare_sheet
 from ..version import __version__
 from .console import Console, OutputError, Progress, write_out
 from .report import Record, Report
-from .sources import Job, same_file
+from .sources import Job, Source, same_file
 from .stop import raise_if_stopped
 
 
@@ -73,6 +74,7 @@ class Handling:
     overwrite: bool = False
     max_pixels: int = MAX_PIXELS
     mask: Path | None = None  # a file for all pictures, or a folder with one of the same name for each
+    alike: frozenset[str] = frozenset()  # names (without endings) that several pictures have, in different folders
     quality: int | None = None  # 1 to 100, of JPEG, WebP and AVIF; None = `image_io.OPTIONS`
 
 
@@ -160,7 +162,7 @@ class Batch:
         if path is None:
             return None
         if os.path.isdir(path):
-            path = _same_stem(path, job)
+            path = _same_stem(path, job, self.handling.alike)
         mask = read_picture(path, max_pixels=self.handling.max_pixels)
         if mask.size != picture.size:
             sizes = " x ".join(map(str, mask.size)), " x ".join(map(str, picture.size))
@@ -256,13 +258,23 @@ def _weights(jobs: list[Job]) -> list[float]:
     return [float(width * height) for width, height in (size or (1, 1) for size in sizes)]
 
 
-def _same_stem(folder: Path, job: Job) -> Path:
-    """The mask of a picture in a folder of masks. A Mac spells é as e and an accent, and other machines keep its names."""
-    stem = _composed(job.source.below.stem)
-    found = sorted(path for path in folder.glob("*") if _composed(path.stem) == stem and path.suffix.lower() in READABLE)
-    if not found:
-        raise InputError(f"There is no mask called {stem} in the folder {folder} for {job.source.label}.")
-    return found[0]
+def _same_stem(folder: Path, job: Job, alike: frozenset[str]) -> Path:
+    """The mask of a picture in a folder of masks: in the same folder below it, or, unless other pictures are called the same, in
+    it itself. A Mac spells é as e and an accent, and other machines keep its names.
+    """
+    stem, own = _composed(job.source.below.stem), folder / job.source.below.parent
+    for place in (own,) if stem in alike else (own, folder):
+        for path in sorted(place.glob("*")) if os.path.isdir(place) else ():
+            if _composed(path.stem) == stem and path.suffix.lower() in READABLE:
+                return path
+    raise InputError(f"There is no mask called {stem} in the folder {own if stem in alike else folder} for {job.source.label}.")
+
+
+def names_alike(sources: list[Source]) -> frozenset[str]:
+    """`Handling.alike` of all pictures of a run."""
+    counts = Counter((source.below.parent, _composed(source.below.stem)) for source in sources)
+    stems = Counter(stem for _, stem in counts)
+    return frozenset(stem for stem, count in stems.items() if count > 1)
 
 
 def _composed(name: str) -> str:

@@ -195,10 +195,11 @@ def _lies_in(path: Path, outer: Path) -> bool:
 
 
 def _without_repetition(sources: list[Source]) -> list[Source]:
-    """Each file once, however it was named."""
+    """Each file once, however it was named; a link to another is a file of its own: its result has another name."""
     first: dict[str, Source] = {}
     for source in sources:
-        first.setdefault(PIPE if source.path is None else _identity(source.path), source)
+        path = source.path
+        first.setdefault(PIPE if path is None else os.path.join(_identity(path.parent), _spelling(path.name)), source)
     return list(first.values())
 
 

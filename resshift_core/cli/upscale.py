@@ -26,7 +26,7 @@ from ..registry import REGISTRY
 from ..sampler import SAMPLERS
 from ..wrap import WRAPS
 from . import arguments as types
-from .batch import Batch, Chain, Handling, seed_for
+from .batch import Batch, Chain, Handling, names_alike, seed_for
 from .console import Console
 from .ranks import Rank
 from .report import Record, Report
@@ -200,7 +200,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for problem in found.problems + more if rank.index == 0 else ():
         report.add(report.ticket(), Record(problem.label, None, "failed", error=problem.error))
     if model is not None:
-        _run(args, console, report, model, rank.share(jobs), rank)
+        _run(args, console, report, model, rank.share(jobs), rank, names_alike(sources))
     else:
         report.close()
     return int(rank.any_failed(report.failed))
@@ -251,7 +251,9 @@ def _arguments(args: argparse.Namespace) -> dict:
     return {"noise": noise, **{name: getattr(args, name) for name in names}}
 
 
-def _run(args, console: Console, report: Report, model: ResShiftModel, jobs: list[Job], rank: Rank) -> None:
+def _run(
+    args, console: Console, report: Report, model: ResShiftModel, jobs: list[Job], rank: Rank, alike: frozenset[str]
+) -> None:
     schedule = model.schedule.retime(args.steps or model.config.default_steps, args.kappa, args.p)
     chain = Chain(
         _name(args.model, model), schedule.steps, schedule.kappa, schedule.p, args.seed, args.sampler, args.noise,
@@ -261,7 +263,7 @@ def _run(args, console: Console, report: Report, model: ResShiftModel, jobs: lis
         model,
         lambda job: replace(chain, seed=seed_for(args.seed, args.noise, job)),
         _arguments(args),
-        Handling(args.overwrite, args.max_pixels, args.mask, args.quality),
+        Handling(args.overwrite, args.max_pixels, args.mask, alike, args.quality),
         console,
         report,
         _on_processor(args, model),
