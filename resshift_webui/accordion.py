@@ -25,7 +25,7 @@ from .upscaling import Result, upscale_image
 log = logging.getLogger("resshift")
 
 NOTE = (
-    "While this is open, its settings count, not those of the Settings page. If Upscale above uses a ResShift model, they steer "
+    "While its box is ticked, these settings count, not those of the Settings page. If Upscale above uses a ResShift model, they steer "
     "that; otherwise ResShift runs here, with the model and factor below."
 )
 ROWS = (("steps", "kappa", "p"), ("sampler", "color_fix"), ("seed",), ("tile", "overlap", "tile_batch"), ("compare",))
@@ -40,7 +40,7 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
     drawn = itertools.count(1)  # times; begins anew with every page
 
     def ui(self):
-        settings, number = _defaults(), next(type(self).drawn)
+        number = next(type(self).drawn)
         after = f"_{number}" if number > 1 else ""  # the host can show it in txt2img and img2img, too, and finds parts by id
         with _accordion(after) as enable:
             gr.HTML(f"<p class='resshift-note'>{NOTE}</p>")
@@ -51,7 +51,7 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
             shown = {}
             for row in ROWS:
                 with gr.Row():
-                    shown |= {word: draw(INPUTS[word], getattr(settings, word), after) for word in row}
+                    shown |= {word: draw(INPUTS[word], _default_of(word), after) for word in row}
                     if "seed" in row:
                         _seed_buttons(shown["seed"], after)
         return {"enable": enable, "model": model, "scale": scale, **shown}
@@ -62,11 +62,7 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
             return
         SESSION.sees_jobs = True
         SESSION.begin(Settings.of(controls) if enable else None, pp.image.size)
-        fingerprint = _fingerprint()
-        if SESSION.stopped or fingerprint is None or fingerprint != SESSION.fingerprint:
-            host.forget_cached_pictures()
-            SESSION.forget()
-        SESSION.fingerprint, SESSION.stopped = fingerprint, False
+        _look_at_cache()
 
     def process(self, pp, enable=None, model=None, scale=None, **controls):
         if pp.image is None:  # SD.Next shows all scripts its videos, too
@@ -92,7 +88,8 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
             if made is not None:
                 pp.info.update(made.as_text(after))
                 SESSION.last = made
-        for sheet in SESSION.sheets:
+        sheets, SESSION.sheets = SESSION.sheets, []  # each once, where a script before Upscale made several pictures of one
+        for sheet in sheets:
             _add_sheet(pp, sheet)
 
     def _run(self, pp, model, scale, settings: Settings) -> None:
@@ -120,6 +117,28 @@ def _size_before_crop(pp) -> tuple[int, int]:
     return host_size(*SESSION.before, factor)
 
 
+def upscale_begins(words: dict) -> None:
+    """The host's script Upscale begins with a picture; words: what its controls say.
+
+    Our own has not seen the job where it is switched off in the host's settings, and outside of Extras.
+    """
+    if not SESSION.in_extras():
+        SESSION.asked = None
+        _look_at_cache()
+        if SESSION.sees_jobs:
+            SESSION.fingerprint = None  # of what the cache then holds we have no words
+    SESSION.upscale_begins(words)
+
+
+def _look_at_cache() -> None:
+    """The host's, of pictures that Upscale made: it knows nothing of our settings, and of runs that were stopped."""
+    fingerprint = _fingerprint()
+    if SESSION.stopped or fingerprint is None or fingerprint != SESSION.fingerprint:
+        host.forget_cached_pictures()
+        SESSION.forget()
+    SESSION.fingerprint, SESSION.stopped = fingerprint, False
+
+
 def _fingerprint() -> tuple | None:
     """What a cached picture depends on beside itself and its upscaler's name. None: nothing in the cache is of use."""
     try:
@@ -132,6 +151,11 @@ def _fingerprint() -> tuple | None:
         return None
     files = tuple((name, loaded.stamp(source)) for name, source in host.listed().items())
     return settings, host.option("dtype", "auto"), files
+
+
+def _default_of(word: str):
+    """For a control: asked for whenever a page is loaded, or what is saved on the Settings page would wait for Reload UI."""
+    return lambda: getattr(_defaults(), word)
 
 
 def _defaults() -> Settings:

@@ -7,7 +7,7 @@ import itertools
 from modules import script_callbacks
 
 from . import api, host, loaded, page
-from .accordion import ScriptPostprocessingResShift
+from .accordion import ScriptPostprocessingResShift, upscale_begins
 from .session import SESSION
 from .upscaler import UpscalerResShift
 
@@ -31,4 +31,4 @@ def _before_ui() -> None:
 
 
 def _watch(*_) -> None:
-    host.watch_upscale(SESSION.upscale_begins, SESSION.upscale_ends)
+    host.watch_upscale(upscale_begins, SESSION.upscale_ends)

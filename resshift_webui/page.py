@@ -48,7 +48,8 @@ def _several(choices: list[str]) -> tuple[type, dict]:
 
 
 def _add(word: str, default, label: str, kind, arguments: dict, hint: str) -> None:
-    option = shared.OptionInfo(default, label, kind, arguments, section=SECTION)
+    # the host can show options beside its own, in a bar without sections
+    option = shared.OptionInfo(default, f"ResShift: {label}", kind, arguments, section=SECTION)
     if hasattr(option, "info"):
         option = option.info(hint)
     if hasattr(option, "category_id"):

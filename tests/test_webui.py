@@ -519,6 +519,38 @@ class TestExtras:
         third = host.extras(picture(), BUILTIN).image
         assert not np.array_equal(first, second) and np.array_equal(first, third)
 
+    @pytest.mark.parametrize("before", [False, True])
+    def test_where_the_accordion_is_switched_off(self, host, monkeypatch, before):
+        """In the host's settings, from the beginning or later: our script is not asked then, and the cache is ours to look at."""
+        image, ours, script = picture(), host.script, type("Watched", (UpscaleScript,), {})
+        data = [SimpleNamespace(script_class=script)]
+        monkeypatch.setattr(host.modules["modules.scripts"], "postprocessing_scripts_data", data, raising=False)
+        host.call("before_ui")
+        host.scripts[:] = [script(host) if other.name == "Upscale" else other for other in host.scripts]
+        if before:
+            host.extras(image, BUILTIN)
+        host.scripts.remove(ours)
+        first = host.extras(image, BUILTIN).image
+        host.set(seed=1)
+        assert not np.array_equal(host.extras(image, BUILTIN).image, first)
+        host.set(seed=2)
+        plain = image.resize((80, 48), Image.Resampling.LANCZOS)
+        with monkeypatch.context() as patch:
+            patch.setattr(host.shared.state, "nextjob", lambda: setattr(host.shared.state, "interrupted", True))
+            assert np.array_equal(host.extras(image, BUILTIN).image, plain)
+        assert not np.array_equal(host.extras(image, BUILTIN).image, plain)
+        host.set(seed=0)
+        assert np.array_equal(host.extras(image, BUILTIN).image, first)
+        host.scripts.append(ours)
+        assert host.extras(image, BUILTIN).info["ResShift seed"] == 0  # of a picture that it saw being made
+
+    def test_each_sheet_is_shown_once(self, host):
+        """A script before Upscale may make several pictures of one; all are one job."""
+        pp = host.extras(picture(), BUILTIN, enable=True, compare=True)
+        assert len(pp.extra_images) == 1
+        host.script.process(pp, enable=True, compare=True)
+        assert len(pp.extra_images) == 1
+
     def test_words_say_what_was_used(self, host):
         words = host.extras(picture(), BUILTIN).info
         assert words["ResShift model"] == BUILTIN and words["ResShift steps"] == 4
@@ -750,7 +782,7 @@ class TestUI:
         controls = host.script.ui()
         assert tuple(controls)[:3] == ("enable", "model", "scale") and set(controls) == {"enable", "model", "scale", *INPUT_IDS}
         assert all(controls[word].tooltip for word in INPUT_IDS) and controls["model"].keywords["choices"] == [BUILTIN, REAL]
-        assert controls["steps"].keywords["value"] == 0
+        assert controls["steps"].keywords["value"]() == 0
         # or the host would restore what they first were, whatever the Settings page says
         assert all(control.do_not_save_to_config for word, control in controls.items() if word in INPUT_IDS)
 
@@ -780,10 +812,12 @@ class TestUI:
         assert "extras_resshift" in named and "resshift_steps_3" in named
 
     def test_it_starts_with_the_options(self, host):
+        """Of the moment when a page is loaded: what is saved on the Settings page is there without Reload UI."""
+        controls = host.script.ui()
         host.set(steps=3, seed=9)
-        assert host.script.ui()["steps"].keywords["value"] == 3
+        assert controls["steps"].keywords["value"]() == 3 and controls["seed"].keywords["value"]() == 9
         host.set(steps=-5)
-        assert host.script.ui()["steps"].keywords["value"] == 0
+        assert controls["steps"].keywords["value"]() == 0
 
     def test_dice_and_reuse(self, host, monkeypatch):
         buttons = []
