@@ -60,7 +60,8 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
         """Before any script works on the picture: what the accordion asks, and whether the host's cache still holds."""
         if pp.image is None:
             return
-        SESSION.sees_jobs = True
+        if not SESSION.sees_jobs:  # what the cache holds was remembered without its job
+            SESSION.sees_jobs, SESSION.fingerprint = True, None
         SESSION.begin(Settings.of(controls) if enable else None, pp.image.size)
         _look_at_cache()
 
