@@ -187,7 +187,7 @@ def upscale(
             or in a batch, whatever the tile size.
         sampler: "stochastic", or "deterministic" (noise in x_T only).
         tile, overlap: low-resolution pixels; "auto" = the model's constant, None or 0 = the whole picture at once.
-        tile_batch: tiles that go together; None = as many as free memory allows on an accelerator, 1 on a CPU.
+        tile_batch: tiles that go together; None = as many as free memory allows on an NVIDIA or AMD GPU, elsewhere 1.
         mask: (B, 1, H, W) in [0, 1], 1 = fill in; inpainting models only.
         color_fix: "none", "wavelet" (low frequencies of the original) or "adain" (its mean and contrast).
         noise: "per_image"; "shared": all pictures of the batch use `seed` itself, for frames of a film; "periodic": shared,

@@ -13,8 +13,10 @@ OUT/last.safetensors and OUT/best.safetensors carry one default step, so the nod
 A network without a trunk so takes 1/T of the teacher's time. A trunk, as the built-in model has one, is run once for all
 steps, and must become shorter for that: --trunk-blocks N keeps N of its blocks, evenly spaced, which training reconciles.
 
-All settings of training/finetune.py apply (data, degradation, memory, --resume auto, torchrun), but those of the schedule,
-which is the teacher's. docs/training.md has numbers; `python -m benchmarks.student` measures both models on your pictures.
+All settings of training/finetune.py apply (data, degradation, memory, --resume auto, torchrun), but those of the schedule, the
+width and most of the loss (--predict, --width, --last-step-share, --rollout-share, --lpips, --spectrum, --adversarial,
+--eq8-weight; nor a recipe that sets one): these are the teacher's, and refused. docs/training.md has numbers;
+`python -m benchmarks.student` measures both models on your pictures.
 """
 
 from __future__ import annotations

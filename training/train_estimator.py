@@ -10,7 +10,8 @@ can learn what to make of the estimates:
         --damaged-share 0.7
 
 which leaves the estimator as it is. Prints for every number how much of its variance is explained, for crops that it was not
-trained on. A run is short and cannot be resumed. docs/training.md says more.
+trained on. A run is short and cannot be resumed. docs/training.md says more. Of the settings below, those of other things
+than data, crops, degradation, learning rate and model are refused.
 """
 
 from __future__ import annotations

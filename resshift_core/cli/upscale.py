@@ -167,7 +167,7 @@ def _add_geometry(group) -> None:
         type=types.whole(0),
         default=DEFAULTS["tile_batch"],
         metavar="N",
-        help="tiles that are computed together; 0 = what fits (default)",
+        help="tiles that are computed together; 0 = what fits on an NVIDIA or AMD GPU, elsewhere 1 (default)",
     )
 
 
