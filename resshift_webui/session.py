@@ -42,6 +42,8 @@ class Session:
         default=lambda: None
     )  # weakly, the last picture that was made outside of Extras
     outside_made: Made | None = None  # how
+    outside_seed: tuple[object, int] = (None, 0)  # (job, the seed that is drawn for all of its pictures)
+    enlarged: Made | None = None  # how an entry made the last picture since txt2img or img2img began with some
     # (entry's name, size before, size after) -> how, or None: merely resized; for pictures that the host took from its cache
     history: dict[tuple, Made | None] = field(default_factory=dict)
 
@@ -60,12 +62,21 @@ class Session:
             InputError: an option is out of range; a sentence.
         """
         if not self.in_extras():
-            return settings_of_options()
+            return self._with_the_jobs_seed(settings_of_options())
         settings = self._chosen()
         if settings.is_random:  # once: the second upscaler of a picture has the seed of the first
             self.seed = draw_seed() if self.seed is None else self.seed
             settings = replace(settings, seed=self.seed)
         return settings
+
+    def _with_the_jobs_seed(self, settings: Settings) -> Settings:
+        """Outside of Extras: one for all pictures of a batch, whose texts are the same."""
+        job = host.job()
+        if not settings.is_random or job is None:
+            return settings
+        if self.outside_seed[0] != job:
+            self.outside_seed = job, draw_seed()
+        return replace(settings, seed=self.outside_seed[1])
 
     def asks_for_random(self) -> bool:
         """Whether every picture of the job gets a seed of its own."""
@@ -78,7 +89,7 @@ class Session:
     def remember_outside(self, image, made: Made) -> None:
         """A picture that an entry made; in Extras it does not matter."""
         if not self.in_extras():
-            self.outside, self.outside_made = weakref.ref(image), made
+            self.outside, self.outside_made, self.enlarged = weakref.ref(image), made, made
 
     def upscale_begins(self, words: dict) -> None:
         """The host's script does, with a picture; what entries made before, as in hires fix, is not that.

@@ -635,6 +635,26 @@ class TestExtras:
         accordion.process(pp, enable=True, model=BUILTIN, scale=2)
         assert pp.image.size == (40, 24) and counted == [2]
 
+    def test_words_of_hires_fix(self, host):
+        """Those of all pictures of a batch are the same, and so is the seed that was drawn for them."""
+        host.set(seed=-1)
+        words, data = part("words").ScriptResShiftWords(), host.shared.sd_upscalers[0]
+
+        def generate(*sizes):
+            p = SimpleNamespace(extra_generation_params={})
+            words.process(p)
+            pictures = [data.scaler.upscale(picture(size=size), 4, data.data_path) for size in sizes]
+            words.postprocess_image(p, None)
+            return p.extra_generation_params, pictures
+
+        host.shared.state.begin("txt2img")
+        first, (one, two) = generate((20, 12), (20, 12))
+        assert first["ResShift model"] == data.name and first["ResShift seed"] >= 0 and np.array_equal(one, two)
+        assert generate() == ({}, [])
+        host.shared.state.begin("txt2img")
+        second, _ = generate((20, 12))
+        assert second["ResShift seed"] != first["ResShift seed"]
+
     @pytest.mark.parametrize("how", [{"crop": (40, 40)}, {"second": "Other"}, {"crop": (40, 40), "second": "Other"}])
     def test_nor_what_upscale_cropped_or_blended(self, host, counted, monkeypatch, how):
         """It leaves another picture than the entry gave it."""

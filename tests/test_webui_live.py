@@ -5,8 +5,10 @@ With WEBUI_CHECKPOINT, a file that webui_checkpoint.py makes, its own pipelines 
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -246,17 +248,34 @@ class TestPipelines:
         webui.post("/sdapi/v1/options", {"show_progress_type": "Approx cheap"})  # the others fetch weights of their own
         before = webui.passes()
         answer = webui.post(f"/sdapi/v1/{path}", {**self.COMMON, **body})
+        self.text = json.loads(answer["info"])["infotexts"][0]
         return decoded(answer["images"][0]), webui.passes() - before
 
     def test_hires_fix(self, webui):
         more = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": BUILTIN, "hr_second_pass_steps": 1}
         result, passes = self.passes(webui, "txt2img", width=64, height=64, hr_additional_modules=["Use same choices"], **more)
         assert result.size == (128, 128) and passes == 1
+        assert "ResShift seed: 0," in self.text and "ResShift steps: 4," in self.text
+        self.passes(webui, "txt2img", width=64, height=64)
+        assert "ResShift" not in self.text  # nothing was enlarged
+
+    def test_a_seed_that_was_drawn_is_written(self, webui):
+        more = {"enable_hr": True, "hr_scale": 2, "hr_upscaler": BUILTIN, "hr_second_pass_steps": 1, "width": 64, "height": 64}
+        more["hr_additional_modules"] = ["Use same choices"]
+        webui.post("/sdapi/v1/options", {"resshift_seed": -1})
+        try:
+            drawn, _ = self.passes(webui, "txt2img", **more)
+            seed = int(re.search(r"ResShift seed: (\d+)", self.text)[1])
+            webui.post("/sdapi/v1/options", {"resshift_seed": seed})
+            again, _ = self.passes(webui, "txt2img", **more)
+        finally:
+            webui.post("/sdapi/v1/options", {"resshift_seed": 0})
+        assert np.array_equal(drawn, again)
 
     def test_img2img(self, webui):
         webui.post("/sdapi/v1/options", {"upscaler_for_img2img": BUILTIN})
         result, passes = self.passes(webui, "img2img", init_images=[encoded(picture())], width=128, height=64)
-        assert result.size == (128, 64) and passes == 1
+        assert result.size == (128, 64) and passes == 1 and "ResShift model: " in self.text
 
     def test_sd_upscale(self, webui):
         known = webui.get("/sdapi/v1/script-info")

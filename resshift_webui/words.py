@@ -1,0 +1,24 @@
+"""The text of txt2img's and img2img's pictures: how one of our entries enlarged them on the way, as in hires fix."""
+
+from __future__ import annotations
+
+from modules import scripts
+
+from .session import SESSION
+
+
+class ScriptResShiftWords(getattr(scripts, "Script", object)):
+    """Has no controls. The host asks it when it begins with pictures, and for each of them."""
+
+    def title(self) -> str:
+        return "ResShift words"
+
+    def show(self, is_img2img):
+        return getattr(scripts, "AlwaysVisible", True)
+
+    def process(self, p, *_) -> None:
+        SESSION.enlarged = None
+
+    def postprocess_image(self, p, pp, *_) -> None:
+        if SESSION.enlarged is not None:
+            p.extra_generation_params.update(SESSION.enlarged.as_text())
