@@ -91,8 +91,8 @@ LOADER = Node(
     (Output(MODEL, "model", "For the other ResShift nodes."),),
     (
         "Files are looked for in `models/resshift`, in every folder that `extra_model_paths.yaml` names `resshift`, and "
-        "(autoencoders) in `models/vae`. Downloads go to the first of these folders, can be resumed, and are checked. Without "
-        "internet, put the file there by hand; the error message names it.",
+        "(autoencoders) in `models/vae`. Downloads go to the first of these folders that can be written into, can be resumed, "
+        "and are checked. Without internet, put the file there by hand; the error message names it.",
         "The kind of a network is read from its weights. What weights cannot tell (the number of steps) comes from the file's "
         "metadata or name: a renamed file should keep the word, such as `realsr_x4_s15`.",
     ),
