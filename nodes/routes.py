@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from pathlib import Path
 from urllib.parse import quote
@@ -12,6 +13,8 @@ from server import PromptServer
 
 from ..resshift_core.errors import ResShiftError
 from .facts import describe
+
+log = logging.getLogger("resshift")
 
 PATH = "/resshift/model"
 
@@ -26,7 +29,8 @@ def add_routes(pack: Path) -> None:
             facts = await asyncio.to_thread(describe, request.query.get("name", ""))
             return web.json_response(facts)
         except (ResShiftError, OSError, ValueError) as error:
-            return web.json_response({"error": str(error)}, status=404)
+            log.debug("The page asked for a model that cannot be described: %s", error)  # with the names of folders
+            return web.json_response({"error": "unknown"}, status=404)
 
     if quote(pack.name) != pack.name:  # aiohttp 3.11 and later: static folders whose names need quoting are never found
         name = f"{{pack:{re.escape(pack.name)}}}"

@@ -7,11 +7,14 @@ import logging
 
 log = logging.getLogger("resshift")
 
+NO_MARKUP = {ord(letter): None for letter in "<>&[]"}  # pages of 2025 take such text for HTML, and it may name what a file says
+
 
 def show_text(node_id: str | None, text: str) -> None:
     """Show a line on the node in the user's page; silently nothing where there is no page or no such feature."""
     if node_id is None:
         return
+    text = text.translate(NO_MARKUP)
     try:
         from server import PromptServer
 

@@ -121,7 +121,7 @@ def note_about_faces(model: rs.ResShiftModel, image: torch.Tensor) -> str:
     if (height, width) == (FACE, FACE):
         return ""
     return (
-        f"{model.config.name or 'This model'} restores aligned faces of {FACE} x {FACE} pixels; this picture is {width} x {height}. "
+        f"This model restores aligned faces of {FACE} x {FACE} pixels; this picture is {width} x {height}. "
         "Cut out and align the face first, or use a model for photographs."
     )
 

@@ -170,7 +170,9 @@ def choose_schedule(model: ResShiftModel, steps, kappa, p) -> ShiftSchedule:
         model.config.default_steps if steps is None else _whole("steps", steps), kappa, None if p is None else _number("p", p)
     )
     if kappa is not None and trained.kappa > 0 and not 0.5 <= kappa / trained.kappa <= 1.5:
-        expect = "softer pictures, or grain on flat areas" if kappa > trained.kappa else "sharper pictures, or hardly another one"
+        expect = (
+            "softer pictures, or grain on flat areas" if kappa > trained.kappa else "sharper pictures, or hardly another one"
+        )
         log.warning("kappa %g is far from the %g that this model was trained with: expect %s.", kappa, trained.kappa, expect)
     if chosen.steps > 1 and model.config.default_steps == 1:
         log.warning("This model was distilled to run in one step; with %d steps its pictures are usually worse.", chosen.steps)

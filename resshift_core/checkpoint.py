@@ -36,6 +36,7 @@ from .vqgan import VQGANConfig
 log = logging.getLogger("resshift")
 
 CONFIG_KEY = "resshift_config"  # of the metadata: ModelConfig as JSON
+LONGEST_CONFIG = 65536  # letters; ours have 1,000
 PARTS = ("unet", "autoencoder")
 
 
@@ -147,6 +148,8 @@ def own_config(metadata: dict[str, str], name: str) -> ModelConfig:
         CheckpointError: it is damaged, of a newer version, or describes what no network can be.
     """
     try:
+        if len(metadata[CONFIG_KEY]) > LONGEST_CONFIG:
+            raise ValueError(f"it has {len(metadata[CONFIG_KEY])} letters")
         return ModelConfig.from_dict(json.loads(metadata[CONFIG_KEY]))
     except Exception as error:  # JSON of any kind, numbers of any size
         raise _unreadable(name, error) from error

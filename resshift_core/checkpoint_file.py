@@ -10,8 +10,10 @@ import json
 import mmap
 import os
 import re
+import struct
 import zipfile
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +22,7 @@ from safetensors.torch import save_file
 from .atomic_file import atomic_path, remove_leftovers
 from .device import is_out_of_memory
 from .errors import CheckpointError, InputError, OutOfMemory, brief
+from .pickled import LEGACY, Refused, check_pickles
 from .registry import REGISTRY
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
@@ -35,7 +38,9 @@ MAX_WEIGHTS = 20_000  # in one file; the published networks have 600
 MAX_KEY = 300  # letters of a weight's name
 MAX_GROWTH = 2  # bytes of weights for a byte of file: weights hardly compress, but hostile files do
 SPARE_BYTES = 1 << 20  # for the same in tiny files
-ARCHIVE_END = 22  # bytes of the record that ends an archive, if nothing follows it
+ARCHIVE_END = 22  # bytes of the record that ends an archive, if nothing follows it,
+LOCATOR, LARGE_END = 20, 56  # and of those before it
+LONGEST_HEADER = 8 << 20  # bytes of the list of weights in a .safetensors file; that of a published network has 70,000
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -73,8 +78,26 @@ def pickles_are_safe() -> bool:
     return version is not None and tuple(map(int, version.groups())) >= (2, 6)
 
 
+def check_header(path: Path, name: str) -> None:
+    """Refuse a .safetensors file whose list of weights is longer than any of ours, before it is read.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if LONGEST_HEADER < length <= path.stat().st_size:  # of a length that it cannot have, safetensors speaks
+        raise CheckpointError(
+            f"{name} begins with a list of {length} bytes, which no network of this family has: it is damaged or hostile. "
+            "Get the original file."
+        )
+
+
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, str]]:
+    check_header(path, path.name)
     with safe_open(path, framework="pt") as file:
+        if len(file.keys()) > MAX_WEIGHTS:
+            raise CheckpointError(f"{path.name} holds {len(file.keys())} weights, more than any network of this family.")
         # Copies: the tensors are a view of the file, which Windows would not let anybody replace while they live.
         return {key: file.get_tensor(key).clone() for key in file.keys()}, dict(file.metadata() or {})
 
@@ -82,8 +105,7 @@ def _read_safetensors(path: Path) -> tuple[dict, dict[str, str]]:
 def _check_archive(path: Path, name: str) -> None:
     """Refuse a damaged archive, and one that would unpack to far more than it is, before anything is unpacked."""
     with open(path, "rb") as file:
-        file.seek(-min(ARCHIVE_END, path.stat().st_size), os.SEEK_END)
-        if not file.read(4) == b"PK\5\6":  # elsewhere, torch might find another one than we check
+        if not _ends_like_an_archive(file, path.stat().st_size):
             raise CheckpointError(f"{name} cannot be read as weights (it does not end as an archive does). Get it again.")
     with zipfile.ZipFile(path) as archive:
         size, count = path.stat().st_size, len(archive.infolist())
@@ -97,6 +119,29 @@ def _check_archive(path: Path, name: str) -> None:
             )
         if damaged := archive.testzip():  # torch does not look at the checksums
             raise CheckpointError(f"{name} is damaged: the checksum of {brief(damaged)} in it is wrong. Get it again.")
+        for member in archive.infolist():
+            if member.filename.endswith(".pkl"):
+                with archive.open(member) as pickle:
+                    check_pickles(pickle, 1)
+
+
+def _ends_like_an_archive(file: BinaryIO, size: int) -> bool:
+    """Whether the list of contents lies where everybody finds it; else torch might find another one than we check."""
+    if size < ARCHIVE_END:
+        return False
+    file.seek(size - ARCHIVE_END)
+    end = file.read(ARCHIVE_END)
+    listed = sum(struct.unpack("<II", end[12:20]))  # where the list ends
+    if size >= ARCHIVE_END + LOCATOR + LARGE_END:  # of large archives, which torch always writes
+        file.seek(size - ARCHIVE_END - LOCATOR)
+        locator = file.read(LOCATOR)
+        if locator[:4] == b"PK\6\7":
+            (place,) = struct.unpack("<Q", locator[8:16])
+            file.seek(size - ARCHIVE_END - LOCATOR - LARGE_END)
+            record = file.read(LARGE_END)
+            fits = place == size - ARCHIVE_END - LOCATOR - LARGE_END and record[:4] == b"PK\6\6"
+            return end[:4] == b"PK\5\6" and fits and sum(struct.unpack("<QQ", record[40:56])) == place
+    return end[:4] == b"PK\5\6" and listed == size - ARCHIVE_END
 
 
 def _read_pickle(path: Path, name: str, zipped: bool) -> dict:
@@ -111,6 +156,8 @@ def _read_pickle(path: Path, name: str, zipped: bool) -> dict:
             return torch.load(file, map_location="cpu", weights_only=True)
         # A file would be asked for as many bytes as a lying text claims, and Python would make room for them first.
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            check_pickles(view, LEGACY)
+            view.seek(0)
             return torch.load(view, map_location="cpu", weights_only=True)
 
 
@@ -125,6 +172,8 @@ def _check_memory(state: dict[str, torch.Tensor], size: int, name: str) -> None:
             kind = "empty" if value.device.type == "meta" else kind
             raise CheckpointError(f"{name}: the weight {key} is not a plain tensor ({kind}). Get the original file.")
     claimed = sum(value.numel() * value.element_size() for value in state.values())
+    behind = {value.untyped_storage().data_ptr(): value.untyped_storage().nbytes() for value in state.values()}
+    claimed = max(claimed, sum(behind.values()))  # one number of a tensor keeps all of it
     if claimed > MAX_GROWTH * size + SPARE_BYTES:
         raise CheckpointError(
             f"{name} has {size} bytes and claims to hold {claimed} bytes of weights: it is damaged or hostile. Get the original."
@@ -134,6 +183,8 @@ def _check_memory(state: dict[str, torch.Tensor], size: int, name: str) -> None:
 def _reason(error: Exception) -> str:
     """Why torch would not load a file, in words for a person: torch's own end in advice to switch the protection off."""
     text = str(error).strip()
+    if isinstance(error, Refused) and "GLOBAL" not in text:
+        return text
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return f"it asks for {brief(found.group(1))}"
     return "it is no plain dictionary of tensors" if text.startswith("Weights only load failed") else brief(error)
@@ -248,7 +299,8 @@ def _no_weights(state, name: str) -> str:
             f"{name} holds several sets of weights: {_listed(found)}. Save the one that is meant alone, or under one of the names "
             f"that are looked for first: {wrappers}."
         )
-    inside = _listed([f"{key} ({type(value).__name__})" for key, value in state.items()]) or "nothing"
+    names = [key if isinstance(key, (str, int)) else f"a {type(key).__name__}" for key in state]
+    inside = _listed([f"{key} ({type(value).__name__})" for key, value in zip(names, state.values())]) or "nothing"
     return (
         f"{name} holds no weights: there is no dictionary of tensors in it, neither under {wrappers} nor under another name. "
         f"Inside is {inside}. Get the original file."

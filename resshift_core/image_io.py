@@ -50,6 +50,7 @@ WITHOUT_METADATA = ("BMP",)
 
 ORIENTATION, EXIF_IFD, PIXEL_WIDTH, PIXEL_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
 PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
+TILE_WIDTH, TILE_LENGTH = 322, 323
 OF_THE_FILE = ("XML:com.adobe.xmp", "Raw profile type ")  # texts of a PNG that repeat its EXIF data, and its orientation
 # EXIF is a small TIFF: in a TIFF file these tags describe how *its* pixels lie, and must not travel with the picture.
 LAYOUT_TAGS = {
@@ -110,6 +111,7 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
     try:
         with _open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, name)) as image:
             _check_size(image.size, name, max_pixels)
+            _check_tiles(image, name)
             return _picture(image)
     except InputError:
         raise
@@ -212,6 +214,18 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         raise InputError(_too_many(name, size, max_pixels))
 
 
+def _check_tiles(image: Image.Image, name: str) -> None:
+    """Refuse a TIFF whose tiles are far larger than it is: libtiff unpacks whole ones."""
+    if image.format != "TIFF":
+        return
+    try:
+        area = int(image.tag_v2.get(TILE_WIDTH, 0)) * int(image.tag_v2.get(TILE_LENGTH, 0))
+    except (TypeError, ValueError):
+        return
+    if area > 16 * image.width * image.height + (1 << 20):
+        raise InputError(f"{name} cannot be read: it is stored in tiles of {_pixels(area)} pixels. Save it anew.")
+
+
 def _pixels(count: int) -> str:
     return f"{count / 1e6:.0f} million" if count >= 10**7 else f"{count:,}"
 
@@ -227,7 +241,7 @@ def _picture(image: Image.Image) -> Picture:
     """Decode the first frame of an opened file."""
     notes = []
     if getattr(image, "is_animated", False) and image.format != "MPO":  # phones put a second, small picture into an MPO
-        notes.append(f"It has {image.n_frames} frames or pages; only the first is used.")
+        notes.append("It has several frames or pages; only the first is used.")  # to count them can take longer than all else
         image.seek(0)
     layout = str(image.tile[0][3]) if image.tile else ""  # how samples lie in the file, known until it is decoded
     image.load()

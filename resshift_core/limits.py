@@ -55,7 +55,7 @@ def _check(name: str, value, default) -> None:
             raise ValueError(f"{name} is {value!r:.60}, not true or false")
     elif isinstance(default, (int, float)):
         _check_number(name, value, whole=isinstance(default, int))
-    elif not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable():
+    elif not isinstance(value, str) or len(value) > MAX_TEXT or not value.isprintable() or set(value) & set("<>"):
         raise ValueError(f"{name} is {value!r:.60}, not a text of at most {MAX_TEXT} letters")
     elif value not in CHOICES.get(name, (value,)):
         raise ValueError(f"{name} is {value!r:.60}, not one of {', '.join(CHOICES[name])}")

@@ -8,6 +8,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .checkpoint import CONFIG_KEY, own_config, published_config, resolve_path
+from .checkpoint_file import check_header
 from .detection import PUBLISHED_VQGANS, published_unet, variant_from_name
 from .errors import CheckpointError, brief
 from .model import ModelConfig, ResShiftModel
@@ -41,6 +42,7 @@ def _published(variant: str) -> ModelConfig:
 
 def _metadata(path) -> dict[str, str]:
     try:
+        check_header(path, path.name)
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:

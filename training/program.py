@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import resshift_core as rs
+from resshift_core.cli.console import harmless
 
 from .data import end_workers
 from .interrupts import Stopped
@@ -28,13 +29,13 @@ def exit_status(work: Callable[[], None], on_disk: str = "") -> int:
     try:
         work()
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        print(harmless(str(error)), file=sys.stderr)
         return 2
     except (DataError, OfflineError, NotFinite, StateError, MemoryError, rs.ResShiftError) as error:
-        print(error, file=sys.stderr)
+        print(harmless(str(error)), file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"A file cannot be read or written ({error}). {on_disk}".rstrip(), file=sys.stderr)
+        print(harmless(f"A file cannot be read or written ({error}). {on_disk}".rstrip()), file=sys.stderr)
         return 1
     except Stopped as stopped:
         return stopped.status

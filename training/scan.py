@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from resshift_core.atomic_file import replace
+from resshift_core.cli.console import BREAKS, harmless
 from resshift_core.hidden import is_hidden
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
@@ -64,7 +65,7 @@ class Scan:
 
     def report(self) -> str:
         """One paragraph per finding."""
-        lines = [f"{len(self.used)} pictures can be used."]
+        lines = [f"{len(self.used)} pictures can be used."]  # names of files come from strangers
         findings = (
             ("cannot be read and are left out", self.unreadable),
             ("are too small and are left out", self.tiny),
@@ -76,7 +77,7 @@ class Scan:
                 place = f" (all in {self.memory})" if self.memory else ""
                 more = f" and {len(names) - NAMED} more{place}" if len(names) > NAMED else ""
                 lines.append(f"{len(names)} {what}: {', '.join(names[:NAMED])}{more}.")
-        return "\n".join(lines)
+        return "\n".join(harmless(line).translate(BREAKS) for line in lines)
 
 
 def find_images(root: str | os.PathLike, split: str | None = None, without: Path | None = None) -> list[Path]:
@@ -91,7 +92,11 @@ def find_images(root: str | os.PathLike, split: str | None = None, without: Path
         raise DataError(f"There is no folder {root}.")
     manifest = root / "MANIFEST.csv"
     if split and manifest.is_file():
-        return sorted(root / file for file, word in _listed(manifest) if word == split)
+        listed = sorted(root / file for file, word in _listed(manifest) if word == split)
+        outside = [path for path in listed if root.resolve() not in path.resolve().parents]
+        if outside:
+            raise DataError(f"{manifest} lists {outside[0]}, which lies outside of its folder. Remove that line.")
+        return listed
     if without is not None and without.resolve() == root.resolve():
         raise DataError(
             f"{root} holds the pictures and is to hold the output, too, whose pictures would be taken for more of them. "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
@@ -96,4 +97,4 @@ def load_start(settings: TrainSettings, device: torch.device) -> Start:
     model = rs.load_model(
         settings.model, autoencoder=settings.autoencoder, variant=settings.variant, device=str(device), dtype="fp32"
     )
-    return Start(model, model.config.name or settings.model, sha256_of(resolve_path(settings.model)))
+    return Start(model, model.config.name or Path(settings.model).name, sha256_of(resolve_path(settings.model)))

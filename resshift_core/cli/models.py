@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from ..errors import InputError
 from ..registry import VARIANTS, list_models, search_dirs
-from .console import Console, harmless, human_bytes, write_out
+from .console import BREAKS, Console, harmless, human_bytes, write_out
 from .table import text_table
 
 TASKS = {"sr": "upscale", "inpaint": "fill in", "face": "faces", "autoencoder": "autoencoder"}
@@ -137,8 +137,13 @@ def run_info(args: argparse.Namespace, console: Console) -> int:
         *_flat("metadata", facts.metadata),
     ]
     width = max(len(name) for name, _ in lines)
-    write_out(harmless("\n".join(f"{name.ljust(width)}  {value}" for name, value in lines)))
+    write_out("\n".join(f"{_one_line(name).ljust(width)}  {_one_line(value)}" for name, value in lines))
     return 0
+
+
+def _one_line(value) -> str:
+    """What a file says must not look like a line of ours."""
+    return harmless(str(value)).translate(BREAKS)
 
 
 def _flat(name: str, values: dict) -> list[tuple[str, object]]:
