@@ -12,14 +12,15 @@ from typing import BinaryIO
 
 GREEDY = (  # what makes something as large as its argument says, or copies it each time that it is called
     "builtins.bytearray", "__builtin__.bytearray", "builtins.set", "__builtin__.set", "builtins.frozenset", "collections.Counter",
-    "_codecs.encode", "torch.Size",
+    "_codecs.encode",
 )  # fmt: skip
 DEEPEST = 8  # tuples in one another
 MOST_CALLS = 200_000
 MOST_STATES = 64  # set on objects; networks have one, of a dictionary of weights
 LEGACY = 5  # pickles in a row in a file that is no archive: magic number, version, system, the object, names of its storages
 MARK = "a mark"
-CALL = "OrderedDict"
+COUNTED = {"collections.OrderedDict": "OrderedDict", "torch.Size": "Size"}  # they copy what they are given
+MOST_SIZES = 64  # of sparse tensors, which are refused later, and in settings
 
 
 class Refused(pickle.UnpicklingError):
@@ -42,7 +43,7 @@ class _Walk:
     def __init__(self):
         self.stack: list = []
         self.memo: dict[int, object] = {}
-        self.calls = self.states = 0
+        self.calls = self.states = self.sizes = 0
 
     def through(self, file: BinaryIO) -> None:
         for op, argument, _ in pickletools.genops(file):
@@ -118,7 +119,7 @@ class _Walk:
     def _named(self, name: str) -> None:
         if name in GREEDY:
             raise Refused(f"GLOBAL {name}")
-        self.stack.append(CALL if name == "collections.OrderedDict" else 0)
+        self.stack.append(COUNTED.get(name, 0))
 
     def __getattr__(self, name: str):
         if name == "global":  # no name for a method
@@ -130,8 +131,9 @@ class _Walk:
         self.calls += 1
         if self.calls > MOST_CALLS:
             raise Refused(f"it calls functions more than {MOST_CALLS} times")
-        if function == CALL and arguments != ():
-            raise Refused("GLOBAL collections.OrderedDict of more than nothing")
+        self.sizes += function == "Size"
+        if self.sizes > MOST_SIZES or (function == "OrderedDict" and arguments != ()):
+            raise Refused(f"it makes copies of its contents by {function}")
         self.stack.append(0)
 
     def binput(self, place) -> None:

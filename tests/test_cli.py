@@ -626,7 +626,7 @@ class TestPictures:
         frames[0].save("b.gif", save_all=True, append_images=frames[1:])
         assert upscale("a.png", "b.gif") == 0
         assert Image.open("a_x4.png").format == "PNG"
-        assert "note: b.gif: It has 2 frames" in capsys.readouterr().err
+        assert "note: b.gif: It has several frames" in capsys.readouterr().err
 
     def test_large_ones_need_a_word(self, upscale, folder, capsys):
         picture("a.png")

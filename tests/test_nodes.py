@@ -374,6 +374,11 @@ class TestLoader:
                 ask(path)
         assert len(resolved) == 1
 
+    def test_text_on_a_node_is_no_markup(self, host):
+        """Pages of 2025 put it into the page as it is."""
+        host.part("nodes.told").show_text("7", '<img src=x onerror="f()"> & [[1,2]]')
+        assert host.texts == ['img src=x onerror="f()"  1,2']
+
     def test_a_file_may_begin_with_a_published_name(self, host):
         name = "realsr_x4_s4 [mine].safetensors"
         save(host, standin.small_model(), name)

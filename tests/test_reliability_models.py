@@ -7,7 +7,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -130,6 +132,71 @@ class TestArchives:
         refused(path, r"has \d+ parts")
         torch.save({str(i): torch.zeros(1) for i in range(101)}, path, _use_new_zipfile_serialization=False)
         refused(path, "holds 101 weights")
+
+
+class Asks:
+    """Pickled, it is a call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def many_deep(levels: int):
+    thing = ()
+    for _ in range(levels):
+        thing = (thing, thing)
+    return thing
+
+
+class TestGreed:
+    """A few hundred bytes that ask torch's restricted unpickler for any memory, or any time."""
+
+    @pytest.mark.parametrize("zipped", [True, False])
+    @pytest.mark.parametrize(
+        "make, told",
+        [
+            (lambda: {"a": Asks(bytearray, 10**12)}, "asks for (builtins|__builtin__).bytearray"),
+            (lambda: [many_deep(45)], "tuples are nested more than 8 deep"),
+            (lambda: {"a": [Asks(OrderedDict, [("a", 1)])] * 2}, "makes copies of its contents by OrderedDict"),
+            (lambda: [torch.zeros(2), *(Asks(torch.Size, [1, n]) for n in range(99))], "makes copies of its contents by Size"),
+        ],
+    )
+    def test_is_refused_at_once(self, tmp_path, make, told, zipped):
+        torch.save(make(), tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+        began = time.monotonic()
+        refused(tmp_path / "a.pth", told)
+        assert time.monotonic() - began < 5
+
+    def test_one_number_keeps_a_whole_storage(self, tmp_path):
+        state = {"a.weight": torch.zeros(3_000_000)[:1]}
+        torch.save(state, tmp_path / "a.pth")
+        data = (tmp_path / "a.pth").read_bytes()
+        with (
+            zipfile.ZipFile(io.BytesIO(data)) as archive,
+            zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for member in archive.infolist():
+                packed.writestr(member.filename, archive.read(member))
+        refused(tmp_path / "b.pth", "would unpack to|claims to hold")
+
+    def test_two_lists_of_contents(self, tmp_path):
+        """Python's zipfile takes the record before the locator, torch that which the locator names."""
+        torch.save({"a": torch.zeros(3)}, tmp_path / "a.pth")
+        data = (tmp_path / "a.pth").read_bytes()
+        assert data[-42:-38] == b"PK\6\7"
+        (tmp_path / "b.pth").write_bytes(data[:-42] + data[-98:-42] + data[-42:])  # the second record is the one that is read
+        refused(tmp_path / "b.pth", "does not end as an archive does")
+        assert set(read_file(tmp_path / "a.pth")[0]) == {"a"}
+
+    def test_a_list_of_weights_without_end(self, tmp_path):
+        length = checkpoint_file.LONGEST_HEADER + 1
+        (tmp_path / "a.safetensors").write_bytes(length.to_bytes(8, "little") + b"{" + b" " * length)
+        refused(tmp_path / "a.safetensors", "begins with a list of 8388609 bytes")
+        save_file({f"{n}": torch.zeros(1) for n in range(20_001)}, tmp_path / "b.safetensors")
+        refused(tmp_path / "b.safetensors", "holds 20001 weights")
 
 
 class TestNames:

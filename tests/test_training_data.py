@@ -408,6 +408,15 @@ def test_loader_workers_give_the_same_batches(folder):
         assert numbers == other_numbers and torch.equal(batch["hr"], other["hr"])
 
 
+def test_a_manifest_lists_what_lies_beside_it(tmp_path):
+    make_pictures(tmp_path / "data", 2)
+    (tmp_path / "private.png").write_bytes(b"")
+    for line in ("../private.png", str(tmp_path / "private.png")):
+        (tmp_path / "data" / "MANIFEST.csv").write_text(f"file,split\n{line},train\n")
+        with pytest.raises(DataError, match="lies outside of its folder"):
+            find_images(tmp_path / "data", "train")
+
+
 class Stalled(torch.utils.data.Dataset):
     """Its drive answers for the first batch, and then no more."""
 

@@ -35,6 +35,7 @@ if not __package__:  # run as a file: let it be the module that `python -m train
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -187,7 +188,7 @@ class Run:
         with interrupts.breakable():
             result = self.validator(self.trainer.averaged_model())
         value = result.scores[settings.best_by] * (-1 if settings.best_by == "lpips" else 1)
-        if self.best is None or value > self.best:
+        if math.isfinite(value) and (self.best is None or value > self.best):
             self.export("best.safetensors")  # before it is remembered: it may not be written
             self.best = value
         self.report.validated(iteration, result.scores, result.grid)
@@ -383,6 +384,8 @@ def run(settings: TrainSettings, processes: Processes) -> None:
     settings, start = prepare(settings, processes)
     start.model = resize(start.model, settings)
     start.retrain_schedule(settings)
+    if settings.eq8_weight and start.model.schedule.kappa == 0:
+        raise SettingsError("--eq8-weight divides by kappa, and the model's is 0. Leave it out, or give --kappa.")
     if processes.first:
         print(f"{start.model}\n{describe(settings)}")
     data = prepare_data(settings, start.model, processes)

@@ -87,9 +87,15 @@ def spectrum_distance(prediction: torch.Tensor, target: torch.Tensor) -> torch.T
 
 
 def step_weights(schedule: rs.ShiftSchedule, device) -> torch.Tensor:
-    """Eq. 8's w_t for t = 1..T, scaled to a mean of 1, (T,) float32."""
-    weights = torch.tensor(schedule.loss_weight(), dtype=torch.float32, device=device)
-    return weights / weights.mean()
+    """Eq. 8's w_t for t = 1..T, scaled to a mean of 1, (T,) float32.
+
+    At t = 1 the posterior has no variance, and eq. 8 no weight; it gets that of t = 2. (`loss_weight` puts the variance of t = 2
+    alone in its place, which for p of 1 and more would leave nothing for the others.)
+    """
+    weights = torch.tensor(schedule.loss_weight(), dtype=torch.float64)
+    if schedule.steps > 1:
+        weights[0] = weights[1]
+    return (weights / weights.mean()).to(torch.float32).to(device)
 
 
 def detail(images: torch.Tensor) -> torch.Tensor:
@@ -116,6 +122,17 @@ class Discriminator(nn.Sequential):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(detail(images))
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """One power iteration of the spectral norms, for an update. Within it they stay as they are, or every micro-batch, and
+        every process, would be judged by another network.
+        """
+        self.train()
+        for layer in self:
+            if hasattr(layer, "parametrizations"):
+                layer.weight  # noqa: B018  to look at it is to compute it
+        self.eval()
 
 
 def relativistic(better: torch.Tensor, worse: torch.Tensor) -> torch.Tensor:

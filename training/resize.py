@@ -106,6 +106,8 @@ def widen(model: rs.ResShiftModel, width: int) -> rs.ResShiftModel:
     ):
         raise SettingsError("--width is given, but only networks of one level without norms and attention can be widened.")
     most = RANGES["model_channels"][1]
+    if width % 2:
+        raise SettingsError(f"--width is {width}; it must be even.")
     if not there <= width <= most:
         raise SettingsError(f"--width is {width}; this model has {there} channels, so give {there} to {most}.")
     wide = copy.copy(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import math
 from dataclasses import asdict, dataclass
@@ -96,7 +97,12 @@ def make_optimizer(parameters, settings: TrainSettings):
     if name not in list_optimizers():
         needs = " It needs bitsandbytes: pip install bitsandbytes." if name.startswith("bnb") else ""
         raise SettingsError(f"--optimizer {name} is not among timm's: {', '.join(list_optimizers())}.{needs}")
-    betas = {"betas": settings.betas} if get_optimizer_info(name).has_betas else {}
+    info = get_optimizer_info(name)
+    if getattr(info, "second_order", False):
+        raise SettingsError(f"--optimizer {name} needs derivatives of gradients, which are not computed here. Choose another.")
+    given = inspect.signature(info.opt_class).parameters.get("betas")
+    two = given is not None and isinstance(given.default, tuple) and len(given.default) == 2  # Adan has three
+    betas = {"betas": settings.betas} if info.has_betas and two else {}
     if "muon" in name and next(parameters.parameters()).device.type == "cpu" and not cpu_has_bf16():
         _orthogonalise_in_float32()
     try:
@@ -242,6 +248,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.judge is not None:
             self.judge_optimizer.zero_grad(set_to_none=True)
+            self.objective.discriminator.advance()
         loss, parts = self.accumulate(numbers, crops)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.raw.parameters(), self.settings.clip or math.inf)
@@ -301,6 +308,7 @@ class Trainer:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "rng": torch.get_rng_state(),  # a few optimisers draw from it
         }
         if self.judge is not None:
             state["discriminator"] = self.objective.discriminator.state_dict()
@@ -324,6 +332,8 @@ class Trainer:
             log.warning("The optimiser is another one than in the run so far: its moments begin anew.")
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
+        if "rng" in state:
+            torch.set_rng_state(state["rng"])
         if self.judge is None:
             return
         if "discriminator" not in state:
