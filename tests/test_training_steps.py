@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import os
@@ -38,7 +39,7 @@ from training.losses import (
     step_weights,
 )
 from training.memory import fit_micro_batch
-from training.settings import TrainSettings, resolve
+from training.settings import SettingsError, TrainSettings, resolve
 from training.state import load_state, save_state, saved
 from training.trainer import (
     NotFinite,
@@ -434,17 +435,53 @@ def test_micro_batches_add_up_to_the_batch(tmp_path):
 
 
 def test_micro_batches_of_the_discriminator_add_up_too(tmp_path):
-    """But for what the norm of its layers' spectra learns with every pass."""
-    sizes = []
+    """What the norms of its layers' spectra know stays as it is within an update, and grows with every one."""
+    found = []
     for micro in (4, 1):
         torch.manual_seed(0)
         trainer = trainer_for(tiny(), tmp_path, micro_batch=micro, adversarial=0.1)
-        for _ in range(30):  # until it has learned these
-            trainer.objective.discriminator(crops()["hr"])
-        trainer.accumulate([0, 1, 2, 3], crops())
-        grads = [p.grad for p in trainer.objective.discriminator.parameters()]
-        sizes.append(float(torch.cat([grad.flatten() for grad in grads]).norm()))
-    assert sizes[1] == pytest.approx(sizes[0], rel=0.1)
+        layers = [layer for layer in trainer.objective.discriminator if hasattr(layer, "parametrizations")]
+        before = layers[0].parametrizations.weight[0]._u.clone()
+        trainer.step([0, 1, 2, 3], crops())
+        assert not torch.equal(layers[0].parametrizations.weight[0]._u, before)
+        found.append(torch.cat([p.grad.flatten() for p in trainer.objective.discriminator.parameters()]))
+    assert float((found[1] - found[0]).norm() / found[0].norm()) < 1e-4
+
+
+@pytest.mark.parametrize("p", [0.3, 1, 3, 20])
+def test_eq_8_weighs_the_first_step_as_the_second(p):
+    """At t = 1 the posterior has no variance. With p = 3 as in the paper's Table 1, it once took 99.7 % of all."""
+    weights = step_weights(rs.ShiftSchedule(15, 2.0, p, 0.04), "cpu")
+    assert torch.isfinite(weights).all() and weights[0] == weights[1] and float(weights.mean()) == pytest.approx(1, rel=1e-4)
+    if p == 3:
+        assert float(weights.max()) < 4
+
+
+def test_optimisers_that_draw_go_on_exactly(tmp_path):
+    """Kron takes its numbers from torch's own generator."""
+    results = []
+    for stop in (None, 2):
+        torch.manual_seed(1)
+        trainer = trainer_for(tiny(), tmp_path, optimizer="kron", learning_rate=1e-3)
+        for iteration in range(4):
+            if iteration == stop:
+                state = copy.deepcopy(trainer.state_dict())
+                torch.manual_seed(99)
+                trainer = trainer_for(tiny(), tmp_path, optimizer="kron", learning_rate=1e-3)
+                trainer.load_state_dict(state)
+            trainer.step([0, 1, 2, 3], crops())
+        results.append(torch.cat([p.detach().flatten() for p in trainer.raw.parameters()]))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("name", ["adan", "adahessian"])
+def test_optimisers_of_other_kinds(tmp_path, name):
+    """Of three betas, and one that wants derivatives of gradients."""
+    if name == "adahessian":
+        with pytest.raises(SettingsError, match="needs derivatives of gradients"):
+            trainer_for(tiny(), tmp_path, optimizer=name)
+    else:
+        trainer_for(tiny(), tmp_path, optimizer=name).step([0, 1, 2, 3], crops())
 
 
 @pytest.mark.parametrize("micro_batch", [4, 2])

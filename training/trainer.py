@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import logging
 import math
 from dataclasses import asdict, dataclass
@@ -100,9 +99,7 @@ def make_optimizer(parameters, settings: TrainSettings):
     info = get_optimizer_info(name)
     if getattr(info, "second_order", False):
         raise SettingsError(f"--optimizer {name} needs derivatives of gradients, which are not computed here. Choose another.")
-    given = inspect.signature(info.opt_class).parameters.get("betas")
-    two = given is not None and isinstance(given.default, tuple) and len(given.default) == 2  # Adan has three
-    betas = {"betas": settings.betas} if info.has_betas and two else {}
+    betas = {"betas": settings.betas} if info.has_betas and getattr(info, "num_betas", 2) == 2 else {}  # Adan has three
     if "muon" in name and next(parameters.parameters()).device.type == "cpu" and not cpu_has_bf16():
         _orthogonalise_in_float32()
     try:
