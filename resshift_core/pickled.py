@@ -38,7 +38,7 @@ def check_pickles(file: BinaryIO, count: int) -> None:
 
 
 class _Walk:
-    """A stack of how deep each thing is nested in tuples, with the names of functions; () stands for an empty tuple."""
+    """pickle's machine, its methods called as pickletools calls its operations, with a stack of how deep each thing is nested in tuples, with the names of functions; () stands for an empty tuple."""
 
     def __init__(self):
         self.stack: list = []
@@ -48,7 +48,9 @@ class _Walk:
     def through(self, file: BinaryIO) -> None:
         for op, argument, _ in pickletools.genops(file):
             step = getattr(self, op.name.lower(), None)
-            if step is not None:
+            if op.name == "GLOBAL":
+                self._named(argument.replace(" ", "."))
+            elif step is not None:
                 step(argument)
             elif op.name in ("PROTO", "FRAME", "STOP"):
                 continue
@@ -120,11 +122,6 @@ class _Walk:
         if name in GREEDY:
             raise Refused(f"GLOBAL {name}")
         self.stack.append(COUNTED.get(name, 0))
-
-    def __getattr__(self, name: str):
-        if name == "global":  # no name for a method
-            return lambda argument: self._named(argument.replace(" ", "."))
-        raise AttributeError(name)
 
     def reduce(self, _) -> None:
         arguments, function = self._pop(), self._pop()
