@@ -84,7 +84,7 @@ def test_a_download_that_does_not_fit(make_disk, server, monkeypatch, asked):  #
     monkeypatch.setenv("RESSHIFT_MODELS_DIR", str(disk.root))
     if not asked:  # somebody else takes the room after the program asked for it
         monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1 << 40))
-    with pytest.raises(rs.DownloadError, match="make room, or set RESSHIFT_MODELS_DIR"):
+    with pytest.raises(rs.DownloadError, match="make room, or choose a folder that can be written with RESSHIFT_MODELS_DIR"):
         rs.download("realsr_x4_s4")
     assert not [name for name in disk.files() if name.endswith(".pth")]
     disk.resize(1024)
