@@ -25,8 +25,8 @@ from .upscaling import Result, upscale_image
 log = logging.getLogger("resshift")
 
 NOTE = (
-    "While its box is ticked, these settings count, not those of the Settings page. If Upscale above uses a ResShift model, they steer "
-    "that; otherwise ResShift runs here, with the model and factor below."
+    "While its box is ticked, these settings count, not those of the Settings page. If Upscale above uses a ResShift model, "
+    "they steer that; otherwise ResShift runs here, with the model and factor below."
 )
 ROWS = (("steps", "kappa", "p"), ("sampler", "color_fix"), ("seed",), ("tile", "overlap", "tile_batch"), ("compare",))
 UPSCALERS = ("Postprocess upscaler", "Postprocess upscaler 2")  # the host's words for what Upscale used
