@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import folder_paths
 
 from ..resshift_core import registry
 from ..resshift_core.checkpoint_file import SUFFIXES
+from ..resshift_core.transfer import also_trust
 
 KEY = "resshift"
 AUTO = "auto"
@@ -26,6 +28,10 @@ def register_folder() -> None:
     folder_paths.folder_names_and_paths[key] = (paths, set(SUFFIXES))
     for folder in (*paths, *folder_paths.get_folder_paths("vae")):
         registry.add_models_dir(folder)
+    with contextlib.suppress(ImportError):  # it comes with ComfyUI's own downloads
+        import certifi
+
+        also_trust(certifi.where())
 
 
 def folder_key() -> str:

@@ -78,24 +78,25 @@ def pickles_are_safe() -> bool:
     return version is not None and tuple(map(int, version.groups())) >= (2, 6)
 
 
-def check_header(path: Path, name: str) -> None:
-    """Refuse a .safetensors file whose list of weights is longer than any of ours, before it is read.
+def open_safetensors(path: Path):
+    """`safe_open`, which reads the list of weights; of torch's tensors.
 
     Raises:
-        CheckpointError: it is.
+        CheckpointError: the list is longer than any of ours; it is not read.
+        SafetensorError, OSError: as `safe_open`.
     """
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if LONGEST_HEADER < length <= path.stat().st_size:  # of a length that it cannot have, safetensors speaks
         raise CheckpointError(
-            f"{name} begins with a list of {length} bytes, which no network of this family has: it is damaged or hostile. "
+            f"{path.name} begins with a list of {length} bytes, which no network of this family has: it is damaged or hostile. "
             "Get the original file."
         )
+    return safe_open(path, framework="pt")
 
 
 def _read_safetensors(path: Path) -> tuple[dict, dict[str, str]]:
-    check_header(path, path.name)
-    with safe_open(path, framework="pt") as file:
+    with open_safetensors(path) as file:
         if len(file.keys()) > MAX_WEIGHTS:
             raise CheckpointError(f"{path.name} holds {len(file.keys())} weights, more than any network of this family.")
         # Copies: the tensors are a view of the file, which Windows would not let anybody replace while they live.

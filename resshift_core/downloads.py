@@ -13,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from .atomic_file import replace
-from .checkpoint_file import HEAD, describe_text, pickles_are_safe, read_weights, sha256_of
+from .checkpoint_file import HEAD, describe_text, open_safetensors, pickles_are_safe, read_weights, sha256_of
 from .detection import check_entry
 from .errors import Cancelled, CheckpointError, DownloadError, InputError, brief
 from .file_lock import file_lock
@@ -157,9 +157,9 @@ def _looks_whole(path: Path) -> bool:
         return zipfile.is_zipfile(path)
     if head[8:9] == b"{":
         try:
-            with safe_open(path, framework="pt"):
+            with open_safetensors(path):
                 return True
-        except SafetensorError:
+        except (SafetensorError, CheckpointError):
             return False
     return head.startswith(b"\x80")
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import os
 import re
-import struct
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,8 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
+from . import png
 from .atomic_file import atomic_path
 from .errors import InputError
 
@@ -31,7 +30,6 @@ WRITABLE = {
 READABLE = {*WRITABLE, ".gif", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico", ".dds", ".mpo", ".apng"}
 HEIC = (".heic", ".heif")  # of phones; Pillow cannot read them
 FOREIGN = ("EPS", "WMF")  # formats that another program decodes: Ghostscript, Windows
-LONGEST_TEXT = 32 * 2**20  # bytes of a compressed text in a PNG; Pillow's own limit is 1 MiB
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
 OPTIONS = {
@@ -51,7 +49,6 @@ WITHOUT_METADATA = ("BMP",)
 ORIENTATION, EXIF_IFD, PIXEL_WIDTH, PIXEL_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
 PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
 TILE_WIDTH, TILE_LENGTH = 322, 323
-OF_THE_FILE = ("XML:com.adobe.xmp", "Raw profile type ")  # texts of a PNG that repeat its EXIF data, and its orientation
 # EXIF is a small TIFF: in a TIFF file these tags describe how *its* pixels lie, and must not travel with the picture.
 LAYOUT_TAGS = {
     254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 301, 317, 318, 319, 320, 322, 323, 324, 325, 330,
@@ -153,24 +150,10 @@ def _open(source: Path | io.BytesIO) -> Iterator[Image.Image]:
             if "MAX_TEXT_CHUNK" not in str(error):
                 raise
             file.seek(0)
-            with _long_texts():
+            with png.long_texts():
                 image = Image.open(file, formats=formats)
         with image:
             yield image
-
-
-_texts_lock = threading.Lock()
-
-
-@contextmanager
-def _long_texts() -> Iterator[None]:
-    """While a PNG is opened: a workflow or XMP that takes more than a megabyte, compressed in the file, is no attack yet."""
-    with _texts_lock:
-        before, PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_CHUNK, LONGEST_TEXT
-        try:
-            yield
-        finally:
-            PngImagePlugin.MAX_TEXT_CHUNK = before
 
 
 def first_line(error: BaseException) -> str:
@@ -247,10 +230,9 @@ def _picture(image: Image.Image) -> Picture:
     image.load()
     exif, upright = _exif_and_upright(image, notes)
     pixels, mode, icc = _decode(upright, layout, notes)
-    text = {key: str(value) for key, value in getattr(image, "text", {}).items() if not key.startswith(OF_THE_FILE)}
     icc = _matching_profile(icc, mode, notes)
-    colour = _colour_chunks(image.info) if image.format == "PNG" and icc is None else {}
-    return Picture(pixels, mode, image.format or "", icc, exif, text, colour, tuple(notes))
+    colour = png.colour_chunks(image.info) if image.format == "PNG" and icc is None else {}
+    return Picture(pixels, mode, image.format or "", icc, exif, png.texts_of(image), colour, tuple(notes))
 
 
 def pixels_of(image: Image.Image) -> Picture:
@@ -426,7 +408,7 @@ def write_picture(
     if quality is not None and "quality" in options:
         options["quality"] = quality
     if format == "PNG":
-        options["pnginfo"] = _png_chunks({**(like.text if like else {}), **(settings or {})}, like.colour if like else {})
+        options["pnginfo"] = png.to_write({**(like.text if like else {}), **(settings or {})}, like.colour if like else {})
     elif format == "TIFF" and "exif" not in options:
         options["compression"] = "tiff_adobe_deflate"  # libtiff cannot write the EXIF folder
     try:
@@ -487,24 +469,3 @@ def _exif_for(block: bytes, size: tuple[int, int]) -> bytes:
         if tag in details:
             details[tag] = pixels
     return exif.tobytes()
-
-
-def _colour_chunks(info: Mapping) -> dict[bytes, bytes]:
-    """The chunks sRGB, gAMA and cHRM that Pillow has read from a PNG, as they are stored."""
-    chunks = {}
-    if "srgb" in info:
-        chunks[b"sRGB"] = struct.pack(">B", info["srgb"])
-    if "gamma" in info:
-        chunks[b"gAMA"] = struct.pack(">I", round(info["gamma"] * 100000))
-    if len(info.get("chromaticity", ())) == 8:
-        chunks[b"cHRM"] = struct.pack(">8I", *(round(value * 100000) for value in info["chromaticity"]))
-    return chunks
-
-
-def _png_chunks(texts: Mapping[str, str], colour: Mapping[bytes, bytes]) -> PngImagePlugin.PngInfo:
-    chunks = PngImagePlugin.PngInfo()
-    for name, data in colour.items():
-        chunks.add(name, data)
-    for key, value in texts.items():
-        chunks.add_text(key, value)
-    return chunks

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from .checkpoint import CONFIG_KEY, own_config, published_config, resolve_path
-from .checkpoint_file import check_header
+from .checkpoint_file import open_safetensors
 from .detection import PUBLISHED_VQGANS, published_unet, variant_from_name
 from .errors import CheckpointError, brief
 from .model import ModelConfig, ResShiftModel
@@ -42,8 +42,7 @@ def _published(variant: str) -> ModelConfig:
 
 def _metadata(path) -> dict[str, str]:
     try:
-        check_header(path, path.name)
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             return dict(file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path.name} is damaged or no .safetensors file ({brief(error)}). Get it again.") from error

@@ -38,7 +38,9 @@ def check_pickles(file: BinaryIO, count: int) -> None:
 
 
 class _Walk:
-    """pickle's machine, its methods called as pickletools calls its operations, with a stack of how deep each thing is nested in tuples, with the names of functions; () stands for an empty tuple."""
+    """pickle's machine without the things: its methods are called as pickletools calls the operations. On the stack lies how deep
+    each thing is nested in tuples; () for an empty one, and the names of functions that are looked at when they are called.
+    """
 
     def __init__(self):
         self.stack: list = []
@@ -132,6 +134,8 @@ class _Walk:
         if self.sizes > MOST_SIZES or (function == "OrderedDict" and arguments != ()):
             raise Refused(f"it makes copies of its contents by {function}")
         self.stack.append(0)
+
+    newobj = reduce
 
     def binput(self, place) -> None:
         self.memo[place] = self.stack[-1] if self.stack else 0

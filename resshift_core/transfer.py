@@ -6,6 +6,7 @@ Nothing travels unencrypted except to this machine itself.
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
@@ -165,19 +166,23 @@ def _remedy(error: ssl.SSLCertVerificationError) -> str:
     return '; if this Python is from python.org, run "Install Certificates.command" in its folder in Applications'
 
 
-def _trusting() -> list[urllib.request.BaseHandler]:
-    """https with certifi's certificates, too, where a host has brought it: Python on Windows knows only those that another
-    program has needed before, and that of python.org on a Mac knows none.
-    """
-    if "SSL_CERT_FILE" in os.environ or "SSL_CERT_DIR" in os.environ:  # the user has chosen
-        return []
-    try:
-        import certifi
+_certificates: list[str] = []
 
-        context = ssl.create_default_context()
-        context.load_verify_locations(certifi.where())
-    except (ImportError, OSError):
+
+def also_trust(file: str) -> None:
+    """Trust the certificates in a file, too. Hosts bring some: Python on Windows knows only those that another program has needed
+    before, and that of python.org on a Mac knows none.
+    """
+    _certificates[:] = [file]
+
+
+def _trusting() -> list[urllib.request.BaseHandler]:
+    """What opens https so; nothing where there is no such file, or the user has chosen for all of Python."""
+    if not _certificates or "SSL_CERT_FILE" in os.environ or "SSL_CERT_DIR" in os.environ:
         return []
+    context = ssl.create_default_context()
+    with contextlib.suppress(OSError):
+        context.load_verify_locations(_certificates[0])
     return [urllib.request.HTTPSHandler(context=context)]
 
 

@@ -9,12 +9,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from resshift_core import registry
-from resshift_core.checkpoint_file import SUFFIXES
+from resshift_core.checkpoint_file import SUFFIXES, open_safetensors
 from resshift_core.detection import is_autoencoder
 from resshift_core.errors import InputError, ResShiftError
+from resshift_core.hidden import is_hidden
 from resshift_core.peek import peek_config
 
 from . import host
@@ -118,9 +119,9 @@ def _below(folder: Path) -> list[Path]:
         folders[:] = [
             name
             for name in sorted(folders)
-            if not name.startswith(".") and (real := os.path.realpath(Path(place, name))) not in seen and not seen.add(real)
+            if not is_hidden(name) and (real := os.path.realpath(Path(place, name))) not in seen and not seen.add(real)
         ]
-        found += [Path(place, name) for name in files if not name.startswith(".")]
+        found += [Path(place, name) for name in files if not is_hidden(name)]
     return sorted(found)
 
 
@@ -139,7 +140,7 @@ def _holds_autoencoder(path: Path) -> bool:
     if path.suffix.lower() != ".safetensors":
         return False
     try:
-        with safe_open(path, framework="pt") as file:
+        with open_safetensors(path) as file:
             return is_autoencoder(dict.fromkeys(file.keys()))
-    except (SafetensorError, OSError):  # a damaged file is listed; choosing it says what is wrong
+    except (SafetensorError, OSError, ResShiftError):  # a damaged file is listed; choosing it says what is wrong
         return False

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 from modules import script_callbacks
+
+from resshift_core.transfer import also_trust
 
 from . import api, host, loaded, page
 from .accordion import ScriptPostprocessingResShift, upscale_begins
@@ -13,6 +16,10 @@ from .upscaler import UpscalerResShift
 
 
 def register() -> None:
+    with contextlib.suppress(ImportError):  # it comes with the host's own downloads
+        import certifi
+
+        also_trust(certifi.where())
     page.add_options()  # now: a host without a UI never asks for them, and its API knows only those that are there by then
     script_callbacks.on_ui_settings(page.add_options)
     script_callbacks.on_before_ui(_before_ui)

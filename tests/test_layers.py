@@ -10,7 +10,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE_MAY = {"torch", "safetensors", "numpy", "einops", "PIL", "tqdm"} | set(sys.stdlib_module_names)
-OPTIONAL = {"triton": "triton", "certifi": "transfer"}  # where it is there: in files with that word in their name
 GUARDED = {"comfy", "folder_paths", "modules", "nodes", "scripts", "resshift_webui", "training", "benchmarks", "tools", "tests"}
 ALLOWED = {
     "training": {"training"},
@@ -40,7 +39,7 @@ def wrong_imports(path: Path, root: Path = ROOT) -> set[str]:
         if relative and top == folder:  # `nodes` is ComfyUI's too, but not when it is reached so
             continue
         if folder == "resshift_core":
-            fine = not relative and (top in CORE_MAY or OPTIONAL.get(top, "/") in path.stem)
+            fine = not relative and (top in CORE_MAY or (top == "triton" and "triton" in path.stem))
         else:
             fine = top not in GUARDED - ALLOWED[folder]
         if not fine:

@@ -336,6 +336,12 @@ class TestLoader:
         monkeypatch.setattr(registry.os, "access", lambda place, mode: False)
         assert folders.download_folder() == shared
 
+    def test_downloads_trust_what_comfyui_trusts(self, host, monkeypatch):
+        transfer = host.part("resshift_core.transfer")
+        monkeypatch.setitem(sys.modules, "certifi", types.SimpleNamespace(where=lambda: "all.pem"))
+        host.part("nodes.folders").register_folder()
+        assert transfer._certificates == ["all.pem"]
+
     def test_windows_is_asked_where_a_file_can_be_put(self, host, tmp_path, monkeypatch):
         """Its `os.access` says yes to every folder."""
         registry, shared = host.part("resshift_core.registry"), tmp_path / "shared"

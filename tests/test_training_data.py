@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import time
@@ -415,6 +416,11 @@ def test_a_manifest_lists_what_lies_beside_it(tmp_path):
         (tmp_path / "data" / "MANIFEST.csv").write_text(f"file,split\n{line},train\n")
         with pytest.raises(DataError, match="lies outside of its folder"):
             find_images(tmp_path / "data", "train")
+    elsewhere = make_pictures(tmp_path / "elsewhere", 1)
+    link_folder(tmp_path / "data" / "linked", elsewhere)
+    (name,) = os.listdir(elsewhere)
+    (tmp_path / "data" / "MANIFEST.csv").write_text(f"file,split\nlinked/{name},train\n")
+    assert [path.name for path in find_images(tmp_path / "data", "train")] == [name]  # a link is the user's own
 
 
 class Stalled(torch.utils.data.Dataset):

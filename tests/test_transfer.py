@@ -7,9 +7,7 @@ import os
 import random
 import shutil
 import ssl
-import sys
 import time
-import types
 import urllib.error
 import urllib.request
 from collections import namedtuple
@@ -372,17 +370,17 @@ def test_a_full_disk_is_noticed_before_and_while_writing(server, part, monkeypat
     assert fetch(server, part) == CONTENT and server.ranges()[-1] is not None
 
 
-def test_https_trusts_certifi_too_unless_the_user_has_chosen(monkeypatch):
-    """Windows and Macs: what Python itself knows is not all that servers show. Hosts bring certifi, with requests."""
+def test_https_trusts_the_hosts_certificates_too_unless_the_user_has_chosen(monkeypatch):
+    """Windows and Macs: what Python itself knows is not all that servers show."""
     asked = []
-    monkeypatch.setitem(sys.modules, "certifi", types.SimpleNamespace(where=lambda: "all.pem"))
+    monkeypatch.setattr(transfer, "_certificates", [])
     monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda self, path: asked.append(path))
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
+    assert transfer._trusting() == []
+    transfer.also_trust("all.pem")
     (handler,) = transfer._trusting()
     assert asked == ["all.pem"] and handler._context.verify_mode == ssl.CERT_REQUIRED and handler._context.check_hostname
-    monkeypatch.setitem(sys.modules, "certifi", None)
-    assert transfer._trusting() == []
     monkeypatch.setenv("SSL_CERT_FILE", "mine.pem")
     assert transfer._trusting() == [] and asked == ["all.pem"]
 

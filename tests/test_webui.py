@@ -320,6 +320,16 @@ class TestEntries:
         assert len(calls) == 2 and pp.image.size == (80, 48) and "CC BY-NC-SA" in caplog.text
         assert any("downloading" in text and "MB" in text for text in host.shared.state.texts)
 
+    def test_a_list_of_weights_without_end_is_not_read_for_the_list(self, host, monkeypatch):
+        """One file of 96 MB took 3 GB and 7 s whenever upscalers were listed."""
+        length = 9 << 20
+        (host.base / "models" / "ResShift" / "huge.safetensors").write_bytes(
+            length.to_bytes(8, "little") + b"{" + b" " * length
+        )
+        opened, checkpoint_file = [], sys.modules["resshift_core.checkpoint_file"]
+        monkeypatch.setattr(checkpoint_file, "safe_open", lambda path, framework: opened.append(path))
+        assert any("huge" in entry.name for entry in part("entries").list_entries()) and not opened
+
 
 class TestUpscaler:
     @pytest.mark.parametrize(
