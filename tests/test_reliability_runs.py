@@ -345,13 +345,13 @@ def test_processes_that_load_one_file_at_the_same_time(model, tmp_path):
 class TestLongRuns:
     def test_hundred_pictures(self):
         summary = fuzz("long_run", "--count", "120", "--window", "30", minutes=5)
-        assert summary["handles_grown"] == 0 and summary["memory_grown_percent"] < 5
+        assert summary["handles_grown"] <= 0 and summary["memory_grown_percent"] < 5
 
     @pytest.mark.slow
     def test_two_thousand_pictures(self):
         """Memory of the first and the last 200 within 2 %; the second half is as fast as the first."""
         summary = fuzz("long_run", "--count", "2000", "--window", "200", minutes=60)
-        assert summary["handles_grown"] == 0 and abs(summary["memory_grown_percent"]) < 2
+        assert summary["handles_grown"] <= 0 and abs(summary["memory_grown_percent"]) < 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has neither fork nor these signals")
