@@ -25,6 +25,7 @@ from .arguments import (
 from .checkpoint import load_model
 from .device import cpu_by_default, is_out_of_memory, without_autocast
 from .errors import InputError, OutOfMemory, brief
+from .heap import kept_memory
 from .model import ResShiftModel
 from .noise import Repeat
 from .progress import Progress, StepEvent, moved, part_of_run
@@ -208,7 +209,7 @@ def upscale(
         raise InputError(f"model is {model!r:.60}; it must be what load_model returns.")
     failed = None
     try:
-        with without_autocast(model.device):
+        with without_autocast(model.device), kept_memory(model.device):
             return _checked_and_run(
                 model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, size,
                 wrap, on_step,

@@ -83,7 +83,7 @@ class _Picture:
         if len(self.places) > 1:
             down = rows.weights(i, scale)[: bottom - top].to(self.out)
             across = columns.weights(j, scale)[: right - left].to(self.out)
-            result = result * down[:, None] * across
+            result = result.mul_(down[:, None]).mul_(across)
         self.out[:, top:bottom, left:right] += result
 
 
@@ -145,7 +145,8 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     y0 = model.autoencoder.encode(_enlarged(crops, lq, scale)).float()
     told = None
     if model.config.unet.degradation_channels:
-        told = torch.cat([picture.degradation(model) for picture, _ in jobs])
+        said = [picture.degradation(model) for picture, _ in jobs]
+        told = said[0] if all(one is said[0] for one in said) else torch.cat(said)  # one for all costs less
     condition = model.unet.condition(lq, mask, told)
     boxes = [picture.latent_box(place, config) for picture, place in jobs]
     fields = [shared.noise(picture) for picture, _ in jobs]
@@ -170,8 +171,8 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     image = model.autoencoder.decode(x0).float()
     tell("decode", settings.schedule.steps, x0)
     # the picture alone would not tell: a codebook has a valid code for everything
-    finite = sum(torch.isfinite(values).flatten(1).all(1).int() for values in (y0, x0, image)) == 3
-    return (image.clamp(-1, 1) + 1) / 2, finite
+    finite = torch.isfinite(x0.flatten(1).sum(1)) & torch.isfinite(image.flatten(1).sum(1))
+    return image.clamp(-1, 1).add_(1).div_(2), finite
 
 
 def _enlarged(crops, lq, scale: int) -> torch.Tensor:

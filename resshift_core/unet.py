@@ -77,9 +77,9 @@ class OverwritingSiLU(nn.SiLU):
         return overwriting_silu(x)
 
 
-def convolved_part(conv: nn.Conv2d, part, first: int, bias=None):
-    """What the channels `part` of a convolution's input, number `first` and those after it, add to its output."""
-    return F.conv2d(part, conv.weight[:, first : first + part.shape[1]], bias, conv.stride, conv.padding)
+def convolved_part(weight, part, first: int, bias=None):
+    """What the channels `part` of a convolution's input, number `first` and those after it, add to its output of the same size."""
+    return F.conv2d(part, weight[:, first : first + part.shape[1]], bias, padding=weight.shape[-1] // 2)
 
 
 class ResBlock(nn.Module):
@@ -111,33 +111,50 @@ class ResBlock(nn.Module):
         scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
         return 1 + scale, shift
 
-    def forward(self, x, emb=None, film=None):
+    def prepared(self, film) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+        """(weight, bias) of the first convolution, and the FiLM that is left for its output.
+
+        None is left of one that all pictures share, where no norm comes first: s (w * x + b) + t = (s w) * x + (s b + t).
+        """
+        conv = self.in_layers[2]
+        between = not isinstance(self.out_layers[0], nn.Identity)
+        if film is None or between or len(film[0]) > 1 or (torch.is_grad_enabled() and conv.weight.requires_grad):
+            return conv.weight, conv.bias, film
+        scale, shift = (part.float() for part in film)
+        weight = conv.weight.float() * scale.reshape(-1, 1, 1, 1)
+        bias = torch.addcmul(shift.flatten(), conv.bias.float(), scale.flatten())
+        return weight.to(conv.weight.dtype), bias.to(conv.bias.dtype), None
+
+    def forward(self, x, emb=None, prepared=None):
         """x: in blocks without a norm also a list of two tensors, whose channels follow one another. It is emptied, and they
         are overwritten: nobody else may hold them.
-        film: what `film(emb)` returned, in place of emb.
+        prepared: what `prepared(film(emb))` returned, in place of emb.
         """
-        h, plain = self._of_two(x) if isinstance(x, list) else (self.in_layers(x), None)
+        weight, bias, film = prepared or self.prepared(None if emb is None else self.film(emb))
+        if isinstance(x, list):
+            h, plain = self._of_two(x, weight, bias)
+        else:
+            norm, silu, conv = self.in_layers
+            h, plain = conv(silu(norm(x)), weight, bias), None
         h = self.out_layers[0](h)
-        if film is None and emb is not None:
-            film = self.film(emb)
         if film is not None:
             h = torch.addcmul(film[1], h, film[0], out=None if torch.is_grad_enabled() else h)
         h = self.out_layers[1:](h)
         return h.add_(self.skip_connection(x) if plain is None else plain)
 
-    def _of_two(self, pair):
+    def _of_two(self, pair, weight, bias):
         """(in_layers, skip_connection) of two tensors that are not joined: what is twice as large as all others leaves holes in
         the allocator's memory that nothing else fills."""
         x, skip = pair
         pair.clear()
-        channels, conv, through = x.shape[1], self.in_layers[2], self.skip_connection
+        channels, through = x.shape[1], self.skip_connection
         if isinstance(through, nn.Conv2d):
-            plain = convolved_part(through, x, 0, through.bias).add_(convolved_part(through, skip, channels))
+            plain = convolved_part(through.weight, x, 0, through.bias).add_(convolved_part(through.weight, skip, channels))
         else:
             plain = torch.cat([x, skip], dim=1)
-        h = convolved_part(conv, overwriting_silu(x), 0, conv.bias)
+        h = convolved_part(weight, overwriting_silu(x), 0, bias)
         del x
-        return h.add_(convolved_part(conv, overwriting_silu(skip), channels)), plain
+        return h.add_(convolved_part(weight, overwriting_silu(skip), channels)), plain
 
 
 class Downsample(nn.Module):
@@ -280,7 +297,7 @@ class SwinUNet(nn.Module):
         """The part of the network that sees the low-resolution picture alone, up to what it adds to the first features.
 
         (B, 3, H, W) -> (B, model_channels, h, w). degradation: (B, 10), what `self.degradation` says of the pictures that lq are
-        parts of; None = estimated from lq.
+        parts of, or (1, 10), the same for all; None = estimated from lq.
         """
         if mask is not None:
             lq = torch.cat([lq, mask], dim=1)
@@ -288,7 +305,7 @@ class SwinUNet(nn.Module):
         if self.config.trunk_blocks:
             features = self.trunk(features, self.told(lq[:, :3], degradation))
         opening = self.input_blocks[0][0]
-        return convolved_part(opening, features, self.config.in_channels, opening.bias)
+        return convolved_part(opening.weight, features, self.config.in_channels, opening.bias)
 
     def told(self, lq, degradation):
         """The embedding of what happened to the picture, (B, degradation_channels), or None."""
@@ -298,8 +315,9 @@ class SwinUNet(nn.Module):
             degradation = self.degradation(lq)
         return self.degradation_embed(degradation.to(self.out[2].weight.dtype))
 
-    def constants(self, t) -> list[dict[nn.Module, torch.Tensor | tuple[torch.Tensor, torch.Tensor]]]:
-        """What the steps t, (T,), compute from t and the weights alone: FiLM vectors and biases of the windows, for each step.
+    def constants(self, t) -> list[dict[nn.Module, torch.Tensor | tuple]]:
+        """What the steps t, (T,), compute from t and the weights alone, for each step: FiLM vectors, or the weights that have them
+        in them (`ResBlock.prepared`), and biases of the windows.
 
         These are a quarter of the operations of a step of the published networks, and small ones: a GPU waits for their launch.
         """
@@ -307,14 +325,14 @@ class SwinUNet(nn.Module):
         biases = {module: module.biases().to(dtype) for module in self.modules() if isinstance(module, SwinBlock)}
         timed = [block for stage in self.stages() for block in stage if isinstance(block, ResBlock)]
         films = [zip(*(part.split(1) for part in module.film(emb))) for module in timed]
-        return [{**biases, **dict(zip(timed, step))} for step in zip(*films)]
+        return [{**biases, **{block: block.prepared(film) for block, film in zip(timed, step)}} for step in zip(*films)]
 
     def forward(self, x, t, lq=None, mask=None, condition=None, constants=None, degradation=None):
         emb = self.time_embed(t) if constants is None else None
         if condition is None:
             condition = self.condition(lq, mask, degradation)
         x = x.to(condition.dtype, memory_format=layout_for(x.device))
-        h = convolved_part(self.input_blocks[0][0], x, 0).add_(condition)
+        h = convolved_part(self.input_blocks[0][0].weight, x, 0).add_(condition)
         del x
         skips = [h]
         for stage in self.input_blocks[1:]:

@@ -160,6 +160,36 @@ def test_a_unet_without_norms_joins_nothing(monkeypatch):
         assert unet(torch.rand(1, 3, 16, 16), None, condition=condition, constants=constants).shape == (1, 3, 16, 16)
 
 
+@pytest.mark.parametrize("out_channels", [16, 24])
+@pytest.mark.parametrize("norm, leaves", [("none", False), ("position", True), ("group", True)])
+def test_an_embedding_that_all_share_goes_into_the_weights(norm, leaves, out_channels):
+    """The same as where each picture has its own, with an operation less on every feature."""
+    torch.manual_seed(0)
+    block = ResBlock(32, out_channels, 8, norm).requires_grad_(False)
+    emb, x = torch.randn(1, 8), torch.randn(2, 32, 12, 20)
+    *_, film = block.prepared(block.film(emb))
+    assert (film is not None) is leaves
+    apart = block(x, emb.repeat(2, 1))
+    torch.testing.assert_close(block(x, emb), apart, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(block(x, prepared=block.prepared(block.film(emb))), apart, atol=1e-5, rtol=1e-5)
+    if norm == "none":
+        pair = list(x.split([12, 20], dim=1))
+        torch.testing.assert_close(block([part.clone() for part in pair], emb), apart, atol=1e-5, rtol=1e-5)
+
+
+def test_an_embedding_that_one_picture_has_is_learned_as_those_of_several():
+    torch.manual_seed(0)
+    block = ResBlock(16, 16, 8, "none")
+    emb, x = torch.randn(1, 8), torch.randn(1, 16, 12, 12)
+    gradients = []
+    for count in (1, 2):
+        block.zero_grad()
+        block(x.repeat(count, 1, 1, 1), emb.repeat(count, 1)).square().mean().backward()
+        gradients.append([weight.grad.clone() for weight in block.parameters()])
+    for one, several in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, several, atol=1e-6, rtol=1e-4)
+
+
 def test_position_norm_and_no_norm_make_tiles_exact():
     """A pixel's result must not depend on what lies beyond its reach; with GroupNorm it does."""
     for norm, exact in (("none", True), ("position", True), ("group", False)):

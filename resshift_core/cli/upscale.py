@@ -19,6 +19,7 @@ from ..checkpoint import load_model
 from ..color import COLOR_FIXES
 from ..device import first_that_fits, resolve_device, resolve_dtype
 from ..errors import InputError, ResShiftError
+from ..heap import kept_memory
 from ..image_io import MAX_PIXELS
 from ..model import ResShiftModel
 from ..pipeline import upscale as upscale_tensor
@@ -273,7 +274,7 @@ def _run(
     most = max(args.max_pixels, SMALL_PIXELS) if args.max_pixels else None
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), kept_memory(model.device):
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             batch.run(jobs, show_progress=rank.index == 0)
     except KeyboardInterrupt:
