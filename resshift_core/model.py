@@ -205,11 +205,11 @@ class ResShiftModel:
             getattr(self, part).load_state_dict(own, strict=True)
 
     def guess(self, x_t, y0, schedule: ShiftSchedule, t: int):
-        """What the network's output is added to: 0, or y0, or a linear guess from x_t and y0 (`residual_gain`)."""
+        """What the network's output is added to: 0, or y0 itself, or a linear guess from x_t and y0 (`residual_gain`)."""
         if self.config.predict == "x0":
             return torch.zeros_like(y0)
         gain = float(schedule.residual_gain(self.config.residual_std)[t - 1])
-        return torch.lerp(y0, x_t, gain)
+        return torch.lerp(y0, x_t, gain) if gain else y0
 
     def constants(self, schedule: ShiftSchedule) -> list[dict]:
         """What the steps t = 1..T of `schedule` compute for all pictures alike; see `SwinUNet.constants`."""
@@ -225,7 +225,7 @@ class ResShiftModel:
         x = x_t * schedule.input_scale(t, self.config.space)
         x = x.to(condition.dtype, memory_format=layout_for(x.device))  # here: the caller's x lives until the network ends
         out = self.unet(x, tau, condition=condition, constants=constants)
-        return self.guess(x_t, y0, schedule, t).add_(out.float())
+        return self.guess(x_t, y0, schedule, t) + out
 
     @property
     def _has_vqgan(self) -> bool:

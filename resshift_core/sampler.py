@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 from .schedule import ShiftSchedule
 
 SAMPLERS = ("stochastic", "deterministic")
-
-
-def _normal(mean, std: float, noise):
-    return (std * noise).add_(mean)  # one tensor fewer at a time than mean + std * noise, and the same bits
 
 
 def sample(
@@ -23,7 +21,8 @@ def sample(
     on_step: Callable | None = None,  # (step counted from 1, t, x0, x_{t-1}) -> None; may raise to stop
 ):
     """Run all T steps and return x0, (B, C, h, w). The step at t = 1 has no noise, so the result is its x0."""
-    x = _normal(*schedule.prior(y0), noise(0))  # x_T
+    mean, std = schedule.prior(y0)
+    x = torch.add(mean, noise(0), alpha=std)  # x_T
     for step, t in enumerate(range(schedule.steps, 0, -1), start=1):
         x0 = None  # the last step's is of no more use, and the network takes memory
         x0 = denoise(x, t).to(y0.dtype)
@@ -33,7 +32,8 @@ def sample(
             k, m, j = schedule.deterministic_coefficients(t)
             x = k * x0 + m * x + j * y0
         else:
-            x = _normal(*schedule.posterior(x, x0, t), noise(step))  # eq. 6
+            _, of_x0 = schedule.posterior_coefficients(t)  # eq. 6; both add up to 1
+            x = torch.lerp(x, x0, of_x0).add_(noise(step), alpha=schedule.posterior_std(t))
         if on_step is not None:
             on_step(step, t, x0, x)
     return x

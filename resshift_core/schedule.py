@@ -183,7 +183,11 @@ class ShiftSchedule:
     def posterior(self, x_t, x0, t: int):
         """(mean, standard deviation) of q(x_{t-1} | x_t, x0), eq. 6; the standard deviation is 0 at t = 1."""
         of_xt, of_x0 = self.posterior_coefficients(t)
-        return of_xt * x_t + of_x0 * x0, math.sqrt(self.posterior_variance[self._index(t)])
+        return of_xt * x_t + of_x0 * x0, self.posterior_std(t)
+
+    def posterior_std(self, t: int) -> float:
+        """The standard deviation of eq. 6; 0 at t = 1."""
+        return math.sqrt(self.posterior_variance[self._index(t)])
 
     def deterministic_coefficients(self, t: int) -> tuple[float, float, float]:
         """(k, m, j) of the noise-free step x_{t-1} = k x0 + m x_t + j y0 (SinSR's map; eta_0 = 0)."""
