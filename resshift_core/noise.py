@@ -7,7 +7,8 @@ device, alone or in a batch, whatever the tile size.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
@@ -37,16 +38,34 @@ class NoiseField:
         self.shape = (channels, height, width)
         self.generator = torch.Generator()
         self.generator.manual_seed(self.seed if self.seed < 2**63 else self.seed - 2**64)
-        self._whole = self._states = None
+        self._whole: list[torch.Tensor | Future] | None = None
+        self._states = None
         self._blocks: dict[int, tuple[tuple[int, tuple, int, int], torch.Tensor]] = {}  # (draw, runs, left, right), values
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
-            self._whole = [torch.randn(self.shape, dtype=torch.float32, generator=self.generator) for _ in range(draws)]
+            self._whole = self._draw_all()
         else:
             bands = draws * channels * height * STATE_BYTES / BAND_ROWS / STATES_BYTES
             self.band_rows = BAND_ROWS * max(1, math.ceil(bands))
             # one for all: the states would settle in the holes that those before leave
             scratch = torch.empty(BAND_ROWS, width, dtype=torch.float32)
             self._states = [[self._channel_states(scratch) for _ in range(channels)] for _ in range(draws)]
+
+    def _draw_all(self) -> list[torch.Tensor | Future]:
+        """Every draw. Where a processor is free, another thread makes them while the network computes what it needs none for."""
+
+        def draw() -> torch.Tensor:
+            return torch.randn(self.shape, dtype=torch.float32, generator=self.generator, device="cpu")
+
+        if _processors() <= torch.get_num_threads():
+            return [draw() for _ in range(self.draws)]
+        pool = ThreadPoolExecutor(1, "noise")
+        drawn = [pool.submit(draw) for _ in range(self.draws)]
+        pool.shutdown(wait=False)
+        return drawn
+
+    def _all_of(self, draw: int) -> torch.Tensor:
+        drawn = self._whole[draw]
+        return drawn.result() if isinstance(drawn, Future) else drawn
 
     def _channel_states(self, scratch: torch.Tensor) -> list[torch.Tensor]:
         """Generator states at every band of one channel; leaves the generator at the channel's end."""
@@ -63,13 +82,13 @@ class NoiseField:
         """
         right = self.shape[2] if right is None else right
         if self._whole is not None:
-            return self._whole[draw][:, first:last, left:right]
+            return self._all_of(draw)[:, first:last, left:right]
         return self.runs(draw, ((first, last),), left, right)
 
     def runs(self, draw: int, runs: tuple[tuple[int, int], ...], left: int, right: int) -> torch.Tensor:
         """As `block`, of several runs of rows, (first, last), one below the other."""
         if self._whole is not None:
-            return torch.cat([self._whole[draw][:, first:last, left:right] for first, last in runs], dim=1)
+            return torch.cat([self._all_of(draw)[:, first:last, left:right] for first, last in runs], dim=1)
         rows, width = sum(last - first for first, last in runs), self.shape[2]
         bytes_per_column = 4 * self.draws * self.shape[0] * rows
         whole = width * bytes_per_column <= ROW_BYTES
@@ -124,6 +143,11 @@ class NoiseField:
                     if not whole_rows:
                         out[channel, top : top + rows] = drawn[:, columns]
                     top += rows
+
+
+def _processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _skip(generator: torch.Generator, scratch: torch.Tensor, rows: int) -> None:

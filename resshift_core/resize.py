@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -23,6 +25,27 @@ def bicubic(images: torch.Tensor, size: tuple[int, int], antialias: bool = False
     """torch's, on the device of `images`; Apple's GPU has had it since torch 2.6, and not yet with antialiasing."""
     here = images.cpu() if images.device.type == "mps" else images
     return interpolated(here, size, "bicubic", antialias).to(images.device)
+
+
+def bicubic_blocks(images: torch.Tensor, scale: int) -> torch.Tensor:
+    """`bicubic`, `scale` times as large, as F.pixel_unshuffle makes channels of it: (B, C, H + 4, W + 4) -> (B, C * scale^2, H, W), of
+    all but two pixels around.
+
+    Every pixel of a block is one sum over the same 5 x 5 pixels: a convolution, in a tenth of the time on a processor. (Graphics cards
+    may round what convolutions are given to ten bits.)
+    """
+    planes = F.conv2d(images.flatten(0, 1)[:, None], _bicubic_weights(scale))
+    return planes.unflatten(0, images.shape[:2]).flatten(1, 2)
+
+
+@cache
+@torch.inference_mode(False)  # they are kept, and may serve outside of it
+def _bicubic_weights(scale: int) -> torch.Tensor:
+    """What torch's bicubic gives each of the middle pixel's successors of each pixel around, (scale^2, 1, 5, 5)."""
+    single = torch.eye(25, dtype=torch.float64, device="cpu").reshape(25, 1, 5, 5)
+    large = interpolated(single, (5 * scale, 5 * scale), "bicubic", antialias=False)
+    middle = slice(2 * scale, 3 * scale)
+    return large[:, 0, middle, middle].permute(1, 2, 0).reshape(scale**2, 1, 5, 5).float()
 
 
 def interpolated(images: torch.Tensor, size: tuple[int, int], mode: str, antialias: bool) -> torch.Tensor:

@@ -17,8 +17,9 @@ from .errors import InputError, OutOfMemory, brief
 from .model import ResShiftModel
 from .noise import NoiseField, RepeatedNoise
 from .progress import Progress, pixels_by_fit, pixels_of_blocks
-from .resize import bicubic
+from .resize import bicubic, bicubic_blocks
 from .sampler import sample
+from .space_to_depth import SpaceToDepthConfig
 from .tiles import lay_side, mirror_index, reflect_index
 
 log = logging.getLogger("resshift")
@@ -125,7 +126,8 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     """Encode, sample and decode a batch of equal tiles. jobs: [(picture, place)] -> (B, 3, h * s, w * s) in [0, 1], and of which
     all numbers on the way were finite.
     """
-    config, device, scale, settings = model.config, model.device, model.scale, shared.settings
+    config, device, settings = model.config, model.device, shared.settings
+    fields = [shared.noise(picture) for picture, _ in jobs]  # first, for small ones are drawn meanwhile
     crops = torch.stack([picture.crop(place, CONTEXT) for picture, place in jobs]).to(device) * 2 - 1
     mask = None
     if config.task == "inpaint":
@@ -142,14 +144,13 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
 
     if progress is not None:
         progress.tell("encode", 0, places, lambda: (lq.float() / 2 + 0.5).clamp(0, 1).cpu())
-    y0 = model.autoencoder.encode(_enlarged(crops, lq, scale)).float()
+    y0 = _encoded(model, crops, lq)
     told = None
     if model.config.unet.degradation_channels:
         said = [picture.degradation(model) for picture, _ in jobs]
         told = said[0] if all(one is said[0] for one in said) else torch.cat(said)  # one for all costs less
     condition = model.unet.condition(lq, mask, told)
     boxes = [picture.latent_box(place, config) for picture, place in jobs]
-    fields = [shared.noise(picture) for picture, _ in jobs]
 
     def draw(number):
         if len(jobs) == 1:
@@ -175,13 +176,16 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     return image.clamp(-1, 1).add_(1).div_(2), finite
 
 
-def _enlarged(crops, lq, scale: int) -> torch.Tensor:
-    """Bicubic; crops have a margin of CONTEXT around lq."""
+def _encoded(model: ResShiftModel, crops, lq) -> torch.Tensor:
+    """y0, the latent of the bicubic enlargement; crops have a margin of CONTEXT around lq."""
+    scale = model.scale
     if scale == 1:
-        return lq
+        return model.autoencoder.encode(lq).float()
+    if lq.device.type == "cpu" and model.config.autoencoder == SpaceToDepthConfig(scale):
+        return bicubic_blocks(crops, scale)
     edge = CONTEXT * scale
     up = bicubic(crops, tuple(side * scale for side in crops.shape[-2:]))
-    return up[..., edge:-edge, edge:-edge].contiguous()
+    return model.autoencoder.encode(up[..., edge:-edge, edge:-edge].contiguous()).float()
 
 
 def _preview(model: ResShiftModel, x0, y0, lq) -> torch.Tensor:

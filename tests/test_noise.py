@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -20,6 +21,27 @@ def test_values_and_order_are_those_of_the_global_generator():
     field = NoiseField(7, 3, 3, 64, 128)
     for draw, expected in enumerate(reference(7, 3, 3, 64, 128)):
         assert torch.equal(field.block(draw, 0, 64), expected)
+
+
+@pytest.mark.parametrize("inference", [False, True])
+def test_where_a_processor_is_free_another_thread_draws_the_same(monkeypatch, inference):
+    monkeypatch.setattr(noise, "_processors", lambda: torch.get_num_threads() + 1)
+    drawing, randn = set(), torch.randn
+    monkeypatch.setattr(torch, "randn", lambda *a, **more: drawing.add(threading.get_ident()) or randn(*a, **more))
+    with torch.inference_mode(inference):
+        field = NoiseField(7, 3, 3, 64, 128)
+        found = [field.block(draw, 8, 64, 16, 128) for draw in (2, 0, 1, 0)]
+    assert len(drawing) == 1 and threading.get_ident() not in drawing
+    expected = reference(7, 3, 3, 64, 128)
+    assert all(torch.equal(values, expected[draw][:, 8:, 16:]) for values, draw in zip(found, (2, 0, 1, 0)))
+
+
+def test_what_goes_wrong_in_the_other_thread_is_told(monkeypatch):
+    monkeypatch.setattr(noise, "_processors", lambda: torch.get_num_threads() + 1)
+    monkeypatch.setattr(torch, "randn", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
+    field = NoiseField(7, 3, 3, 64, 128)
+    with pytest.raises(MemoryError, match="no room"):
+        field.block(1, 0, 8)
 
 
 @pytest.mark.parametrize("threads", [1, 4, 9])
