@@ -285,7 +285,8 @@ class TestEntries:
         monkeypatch.setattr(loaded._keeper, "get", lambda source, *_: rs.load_model(source, device="cpu", dtype="bf16"))
         result = part("upscaling").upscale_image(picture(), entry, settings).image
         assert asked == [torch.bfloat16, torch.float32] and "Trying the processor" in caplog.text
-        assert np.abs(np.asarray(result, int) - np.asarray(expected, int)).max() <= 3
+        apart = np.abs(np.asarray(result, int) - np.asarray(expected, int))
+        assert apart.max() <= 6 and apart.mean() < 1  # of two number formats, in a picture that is noise
 
     def test_a_processor_without_room_is_a_sentence(self, host, monkeypatch):
         def upscale(*_, **__):
