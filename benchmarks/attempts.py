@@ -14,13 +14,12 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
 
 import resshift_core as rs
-from resshift_core import heap, noise, swin, tile_runs, vqgan, winograd
+from resshift_core import noise, swin, tile_runs, vqgan, winograd
 from resshift_core.device import resolve_device
 from resshift_core.resize import bicubic
 from resshift_core.unet import ResBlock
@@ -131,16 +130,6 @@ def joining(model: rs.ResShiftModel) -> rs.ResShiftModel:
     return twin
 
 
-def instead(owner, name: str, other, run: Callable) -> Callable:
-    """`run` with another function in place of one of ours."""
-
-    def replaced():
-        with mock.patch.object(owner, name, other):
-            return run()
-
-    return replaced
-
-
 def _film_apart(block: ResBlock, film):
     return block.in_layers[2].weight, block.in_layers[2].bias, film
 
@@ -155,19 +144,19 @@ def in_passing(run: Callable, what: str) -> Iterator[Attempt]:
     """What a whole run of the built-in model does beside its convolutions."""
     yield Attempt(
         f"memory kept while a run computes, {what}", "1.05 to 1.3: what the system takes to clear pages", "yes",
-        instead(heap, "_mallopt", lambda: None, run), run,
+        plain.without_kept_memory(run), run,
     )  # fmt: skip
     yield Attempt(
         f"FiLM in the convolution before it, {what}", "1.03: one of five passes over the features of a block", "yes",
-        instead(ResBlock, "prepared", _film_apart, run), run,
+        plain.instead(ResBlock, "prepared", _film_apart, run), run,
     )  # fmt: skip
     yield Attempt(
         f"enlargement and blocks as one convolution, {what}", "1.03", "yes",
-        instead(tile_runs, "bicubic_blocks", _blocks_of_the_large, run), run,
+        plain.instead(tile_runs, "bicubic_blocks", _blocks_of_the_large, run), run,
     )  # fmt: skip
     yield Attempt(
         f"noise drawn by another thread, {what}", "1.05 to 1.1 where a processor is free, else 1", "where one is free",
-        instead(noise, "_processors", lambda: 1, run), instead(noise, "_processors", lambda: 2**20, run),
+        plain.instead(noise, "_processors", lambda: 1, run), plain.instead(noise, "_processors", lambda: 2**20, run),
     )  # fmt: skip
 
 

@@ -7,20 +7,37 @@ Scores of every attention are materialised, masks and biases are made anew at ev
 from __future__ import annotations
 
 import types
+from collections.abc import Callable
+from unittest import mock
 
 import torch
 from einops import rearrange
 
 import resshift_core as rs
-from resshift_core import swin, vqgan, winograd
+from resshift_core import heap, swin, vqgan, winograd
 
 
 def make_plain(model: rs.ResShiftModel) -> rs.ResShiftModel:
-    """A float32 copy of a model, row-major, with the plain methods in place of ours."""
+    """A float32 copy of a model, row-major, with the plain methods in place of ours. See `without_kept_memory`, too."""
     plain = replace_methods(model, METHODS)
     for module in (plain.unet, plain.autoencoder):
         module.to(memory_format=torch.contiguous_format)
     return plain
+
+
+def instead(owner, name: str, other, run: Callable) -> Callable:
+    """`run` with another function in place of one of ours."""
+
+    def replaced():
+        with mock.patch.object(owner, name, other):
+            return run()
+
+    return replaced
+
+
+def without_kept_memory(run: Callable) -> Callable:
+    """`run` with the C library's own rules for what is freed."""
+    return instead(heap, "_mallopt", lambda: None, run)
 
 
 def replace_methods(model: rs.ResShiftModel, methods: dict) -> rs.ResShiftModel:
