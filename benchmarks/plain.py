@@ -37,7 +37,7 @@ def instead(owner, name: str, other, run: Callable) -> Callable:
 
 def without_kept_memory(run: Callable) -> Callable:
     """`run` with the C library's own rules for what is freed."""
-    return instead(heap, "_mallopt", lambda: None, run)
+    return instead(heap, "_library", lambda: None, run)
 
 
 def replace_methods(model: rs.ResShiftModel, methods: dict) -> rs.ResShiftModel:

@@ -59,7 +59,12 @@ class NoiseField:
         if _processors() <= torch.get_num_threads():
             return [draw() for _ in range(self.draws)]
         pool = ThreadPoolExecutor(1, "noise")
-        drawn = [pool.submit(draw) for _ in range(self.draws)]
+        drawn: list[torch.Tensor | Future] = []
+        try:
+            drawn += (pool.submit(draw) for _ in range(self.draws))
+        except RuntimeError:  # no more threads: there are too many, or the program is ending
+            drawn = [future.result() for future in drawn]
+            drawn += (draw() for _ in range(self.draws - len(drawn)))
         pool.shutdown(wait=False)
         return drawn
 

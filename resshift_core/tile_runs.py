@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from itertools import groupby
 
 import torch
 
@@ -97,6 +98,10 @@ class _Shared:
         self._constants: dict[ResShiftModel, list[dict]] = {}
         self._float32: ResShiftModel | None = None
 
+    def forget_noise(self) -> None:
+        """After an error, which a field that could not be drawn would keep."""
+        self._fields.clear()
+
     def noise(self, picture: _Picture) -> NoiseField | RepeatedNoise:
         """The noise field of a picture; pictures with the same seed and size have one."""
         seed, repeat = self.settings.seeds[picture.index], self.settings.repeat
@@ -145,11 +150,7 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     if progress is not None:
         progress.tell("encode", 0, places, lambda: (lq.float() / 2 + 0.5).clamp(0, 1).cpu())
     y0 = _encoded(model, crops, lq)
-    told = None
-    if model.config.unet.degradation_channels:
-        said = [picture.degradation(model) for picture, _ in jobs]
-        told = said[0] if all(one is said[0] for one in said) else torch.cat(said)  # one for all costs less
-    condition = model.unet.condition(lq, mask, told)
+    condition = _condition(model, jobs, lq, mask)
     boxes = [picture.latent_box(place, config) for picture, place in jobs]
 
     def draw(number):
@@ -174,6 +175,21 @@ def _run_tiles(model: ResShiftModel, jobs, shared: _Shared, progress: Progress |
     # the picture alone would not tell: a codebook has a valid code for everything
     finite = torch.isfinite(x0.flatten(1).sum(1)) & torch.isfinite(image.flatten(1).sum(1))
     return image.clamp(-1, 1).add_(1).div_(2), finite
+
+
+def _condition(model: ResShiftModel, jobs, lq, mask) -> torch.Tensor:
+    """`SwinUNet.condition`. On a processor, where what is said of a picture goes into the weights, one picture after the other: its
+    result does not depend on what else is in the batch.
+    """
+    if not model.config.unet.degradation_channels:
+        return model.unet.condition(lq, mask)
+    if lq.device.type != "cpu":
+        return model.unet.condition(lq, mask, torch.cat([picture.degradation(model) for picture, _ in jobs]))
+    parts, start = [], 0
+    for picture, tiles in groupby(picture for picture, _ in jobs):
+        rows = slice(start, start := start + len(list(tiles)))
+        parts.append(model.unet.condition(lq[rows], None if mask is None else mask[rows], picture.degradation(model)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _encoded(model: ResShiftModel, crops, lq) -> torch.Tensor:
@@ -238,6 +254,7 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
             failed = str(error)
         if failed is not None:  # outside the except block: the traceback would keep the tensors alive
             release_memory(model.device)
+            shared.forget_noise()
             batch = len(part) // 2
             log.warning("Out of memory with %d tiles at a time; going on with %d.", len(part), batch)
             continue

@@ -18,6 +18,8 @@ from .normalization import NORMS
 from .swin import SwinBlock, SwinLayer
 from .winograd import Conv3x3
 
+MOST_PREPARED = 1 << 22  # weights, of all steps, that have FiLM in them; beyond, it stays an operation of its own
+
 
 @dataclass(frozen=True)
 class UNetConfig:
@@ -111,14 +113,13 @@ class ResBlock(nn.Module):
         scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
         return 1 + scale, shift
 
-    def prepared(self, film) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    def prepared(self, film, into_weights: bool = True) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """(weight, bias) of the first convolution, and the FiLM that is left for its output.
 
         None is left of one that all pictures share, where no norm comes first: s (w * x + b) + t = (s w) * x + (s b + t).
         """
         conv = self.in_layers[2]
-        between = not isinstance(self.out_layers[0], nn.Identity)
-        if film is None or between or len(film[0]) > 1 or (torch.is_grad_enabled() and conv.weight.requires_grad):
+        if not into_weights or len(film[0]) > 1 or not isinstance(self.out_layers[0], nn.Identity):
             return conv.weight, conv.bias, film
         scale, shift = (part.float() for part in film)
         weight = conv.weight.float() * scale.reshape(-1, 1, 1, 1)
@@ -130,7 +131,7 @@ class ResBlock(nn.Module):
         are overwritten: nobody else may hold them.
         prepared: what `prepared(film(emb))` returned, in place of emb.
         """
-        weight, bias, film = prepared or self.prepared(None if emb is None else self.film(emb))
+        weight, bias, film = prepared or self.prepared(None if emb is None else self.film(emb), into_weights=False)
         if isinstance(x, list):
             h, plain = self._of_two(x, weight, bias)
         else:
@@ -192,13 +193,18 @@ class Stage(nn.Sequential):
 
 
 class Trunk(nn.Sequential):
-    """A convolution and residual blocks on the low-resolution picture alone; emb: (B, E), what they are told of it."""
+    """A convolution and residual blocks on the low-resolution picture alone; emb: (B, E), what they are told of it.
+
+    (1, E), the same for all, goes into the weights on a processor, unless there is something to learn. Graphics cards have nothing
+    from that, and compute several pictures at a time, which would come out as by another rounding.
+    """
 
     def forward(self, x, emb=None):
         opening, *blocks = self
         x = opening(x)
+        into_weights = emb is not None and x.device.type == "cpu" and not torch.is_grad_enabled()
         for block in blocks:
-            x = block(x, emb)
+            x = block(x, prepared=block.prepared(block.film(emb))) if into_weights else block(x, emb)
         return x
 
 
@@ -325,7 +331,8 @@ class SwinUNet(nn.Module):
         biases = {module: module.biases().to(dtype) for module in self.modules() if isinstance(module, SwinBlock)}
         timed = [block for stage in self.stages() for block in stage if isinstance(block, ResBlock)]
         films = [zip(*(part.split(1) for part in module.film(emb))) for module in timed]
-        return [{**biases, **{block: block.prepared(film) for block, film in zip(timed, step)}} for step in zip(*films)]
+        few = len(t) * sum(block.in_layers[2].weight.numel() for block in timed) <= MOST_PREPARED
+        return [{**biases, **{block: block.prepared(film, few) for block, film in zip(timed, step)}} for step in zip(*films)]
 
     def forward(self, x, t, lq=None, mask=None, condition=None, constants=None, degradation=None):
         emb = self.time_embed(t) if constants is None else None

@@ -98,6 +98,18 @@ def test_without_jpeg_the_grid_is_the_pictures_own(levels):
     assert grid_of(windows(levels[0].round())) == (0, 0)
 
 
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_picture_is_the_same_alone_and_beside_others(dtype):
+    """Bit for bit: what is said of it goes into weights, which are rounded, and what is said of several would not."""
+    torch.manual_seed(0)
+    model = rs.load_model("builtin", device="cpu", dtype=dtype)
+    flat = torch.rand(1, 3, 1, 1).expand(-1, -1, 24, 40)
+    images = torch.cat([torch.rand(1, 3, 24, 40), flat, flat / 2 + torch.rand(1, 3, 24, 40) / 9])
+    together = [rs.upscale(model, images, seed=[1, 2, 3], tile=24, tile_batch=count) for count in (1, 2, 5)]
+    assert all(torch.equal(pictures, together[0]) for pictures in together)
+    assert torch.equal(rs.upscale(model, images[1:2], seed=2, tile=24), together[0][1:2])
+
+
 def test_every_tile_is_told_what_is_said_of_the_whole_picture(monkeypatch):
     model, told = told_model(), []
     condition = model.unet.condition

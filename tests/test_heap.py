@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,7 +45,10 @@ print(json.dumps(sum(faults[2:])))
 def calls(monkeypatch):
     """What the C library is told, in order."""
     told = []
-    monkeypatch.setattr(heap, "_mallopt", lambda: lambda number, value: told.append((number, value)) or 1)
+    library = SimpleNamespace(
+        mallopt=lambda number, value: told.append((number, value)) or 1, malloc_trim=lambda pad: told.append("trim")
+    )
+    monkeypatch.setattr(heap, "_library", lambda: library)
     return told
 
 
@@ -55,7 +60,7 @@ def faults(thread: bool, **more: str) -> int:
     return json.loads(done.stdout)
 
 
-@pytest.mark.skipif(heap._mallopt() is None, reason="another C library, or one that was set up")
+@pytest.mark.skipif(heap._library() is None, reason="another C library, or one that was set up")
 @pytest.mark.parametrize("thread", [False, True])
 def test_pages_are_not_taken_anew_for_every_layer(thread):
     """Hosts compute in threads of their own, whose heaps are others."""
@@ -78,6 +83,32 @@ def test_a_run_that_fails_ends_it_too(calls):
     assert calls == [*KEPT.items(), *USUAL.items()]
 
 
+def test_runs_of_several_threads_give_all_heaps_back(calls):
+    def overlapping():
+        with kept_memory(CPU):
+            pass
+
+    with kept_memory(CPU):
+        thread = threading.Thread(target=overlapping)
+        thread.start(), thread.join()
+    assert calls == [*KEPT.items(), *USUAL.items(), "trim"]
+    calls.clear()
+    with kept_memory(CPU):
+        pass
+    assert calls == [*KEPT.items(), *USUAL.items()]  # one alone does not: its next run would take all pages anew
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_forked_process_does_not_wait_for_its_parent_s_run(calls):
+    with kept_memory(CPU):
+        calls.clear()
+        child = os.fork()
+        if not child:
+            with kept_memory(CPU):
+                os._exit(0 if calls == [*USUAL.items(), *KEPT.items()] else 1)
+        assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_run_elsewhere_tells_the_processor_s_memory_nothing(calls):
     with kept_memory(torch.device("meta")):
         pass
@@ -87,7 +118,7 @@ def test_a_run_elsewhere_tells_the_processor_s_memory_nothing(calls):
 def test_an_older_library_takes_what_it_can(monkeypatch):
     told = []
     refuses = lambda number, value: told.append(value) or int(value <= 32 << 20 or number != heap.MMAP_THRESHOLD)  # noqa: E731
-    monkeypatch.setattr(heap, "_mallopt", lambda: refuses)
+    monkeypatch.setattr(heap, "_library", lambda: SimpleNamespace(mallopt=refuses, malloc_trim=None))
     with kept_memory(CPU):
         assert told == [64 << 20, 32 << 20, 64 << 20, 1 << 30]
 
@@ -95,21 +126,21 @@ def test_an_older_library_takes_what_it_can(monkeypatch):
 @pytest.mark.parametrize("name", heap.CHOSEN)
 def test_what_the_user_chose_stays(monkeypatch, name):
     monkeypatch.setenv(name, "1")
-    heap._mallopt.cache_clear()
+    heap._library.cache_clear()
     try:
-        assert heap._mallopt() is None
+        assert heap._library() is None
     finally:
         monkeypatch.undo()
-        heap._mallopt.cache_clear()
+        heap._library.cache_clear()
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_other_systems_are_left_alone(monkeypatch, platform):
     monkeypatch.setattr(sys, "platform", platform)
-    heap._mallopt.cache_clear()
+    heap._library.cache_clear()
     try:
         with kept_memory(CPU):
-            assert heap._mallopt() is None
+            assert heap._library() is None
     finally:
         monkeypatch.undo()
-        heap._mallopt.cache_clear()
+        heap._library.cache_clear()

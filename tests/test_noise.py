@@ -44,6 +44,23 @@ def test_what_goes_wrong_in_the_other_thread_is_told(monkeypatch):
         field.block(1, 0, 8)
 
 
+@pytest.mark.parametrize("granted", [0, 2])
+def test_a_program_that_ends_draws_without_threads(monkeypatch, granted):
+    monkeypatch.setattr(noise, "_processors", lambda: torch.get_num_threads() + 1)
+    submit, left = noise.ThreadPoolExecutor.submit, [None] * granted
+
+    def refused(pool, function):
+        if not left:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+        left.pop()
+        return submit(pool, function)
+
+    monkeypatch.setattr(noise.ThreadPoolExecutor, "submit", refused)
+    field = NoiseField(7, 3, 3, 64, 128)
+    for draw, expected in enumerate(reference(7, 3, 3, 64, 128)):
+        assert torch.equal(field.block(draw, 0, 64), expected)
+
+
 @pytest.mark.parametrize("threads", [1, 4, 9])
 @pytest.mark.parametrize("height", [64, 128, 150, 300])
 def test_a_streamed_field_has_the_same_values(monkeypatch, height, threads):

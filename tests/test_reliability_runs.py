@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import resshift_core as rs
-from resshift_core import arguments, pipeline, tile_runs
+from resshift_core import arguments, noise, pipeline, tile_runs
 from resshift_core.cli import main
 
 from . import standin
@@ -96,6 +96,23 @@ def check_any_hole(inpainter, height, width, seed, soft):
     assert out.shape == image.shape and torch.isfinite(out).all() and 0 <= out.min() and out.max() <= 1
     kept = (mask == 0).expand_as(out)
     assert torch.equal(out[kept], image[kept])
+
+
+def test_noise_that_could_not_be_drawn_is_drawn_again_with_fewer_tiles(monkeypatch, caplog):
+    """By another thread, which has told of its failure and will not tell anything else."""
+    monkeypatch.setattr(noise, "_processors", lambda: 2**10)
+    model, lq = standin.small_model(), torch.rand(1, 3, 40, 90)
+    expected, randn, failed = rs.upscale(model, lq, tile=32, tile_batch=4), torch.randn, []
+
+    def draw(*args, **words):
+        if not failed:
+            failed.append(1)
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+        return randn(*args, **words)
+
+    monkeypatch.setattr(torch, "randn", draw)
+    assert torch.equal(rs.upscale(model, lq, tile=32, tile_batch=4), expected)
+    assert "going on with 2" in caplog.text and "going on with 1" not in caplog.text
 
 
 HOLES = {"height": st.integers(1, 300), "width": st.integers(1, 300), "seed": st.integers(0, 2**40), "soft": st.booleans()}

@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from benchmarks.timing import operations
 from resshift_core import SwinUNet, UNetConfig, winograd
-from resshift_core.unet import ResBlock, TimestepEmbedding
+from resshift_core.unet import ResBlock, TimestepEmbedding, Trunk
 
 from .standin import GOLDEN, UNETS, standin_unet
 
@@ -170,24 +170,40 @@ def test_an_embedding_that_all_share_goes_into_the_weights(norm, leaves, out_cha
     *_, film = block.prepared(block.film(emb))
     assert (film is not None) is leaves
     apart = block(x, emb.repeat(2, 1))
-    torch.testing.assert_close(block(x, emb), apart, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(block(x, prepared=block.prepared(block.film(emb))), apart, atol=1e-5, rtol=1e-5)
     if norm == "none":
         pair = list(x.split([12, 20], dim=1))
-        torch.testing.assert_close(block([part.clone() for part in pair], emb), apart, atol=1e-5, rtol=1e-5)
+        prepared = block.prepared(block.film(emb))
+        torch.testing.assert_close(block([part.clone() for part in pair], prepared=prepared), apart, atol=1e-5, rtol=1e-5)
 
 
-def test_an_embedding_that_one_picture_has_is_learned_as_those_of_several():
+def test_a_trunk_learns_from_one_picture_as_from_several_and_says_the_same_without():
     torch.manual_seed(0)
-    block = ResBlock(16, 16, 8, "none")
-    emb, x = torch.randn(1, 8), torch.randn(1, 16, 12, 12)
+    trunk = Trunk(torch.nn.Conv2d(3, 16, 3, padding=1), ResBlock(16, 16, 8, "none"), ResBlock(16, 16, 8, "none"))
+    emb, x = torch.randn(1, 8), torch.randn(1, 3, 12, 12)
     gradients = []
     for count in (1, 2):
-        block.zero_grad()
-        block(x.repeat(count, 1, 1, 1), emb.repeat(count, 1)).square().mean().backward()
-        gradients.append([weight.grad.clone() for weight in block.parameters()])
+        trunk.zero_grad()
+        out = trunk(x.repeat(count, 1, 1, 1), emb.repeat(count, 1))
+        out.square().mean().backward()
+        gradients.append([weight.grad.clone() for weight in trunk.parameters()])
     for one, several in zip(*gradients, strict=True):
         torch.testing.assert_close(one, several, atol=1e-6, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(trunk(x, emb), out[:1], atol=1e-5, rtol=1e-5)
+
+
+def test_many_steps_share_the_weights(monkeypatch):
+    """FiLM in the weights of thousands of steps would take gigabytes."""
+    network = standin_unet(UNetConfig(3, 3, model_channels=32, channel_mult=(1,), num_res_blocks=1, swin_depth=0, norm="none"))
+    block = network.middle_block[0]
+    with torch.inference_mode():
+        (few,), many = network.constants(torch.tensor([1.0])), network.constants(torch.arange(200.0))
+        assert few[block][0] is not block.in_layers[2].weight and few[block][2] is None
+        assert all(step[block][0] is block.in_layers[2].weight for step in many)
+        words = {"x": torch.rand(1, 3, 16, 16), "t": None, "lq": torch.rand(1, 3, 16, 16)}
+        apart = network(**words, constants=many[1])
+        torch.testing.assert_close(network(**words, constants=few), apart, atol=1e-4, rtol=1e-4)
 
 
 def test_position_norm_and_no_norm_make_tiles_exact():
