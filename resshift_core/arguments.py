@@ -26,6 +26,7 @@ NOISES = ("per_image", "shared", "periodic")
 MAX_SCALE = 64
 MAX_SIDE = 2**19  # pixels of a result's side
 FAR_BEYOND_WHITE = 2.0  # an overshoot of resizing stays below
+FAR_BELOW_BLACK = -0.5  # what sharpening and resizing overshoot by is less
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ def check_words(sampler: str, color_fix: str, wrap: str) -> None:
 
 
 def check_number_format(model: ResShiftModel) -> None:
-    """Models may be held in fp16 anywhere; not every torch computes with it on a processor."""
+    """Models may be held in fp16 anywhere; not every torch computes with it on a processor. Nor may they be shapes alone."""
+    if model.device.type == "meta":
+        raise InputError("The model is on the device meta, which has shapes and no numbers. Try cpu or auto.")
     weights = (weight for part in (model.unet, model.autoencoder) for weight in part.parameters())
     if any(weight.dtype == torch.float16 and weight.device.type == "cpu" for weight in weights) and not cpu_has_fp16():
         raise InputError(
@@ -106,6 +109,11 @@ def check_images(images) -> torch.Tensor:
             log.warning(
                 "The picture has values up to %g; white is 1, and what lies above is cut off. Divide 8-bit values by 255.",
                 images.amax().item(),
+            )
+        elif images.amin() < FAR_BELOW_BLACK:
+            log.warning(
+                "The picture has values down to %g; black is 0, and what lies below is cut off. Of values in [-1, 1], give x / 2 + 0.5.",
+                images.amin().item(),
             )
         images = images.clamp(0, 1)
     return images

@@ -293,7 +293,7 @@ def save_model(model: ResShiftModel, path: str | os.PathLike, metadata: dict[str
     """One .safetensors with UNet, autoencoder and configuration, in the dtype the model has now.
 
     `load_model` of the result needs neither `autoencoder=` nor `variant=`. `metadata` adds strings to those the model came
-    with.
+    with; its "licence" becomes the model's.
 
     Raises:
         InputError: the name does not end in .safetensors, or the configuration holds what `load_model` would refuse.
@@ -301,16 +301,17 @@ def save_model(model: ResShiftModel, path: str | os.PathLike, metadata: dict[str
     """
     if not isinstance(getattr(model, "config", None), ModelConfig):
         raise InputError(f"model is {model!r:.60}; it must be what load_model returns.")
+    config = replace(model.config, licence=str(metadata["licence"])) if "licence" in (metadata or {}) else model.config
     try:
-        check_model(model.config)
+        check_model(config)
     except ValueError as error:
         raise InputError(f"The model cannot be saved, for nobody could load it: {error}.") from error
     stored = {
         **model.metadata,
         **(metadata or {}),
         "format": "pt",
-        "licence": model.config.licence,
-        CONFIG_KEY: json.dumps(model.config.to_dict()),
+        "licence": config.licence,
+        CONFIG_KEY: json.dumps(config.to_dict()),
     }
     return save_weights(model.state_dict(), {key: str(value) for key, value in stored.items()}, path)
 

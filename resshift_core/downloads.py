@@ -102,6 +102,15 @@ def _can_be_fetched(entry: Entry) -> bool:
     return entry.sha256 is not None or pickles_are_safe()
 
 
+def refuse_unchecked(entry: Entry) -> None:
+    """
+    Raises:
+        DownloadError: this torch could not check the file, wherever it came from.
+    """
+    if not _can_be_fetched(entry):
+        raise DownloadError(_needs_torch(entry))
+
+
 def _needs_torch(entry: Entry) -> str:
     return (
         f"{entry.file} is a pickle whose hash nobody has published, and this torch cannot open such a file safely. Update "
@@ -267,8 +276,7 @@ def _agree(entry: Entry, confirm: Confirm | None) -> None:
     """Tell the licence, and ask."""
     if entry.bundled:
         raise DownloadError(f"{entry.name} is part of this package, but its file is missing. Install the package again.")
-    if not _can_be_fetched(entry):
-        raise DownloadError(_needs_torch(entry))
+    refuse_unchecked(entry)
     size = f"{entry.size / 1e6:.0f} MB" if entry.size else "size unknown"
     if confirm is None:  # a front end that asks shows the licence; without one this is where a person sees it
         log.warning("%s (%s, %s) is under the %s.", entry.name, entry.file, size, entry.licence)

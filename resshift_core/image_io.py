@@ -226,13 +226,22 @@ def _picture(image: Image.Image) -> Picture:
     if getattr(image, "is_animated", False) and image.format != "MPO":  # phones put a second, small picture into an MPO
         notes.append("It has several frames or pages; only the first is used.")  # to count them can take longer than all else
         image.seek(0)
-    layout = str(image.tile[0][3]) if image.tile else ""  # how samples lie in the file, known until it is decoded
+    layout = _layout(image)  # known until it is decoded
     image.load()
     exif, upright = _exif_and_upright(image, notes)
     pixels, mode, icc = _decode(upright, layout, notes)
     icc = _matching_profile(icc, mode, notes)
     colour = png.colour_chunks(image.info) if image.format == "PNG" and icc is None else {}
     return Picture(pixels, mode, image.format or "", icc, exif, png.texts_of(image), colour, tuple(notes))
+
+
+def _layout(image: Image.Image) -> str:
+    """How samples lie in an opened file, in Pillow's words, such as "RGB;16B"; "" where it does not say."""
+    told = image.tile[0][3] if image.tile else ""
+    word, *more = told if isinstance(told, tuple) and told else (told,)  # beside it are offsets and lengths
+    if image.format == "PPM" and more and more[0] > 255:  # the largest sample
+        return f"{word};16B"
+    return word if isinstance(word, str) else ""
 
 
 def pixels_of(image: Image.Image) -> Picture:
@@ -269,7 +278,7 @@ def _decode(image: Image.Image, layout: str, notes: list[str]) -> tuple[np.ndarr
     if image.mode in ("CMYK", "LAB", "YCbCr", "HSV", "RGBX"):
         image, icc = _to_rgb(image, icc, notes)
     alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La") or layout.startswith("LA") or _has_grey_palette(image)
+    grey = image.mode in ("1", "L", "LA", "La") or layout.split(";")[0] == "LA" or _has_grey_palette(image)
     if image.mode == "La":
         image = image.convert("LA")
     mode = ("LA" if grey else "RGBA") if alpha else ("L" if grey else "RGB")

@@ -184,8 +184,8 @@ def upscale(
             built-in model, whatever `model` is; a colour that fills what is wholly transparent is not shown to the chain).
         steps, kappa, p: None = as trained. Others lay a new schedule between the trained end points
             (`ShiftSchedule.retime`).
-        seed: image i uses seed + i, or give a list of B seeds. The same seed gives the same noise on every device, alone
-            or in a batch, whatever the tile size.
+        seed: image i uses seed + i, or give a list of B seeds; their lowest 32 bits count. The same seed gives the same
+            noise on every device, alone or in a batch, whatever the tile size.
         sampler: "stochastic", or "deterministic" (noise in x_T only).
         tile, overlap: low-resolution pixels; "auto" = the model's constant, None or 0 = the whole picture at once.
         tile_batch: tiles that go together; None = as many as free memory allows on an NVIDIA or AMD GPU, elsewhere 1.
@@ -207,6 +207,8 @@ def upscale(
     """
     if not hasattr(model, "autoencoder"):  # not its class: a host's pack and an installed package each have their own
         raise InputError(f"model is {model!r:.60}; it must be what load_model returns.")
+    if on_step is not None and not callable(on_step):
+        raise InputError(f"on_step is {on_step!r:.60}; it must be a function that takes a StepEvent, or None.")
     failed = None
     try:
         with without_autocast(model.device), kept_memory(model.device):

@@ -46,8 +46,13 @@ class Progress:
             phase, boxes[0][0], self.images, self.tiles_done, self.tiles, step, self.steps,
             min(1.0, (self.tiles_done + len(boxes) * share) / self.tiles), preview, boxes,
         )  # fmt: skip
-        if self.on_step(event) is False:
+        if _is_false(self.on_step(event)):
             raise Cancelled("The run was stopped.")
+
+
+def _is_false(answer) -> bool:
+    """Python's False, or numpy's, or torch's; not None, nor 0."""
+    return answer is False or (str(getattr(answer, "dtype", "")).endswith("bool") and answer.ndim == 0 and not bool(answer))
 
 
 def part_of_run(on_step: Callable | None, first: float, last: float) -> Callable | None:

@@ -178,7 +178,7 @@ _extra_dirs: list[Path] = []
 
 def add_models_dir(path: str | os.PathLike) -> None:
     """Also look for model files in `path`: hosts have folders of their own. Searched after `models_dir()`."""
-    path = Path(os.path.expanduser(path))
+    path = Path(os.path.abspath(os.path.expanduser(path)))
     if path not in _extra_dirs:
         _extra_dirs.append(path)
 

@@ -113,7 +113,9 @@ class ResBlock(nn.Module):
         scale, shift = self.emb_layers(emb)[:, :, None, None].chunk(2, dim=1)
         return 1 + scale, shift
 
-    def prepared(self, film, into_weights: bool = True) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
+    def prepared(
+        self, film, into_weights: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor, tuple[torch.Tensor, torch.Tensor] | None]:
         """(weight, bias) of the first convolution, and the FiLM that is left for its output.
 
         None is left of one that all pictures share, where no norm comes first: s (w * x + b) + t = (s w) * x + (s b + t).

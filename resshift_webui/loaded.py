@@ -11,7 +11,7 @@ import resshift_core as rs
 from resshift_core import registry
 from resshift_core.checkpoint import resolve_path
 from resshift_core.device import DTYPES
-from resshift_core.downloads import download_missing, missing_files
+from resshift_core.downloads import download_missing, missing_files, refuse_unchecked
 from resshift_core.errors import CheckpointError, InputError, NotHere, VariantOpen
 
 from . import host
@@ -120,6 +120,8 @@ def _fetch_missing(source: str, on_progress) -> None:
     if not missing:
         return
     folder = registry.first_writable(host.model_folders())
+    for entry in missing:
+        refuse_unchecked(entry)  # before other advice, which would not help
     if not host.option("download", True):
         names = " and ".join(f"{entry.file} from {entry.url}" for entry in missing)
         raise InputError(

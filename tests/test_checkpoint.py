@@ -234,6 +234,8 @@ def test_metadata_travels(tmp_path):
     wanted = {"parent": "builtin", "training": "400 steps", "seed": "3", "licence": "CC0-1.0"}
     assert wanted.items() <= again.metadata.items() and again.config.licence == "CC0-1.0"
     assert wanted.items() <= load(rs.save_model(again, tmp_path / "n.safetensors")).metadata.items()
+    mine = load(rs.save_model(again, tmp_path / "o.safetensors", {"licence": "Mine"}))
+    assert mine.metadata["licence"] == mine.config.licence == "Mine" and again.config.licence == "CC0-1.0"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -247,6 +247,20 @@ class TestColour:
 # ---------------------------------------------------------------------------------------------------- EXIF
 
 
+class TestLayout:
+    """Whether eight bits of sixteen are lost is in how samples lie, beside which Pillow has offsets and lengths."""
+
+    @pytest.mark.parametrize("name, size", [("a.bmp", (720, 8)), ("a.bmp", (533, 8)), ("a.dds", (16, 16)), ("a.tga", (16, 16))])
+    def test_numbers_of_the_file_are_not_its_depth(self, tmp_path, name, size):
+        Image.new("RGB", size, "red").save(tmp_path / name)
+        assert read_picture(tmp_path / name).notes == ()
+
+    def test_deep_ppm(self, tmp_path):
+        for most, depth in ((65535, 2), (255, 1)):
+            (tmp_path / "a.ppm").write_bytes(b"P6 4 4 %d\n" % most + bytes(48 * depth))
+            assert any("16 bits" in note for note in read_picture(tmp_path / "a.ppm").notes) is (depth == 2)
+
+
 class TestExif:
     # What the EXIF standard says of where row 0 and column 0 of the stored picture lie on the upright one.
     UPRIGHT = {

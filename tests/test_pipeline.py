@@ -322,6 +322,32 @@ class TestChannels:
         assert torch.equal(rs.upscale(model, picture(16, 16) * 3 - 1), rs.upscale(model, (picture(16, 16) * 3 - 1).clamp(0, 1)))
 
 
+class TestMistakes:
+    def test_values_from_minus_one_are_said(self, model, caplog):
+        rs.upscale(model, picture(16, 16) * 2 - 1)
+        assert "give x / 2 + 0.5" in caplog.text
+        caplog.clear()
+        rs.upscale(model, picture(16, 16) * 1.2 - 0.1)  # an overshoot
+        assert not caplog.text
+
+    @pytest.mark.parametrize("false", [False, np.False_, torch.tensor(False)])
+    def test_any_false_stops(self, model, false):
+        with pytest.raises(rs.Cancelled):
+            rs.upscale(model, picture(16, 16), on_step=lambda event: false)
+
+    @pytest.mark.parametrize("answer", [None, 0, "", np.True_, torch.tensor(True), torch.zeros(2, dtype=torch.bool)])
+    def test_other_answers_do_not(self, model, answer):
+        assert rs.upscale(model, picture(16, 16), on_step=lambda event: answer).shape == (1, 3, 64, 64)
+
+    def test_what_cannot_be_called_is_a_sentence(self, model):
+        with pytest.raises(rs.InputError, match="on_step is 'x'"):
+            rs.upscale(model, picture(16, 16), on_step="x")
+
+    def test_shapes_alone_are_a_sentence(self, small_model):
+        with pytest.raises(rs.InputError, match="device meta"):
+            rs.upscale(small_model().to("meta"), picture(16, 16))
+
+
 class TestMemory:
     """What a run no longer needs must be gone before the next large thing is made."""
 

@@ -189,6 +189,13 @@ def test_folders_of_a_host_come_second(models_dir, tmp_path):
     assert find_file("x.pth") == first
 
 
+def test_a_folder_stays_the_same_when_the_program_goes_elsewhere(models_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rs.add_models_dir("host")
+    monkeypatch.chdir("/")
+    assert registry.search_dirs()[-1] == tmp_path / "host"
+
+
 def test_a_file_where_a_folder_should_be(tmp_path):
     rs.add_models_dir(touch(tmp_path / "file"))
     assert find_file("x.pth") is None

@@ -247,6 +247,15 @@ class TestEntries:
         with pytest.raises(rs.InputError, match="does not allow downloads.*resshift_realsrx4_s4_v3.pth.*S-Lab"):
             host.extras(picture(), "ResShift realsr_x4_s4 4x")
 
+    @pytest.mark.parametrize("allowed", [True, False])
+    def test_what_this_torch_cannot_check_is_not_advised(self, host, monkeypatch, allowed):
+        """A1111's own is 2.1.2: neither a download nor a file in its place would help."""
+        host.set(visible=["realsr_x4_s15_v1"], download=allowed)
+        host.load()
+        monkeypatch.setattr("resshift_core.downloads.pickles_are_safe", lambda: False)
+        with pytest.raises(rs.DownloadError, match="Update torch to 2.6 or later, or convert"):
+            host.extras(picture(), "ResShift realsr_x4_s15_v1 4x")
+
     def test_the_autoencoder_of_a_renamed_network_is_fetched(self, host, monkeypatch):
         loaded, fetched = part("loaded"), []
 
@@ -257,6 +266,7 @@ class TestEntries:
 
         monkeypatch.setattr(rs, "load_model", load_model)
         monkeypatch.setattr(loaded, "download_missing", lambda name, **_: fetched.append(name))
+        monkeypatch.setattr("resshift_core.downloads.pickles_are_safe", lambda: True)
         host.set(download=False)
         with pytest.raises(rs.InputError, match="does not allow downloads"), loaded.on_device("mine.safetensors"):
             pass

@@ -225,6 +225,9 @@ class Naming:
     def from_arguments(
         cls, output: str | None, format: str | None, compare: bool, words: list[str], mark: str | None = None
     ) -> Naming:
+        for option, given in (("-o", output), ("--format", format), ("an input", "" if "" in words else None)):
+            if given == "":
+                raise InputError(f"{option} is empty: is a variable of the shell not set? Name it, or leave it out.")
         if mark is not None and set(mark) & set("/\\\0"):
             raise InputError(f"--suffix {mark!r} has a character that separates folders. It is a part of a file's name.")
         if sys.platform == "win32" and output and set(output) & set(NEVER):
