@@ -206,7 +206,7 @@ class Trunk(nn.Sequential):
         x = opening(x)
         into_weights = emb is not None and x.device.type == "cpu" and not torch.is_grad_enabled()
         for block in blocks:
-            x = block(x, prepared=block.prepared(block.film(emb))) if into_weights else block(x, emb)
+            x = block(x, None, block.prepared(block.film(emb))) if into_weights else block(x, emb)
         return x
 
 
