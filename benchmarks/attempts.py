@@ -130,7 +130,7 @@ def joining(model: rs.ResShiftModel) -> rs.ResShiftModel:
     return twin
 
 
-def _film_apart(block: ResBlock, film):
+def _film_apart(block: ResBlock, film, into_weights: bool = False):
     return block.in_layers[2].weight, block.in_layers[2].bias, film
 
 
@@ -203,7 +203,7 @@ def compiled(device: torch.device) -> Iterator[Attempt]:
     yield Attempt("torch.compile, decoder", "1.1", "no", ours.decode, lambda: ours.decode(decode))
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: the models that are made in it could not be moved
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
