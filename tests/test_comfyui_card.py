@@ -111,7 +111,9 @@ def test_flags_of_memory_and_formats(tmp_path_factory, flags, size):
         assert "Trying" not in comfy.text()
 
 
-@pytest.mark.parametrize("mib, said", [(64, None), (20, "starting again with 64"), (1, "Trying the processor")])
+@pytest.mark.parametrize(
+    "mib, said", [(64, None), (20, "starting again with 128"), (12, "starting again with 64"), (1, "Trying the processor")]
+)
 def test_short_memory_is_no_error(tmp_path_factory, mib, said):
     """Smaller tiles, and at last the processor, give what plenty of memory gives."""
     with start(tmp_path_factory, mib) as comfy:
