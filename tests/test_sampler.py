@@ -37,6 +37,20 @@ def test_intermediate_states_follow_the_marginal():
         assert states[t].std().item() == pytest.approx(std, rel=0.01)
 
 
+@pytest.mark.parametrize("schedule", [rs.ShiftSchedule(15), rs.ShiftSchedule(4, 0.05, 0.3, 0.2), rs.ShiftSchedule(4, 0.0)])
+def test_every_state_is_the_schedule_s_posterior(schedule):
+    """Eq. 6 stands in two places: as it is written, for everybody, and as one interpolation, here."""
+    noise, states = field(4, schedule.steps + 1, Y0.shape), {}
+    guess = lambda x, t: 0.3 * x + t / 20  # noqa: E731
+    sample(guess, Y0, schedule, noise, on_step=lambda step, t, x0, x: states.update({t - 1: x}))
+    mean, std = schedule.prior(Y0)
+    x = mean + std * noise(0)
+    for step, t in enumerate(range(schedule.steps, 1, -1), start=1):
+        mean, std = schedule.posterior(x, guess(x, t), t)
+        x = mean + std * noise(step)
+        torch.testing.assert_close(states[t - 1], x, rtol=1e-12, atol=1e-12)
+
+
 def test_deterministic_states_keep_the_noise_of_the_start():
     """x_t = x0 + eta_t (y0 - x0) + kappa sqrt(eta_t) n for the one n of x_T: the closed form of the noise-free map."""
     schedule, states = rs.ShiftSchedule(15), {}
