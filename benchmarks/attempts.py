@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 import resshift_core as rs
-from resshift_core import noise, swin, tile_runs, vqgan, winograd
+from resshift_core import matmul, noise, swin, tile_runs, vqgan, winograd
 from resshift_core.device import resolve_device
 from resshift_core.resize import bicubic
 from resshift_core.unet import ResBlock
@@ -112,6 +112,22 @@ def of_published(device: torch.device) -> Iterator[Attempt]:
         direct.decode, full.decode,
     )  # fmt: skip
     yield Attempt("minimal filtering, network in float32", "1.15: half of its work", "yes", direct.step, full.step)
+    for name, run in (("network in float32", full.step), ("decoder in float32", full.decode)):
+        yield Attempt(
+            f"filtering's limits of AVX512, {name}", "1.1: direct convolutions are at their limit there", "where there is AVX512",
+            plain.instead(winograd, "limits", lambda: winograd.Limits(128, 64, 256), run), run,
+        )  # fmt: skip
+    wider = Tile(ours.model, 128)
+    for name, run, predicted in (
+        ("network in float32", full.step, "1.05: two of its products a layer"),
+        ("decoder in float32", full.decode, "1.3: twice the rate of the products after filtering"),
+        ("decoder", ours.decode, "1.1: the middle's attention is a tenth of the work"),
+        ("decoder, 128 px", wider.decode, "1.25: attention is a third of the work"),
+    ):
+        yield Attempt(
+            f"products by oneDNN, {name}", predicted, "on AMD's processors with AVX512",
+            plain.instead(matmul, "_onednn", lambda: None, run), run,
+        )  # fmt: skip
 
 
 def joining(model: rs.ResShiftModel) -> rs.ResShiftModel:

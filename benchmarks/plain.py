@@ -11,10 +11,11 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 
 import resshift_core as rs
-from resshift_core import heap, swin, vqgan, winograd
+from resshift_core import heap, matmul, swin, vqgan, winograd
 
 
 def make_plain(model: rs.ResShiftModel) -> rs.ResShiftModel:
@@ -58,6 +59,10 @@ def _window_attention(self, x, bias):
     return self.proj(rearrange(scores.softmax(-1) @ v, "b h n d -> b n (h d)"))
 
 
+def _linear(self, x):
+    return F.linear(x, self.weight, self.bias)
+
+
 def _new_bias(self, biases, rows, columns):
     table = self.attn.relative_position_bias_table
     bias = table[swin.relative_position_index.__wrapped__(self.window).to(table.device)].permute(2, 0, 1)[None]
@@ -86,6 +91,7 @@ def _never(self, x, factor=1):
 
 
 METHODS = {
+    matmul.Linear: ("forward", _linear),
     swin.WindowAttention: ("forward", _window_attention),
     swin.SwinBlock: ("bias_of_windows", _new_bias),
     vqgan.AttnBlock: ("forward", _middle_attention),

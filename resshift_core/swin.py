@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+from .matmul import Linear
 from .normalization import NORMS
 
 MASKED = -100.0  # added to the score of two tokens that must not see each other
@@ -86,8 +87,8 @@ class WindowAttention(nn.Module):
         self.heads, self.window = heads, window
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
+        self.qkv = Linear(channels, 3 * channels)
+        self.proj = Linear(channels, channels)
 
     def bias(self) -> torch.Tensor:
         """Of the relative positions, (1, heads, w*w, w*w); contiguous, for a GPU's fused kernels refuse other masks."""

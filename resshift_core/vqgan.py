@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import matmul
 from .normalization import GroupNorm
 from .unet import Upsample, overwriting_silu
 from .winograd import Conv3x3
@@ -76,8 +77,11 @@ class AttnBlock(nn.Module):
         h = self.norm(x)
         # (B, 1, N, C): fused kernels take four dimensions, the last one dense, which AMD's convolutions do not return
         q, k, v = (conv(h).flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for conv in (self.q, self.k, self.v))
-        chunk = QUERIES_CHUNK_CUDA if x.is_cuda and torch.version.hip is None else QUERIES_CHUNK
-        h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(chunk, dim=2)], dim=2)
+        if x.dtype in (torch.float32, torch.bfloat16) and matmul.faster(q, k, v):
+            h = matmul.attention(q, k, v)
+        else:
+            chunk = QUERIES_CHUNK_CUDA if x.is_cuda and torch.version.hip is None else QUERIES_CHUNK
+            h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(chunk, dim=2)], dim=2)
         return self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, (height, width))).add_(x)
 
 

@@ -18,14 +18,27 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-MIN_CHANNELS = 128  # below, the additions cost more than the multiplications saved
-MIN_TILES = 64  # of a picture; with fewer, transforming the weights does
-STRIP_TILES = 256  # worked on at a time: few enough for the outer cache, enough for fast products
+from . import matmul
+
+
+class Limits(NamedTuple):
+    """Where filtering is faster, as measured."""
+
+    channels: int  # below, the additions cost more than the multiplications saved
+    tiles: int  # of a picture; with fewer, transforming the weights does
+    strip: int  # tiles worked on at a time: few enough for the outer cache, enough for fast products
+
+
+@cache
+def limits() -> Limits:
+    """With AVX512, multiplications take half as long, and additions, which wait for the cache, as long as elsewhere."""
+    return Limits(256, 256, 512) if torch.backends.cpu.get_cpu_capability() == "AVX512" else Limits(128, 64, 256)
 
 
 class Conv3x3(nn.Conv2d):
@@ -50,27 +63,11 @@ class Conv3x3(nn.Conv2d):
     def filters(self, x: torch.Tensor, factor: int = 1) -> bool:
         """Whether minimal filtering gives the same, sooner; factor: how many times larger the output is along a side."""
         return (
-            x.device.type == "cpu"
-            and x.dtype == self.weight.dtype == torch.float32
-            and min(self.weight.shape[:2]) >= MIN_CHANNELS
-            and x.shape[-2] * x.shape[-1] * factor**2 >= 16 * MIN_TILES
-            and not (torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad))
-            and not _autocasting()
-            and not _compiling()
-            and not torch.jit.is_tracing()  # strips depend on the size
+            x.dtype == self.weight.dtype == torch.float32
+            and min(self.weight.shape[:2]) >= limits().channels
+            and x.shape[-2] * x.shape[-1] * factor**2 >= 16 * limits().tiles
+            and matmul.only_computing(x, self.weight)  # for one thing, strips depend on the size
         )
-
-
-def _compiling() -> bool:
-    asked = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has no such question
-    return asked is not None and asked()
-
-
-def _autocasting() -> bool:
-    try:
-        return torch.is_autocast_enabled("cpu")
-    except TypeError:  # torch before 2.4
-        return torch.is_autocast_cpu_enabled()
 
 
 @dataclass(frozen=True)
@@ -169,14 +166,14 @@ def _G_squared(G: tuple) -> torch.Tensor:
 
 
 def transformed_weights(weight: torch.Tensor, how: Filtering) -> Callable:
-    """G w G^T of weights (K, C, 3, 3), a line of points at a time: a function of its index that returns (points, C, K).
+    """G w G^T of weights (K, C, 3, 3), a line of points at a time: a function of its index that returns (points, K, C).
 
     What it returned before is overwritten.
     """
     flat = weight.permute(2, 3, 0, 1).reshape(9, -1)
     lines = _G_squared(how.G).split(how.points)
     u = flat.new_empty(how.points, flat.shape[1])
-    return lambda i: torch.mm(lines[i], flat, out=u).view(-1, *weight.shape[:2]).mT
+    return lambda i: torch.mm(lines[i], flat, out=u).view(-1, *weight.shape[:2])
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, how: Filtering) -> torch.Tensor:
@@ -184,7 +181,7 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, h
     batch, channels, height, width = x.shape
     out_height, out_width = height * 4 // how.stride, width * 4 // how.stride
     down, across = -(-out_height // 4), -(-out_width // 4)  # tiles
-    rows = max(1, min(down, STRIP_TILES // across))
+    rows = max(1, min(down, limits().strip // across))
     strip = Strip(x, rows, across, len(weight), how)
     weights_of = transformed_weights(weight, how)
     if batch * down > 2 * rows:  # four times the layer's own weights, for as long as this takes
@@ -229,7 +226,7 @@ class Strip:
         self.how.transform_input(*self.input_down)
         self.how.transform_input(*self.input_across)
         for i, (inputs, products) in enumerate(self.factors):
-            torch.bmm(inputs, weights_of(i), out=products)
+            _multiply(inputs, weights_of(i), products)
         if bias is not None:
             self.products[1, 1].add_(bias)  # A^T has ones at point 1 for all four outputs
         self.how.transform_output(*self.output_down)
@@ -242,6 +239,15 @@ class Strip:
         self.window[: low - top].zero_()
         self.window[high - top :].zero_()
         self.window[low - top : high - top, 1 : picture.shape[1] + 1].copy_(picture[low:high])
+
+
+def _multiply(inputs: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
+    """(points, N, C) and (points, K, C) -> (points, N, K)."""
+    if matmul.faster(inputs, weights):
+        for a, b, result in zip(inputs, weights, out):
+            result.copy_(matmul.product(a, b))
+    else:
+        torch.bmm(inputs, weights.mT, out=out)
 
 
 def _windows(x: torch.Tensor, axis: int, count: int, how: Filtering) -> list[torch.Tensor]:

@@ -6,7 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from resshift_core import winograd
-from resshift_core.winograd import DOUBLED, PLAIN, Conv3x3, convolve
+from resshift_core.winograd import DOUBLED, PLAIN, Conv3x3, Limits, convolve
+
+
+@pytest.fixture(autouse=True)
+def without_avx512(monkeypatch):
+    monkeypatch.setattr(winograd, "limits", lambda: Limits(128, 64, 256))
 
 
 def layer(channels: int, out_channels: int) -> Conv3x3:
@@ -40,7 +45,7 @@ SHAPES = [
 def test_plain_and_doubled_agree_with_the_direct_sum(
     batch, channels, out_channels, height, width, strip_tiles, layout, monkeypatch
 ):
-    monkeypatch.setattr(winograd, "STRIP_TILES", strip_tiles)
+    monkeypatch.setattr(winograd, "limits", lambda: Limits(128, 64, strip_tiles))
     conv = layer(channels, out_channels).to(memory_format=layout)
     x = torch.randn(batch, channels, height, width).contiguous(memory_format=layout)
     before = x.clone()
@@ -70,7 +75,7 @@ def test_weights_of_every_point_are_those_of_the_paper():
         for c in range(3):
             for k in range(2):
                 expected = (G @ conv.weight[k, c].double() @ G.T)[i]
-                assert torch.allclose(u[:, c, k].double(), expected, atol=1e-6)
+                assert torch.allclose(u[:, k, c].double(), expected, atol=1e-6)
 
 
 def spy(monkeypatch) -> list:
@@ -110,6 +115,19 @@ def test_layers_that_learn_take_torchs_and_learn(monkeypatch):
     with torch.no_grad():
         conv(x)
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    "channels, out_channels, side, taken", [(256, 256, 64, True), (255, 256, 64, False), (256, 256, 63, False)]
+)
+def test_with_avx512_only_larger_layers_take_it(channels, out_channels, side, taken, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    winograd.limits.cache_clear()
+    try:
+        assert layer(channels, out_channels).filters(torch.empty(1, channels, side, side)) == taken
+    finally:
+        winograd.limits.cache_clear()
 
 
 def test_autocast_decides_about_precision(monkeypatch):
