@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import resshift_core as rs
@@ -49,6 +50,12 @@ def test_operations_and_bytes_of_a_convolution():
     layer = nn.Conv2d(3, 5, 3, padding=1)
     image = torch.rand(2, 3, 8, 7)
     assert timing.flops(lambda: layer(image)) == 2 * 2 * 5 * 8 * 7 * 3 * 9
+    q, k = torch.rand(2, 3, 40, 16), torch.rand(2, 3, 24, 16)
+    with torch.no_grad():
+        assert timing.flops(lambda: F.scaled_dot_product_attention(q, k, k)) == 2 * 2 * 2 * 3 * 40 * 24 * 16
+    if torch.backends.mkldnn.is_available():
+        a, b = torch.rand(4, 5, 160), torch.rand(130, 160)
+        assert timing.flops(lambda: torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], "")) == 2 * 20 * 160 * 130
     assert timing.bytes_touched(layer, lambda: layer(image)) == 4 * (2 * 3 * 56 + 2 * 5 * 56 + 5 * 27 + 5)
 
 
