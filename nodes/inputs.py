@@ -69,16 +69,16 @@ LOADER = Node(
     (
         Input(
             "model", "COMBO", "model",
-            "builtin (faithful) and builtin-real (crisp: it removes noise, blur and JPEG, and invents texture) work at once, "
+            "builtin (faithful) and builtin-real (crisp: it removes noise, blur and JPEG, and invents texture) work immediately, "
             "offline, for any purpose (Apache-2.0). Names with a size in brackets are published models: they are downloaded when "
-            "first used, for non-commercial use only (S-Lab License 1.0; SinSR: CC BY-NC-SA 4.0). The others are your files in "
+            "first used, and are for non-commercial use only (S-Lab License 1.0; SinSR: CC BY-NC-SA 4.0). The others are your files in "
             "models/resshift.",
             "builtin", choices="models",
         ),
         Input(
             "autoencoder", "COMBO", "autoencoder",
             "auto: the one that belongs to the model (downloaded when needed). Names with a size in brackets are published ones: "
-            "choosing one downloads it when it is first used, for non-commercial use only. The others are files in "
+            "choosing one downloads it when it is first used; they are for non-commercial use only. The others are files in "
             "models/resshift or models/vae. Ignored by models that contain theirs.",
             "auto", choices="autoencoders",
         ),
@@ -90,18 +90,18 @@ LOADER = Node(
     ),
     (Output(MODEL, "model", "For the other ResShift nodes."),),
     (
-        "Files are looked for in `models/resshift`, in every folder that `extra_model_paths.yaml` names `resshift`, and "
-        "(autoencoders) in `models/vae`. Downloads go to the first of these folders that can be written into, can be resumed, "
+        "Files are looked for in `models/resshift`, in every folder that `extra_model_paths.yaml` lists under `resshift`, and "
+        "(autoencoders) in `models/vae`. Downloads go to the first folder of models that can be written into, can be resumed, "
         "and are checked. Without internet, put the file there by hand; the error message names it.",
         "The kind of a network is read from its weights. What weights cannot tell (the number of steps) comes from the file's "
-        "metadata or name: a renamed file should keep the word, such as `realsr_x4_s15`.",
+        "metadata or name: a renamed file should keep that part of its name, such as `realsr_x4_s15`.",
     ),
 )  # fmt: skip
 
 UPSCALE = Node(
     "ResShiftUpscaleImage",
     "ResShift Upscale",
-    "Upscales pictures with a short diffusion chain (ResShift). Leave everything at 0 for the model's own settings.",
+    "Upscales pictures with a short diffusion chain (ResShift). Leave the numbers at 0 for the model's own settings.",
     (*UPSCALE_INPUTS, MASK),
     (UPSCALED,),
     (
