@@ -186,7 +186,15 @@ class TestArithmetic:
         assert drawn["bytes"] == pytest.approx(model.bytes_per_tile(rows.tile, columns.tile))
 
     def test_sizes_for_people(self):
-        assert javascript("[5, 1500, 999600, 12345678, 3.2e9].map(readable)") == ["5 B", "1.5 kB", "1.0 MB", "12 MB", "3.2 GB"]
+        sizes = "[1500, 999600, 12345678, 3.2e9].map((bytes) => readable(bytes, '{}'))".format
+        assert javascript(sizes("en")) == ["1.5 kB", "1.0 MB", "12 MB", "3.2 GB"] == javascript(sizes("zh"))
+        assert [size.replace("\u202f", " ").replace("\xa0", " ") for size in javascript(sizes("fr"))] == [
+            "1,5 ko",
+            "1,0 Mo",
+            "12 Mo",
+            "3,2 Go",
+        ]
+        assert javascript(sizes("ru"))[1].replace("\xa0", " ") == "1,0 МБ"
 
     def test_scripts_parse(self):
         for path in (ROOT / "web").glob("*.js"):

@@ -45,10 +45,12 @@ export function layTiles(facts, width, height, { tile, overlap, tile_batch, wrap
   return { rows, columns, left, top, bytes: facts.bytes_per_pixel * rows.tile * columns.tile * together }
 }
 
-/** 1234567 -> "1.2 MB" */
-export function readable(bytes) {
-  const units = ['B', 'kB', 'MB', 'GB', 'TB']
+/** 1234567 -> "1.2 MB", or as the language (a tag such as "fr") writes it: "1,2 Mo". */
+export function readable(bytes, language) {
+  const units = ['byte', 'kilobyte', 'megabyte', 'gigabyte', 'terabyte']
   let i = 0
   for (; bytes >= 999.5 && i < units.length - 1; i++) bytes /= 1000
-  return `${bytes < 9.95 && i ? bytes.toFixed(1) : Math.round(bytes)} ${units[i]}`
+  const digits = bytes < 9.95 && i ? 1 : 0
+  const how = { style: 'unit', unit: units[i], minimumFractionDigits: digits, maximumFractionDigits: digits }
+  return new Intl.NumberFormat(language, how).format(bytes)
 }

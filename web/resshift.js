@@ -120,7 +120,7 @@ function redrawTiles(node, svg) {
   const count = layout.rows.starts.length * layout.columns.starts.length
   const shape = `${layout.columns.tile} × ${layout.rows.tile}`
   const tiles = { size: `${known ? '' : '≈ '}${width} × ${height}`, count, tile: shape }
-  const memory = { memory: readable(layout.bytes) }
+  const memory = { memory: readable(layout.bytes, STRINGS[language()] ? language() : 'en') }
   drawTiles(svg, {
     width, height, layout, wrap,
     words: {
