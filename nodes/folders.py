@@ -15,8 +15,6 @@ from ..resshift_core.transfer import also_trust
 KEY = "resshift"
 AUTO = "auto"
 VAE = "vae/"  # prefix of files that lie in ComfyUI's folder for autoencoders
-FULL_SIZE = "about 480 MB"  # of published networks whose exact size is not known: they all have the same layers
-F8_SIZE = "about 310 MB"  # of vq_f8_face, likewise
 LICENCES = {registry.S_LAB: "S-Lab 1.0, non-commercial", registry.CC_NC: "CC BY-NC-SA 4.0, non-commercial"}
 
 
@@ -48,9 +46,7 @@ def label(entry: registry.Entry) -> str:
     """What the combo shows for a model of the registry. Stored in workflows: `plain_name` undoes it."""
     if entry.bundled:
         return entry.name
-    unknown = F8_SIZE if entry.task == "autoencoder" else FULL_SIZE
-    size = f"{round(entry.size / 1e6)} MB" if entry.size else unknown
-    return f"{entry.name} [{size}, {LICENCES.get(entry.licence, entry.licence)}]"
+    return f"{entry.name} [{entry.size_words}, {LICENCES.get(entry.licence, entry.licence)}]"
 
 
 def plain_name(value: str) -> str:

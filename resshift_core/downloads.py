@@ -277,9 +277,8 @@ def _agree(entry: Entry, confirm: Confirm | None) -> None:
     if entry.bundled:
         raise DownloadError(f"{entry.name} is part of this package, but its file is missing. Install the package again.")
     refuse_unchecked(entry)
-    size = f"{entry.size / 1e6:.0f} MB" if entry.size else "size unknown"
     if confirm is None:  # a front end that asks shows the licence; without one this is where a person sees it
-        log.warning("%s (%s, %s) is under the %s.", entry.name, entry.file, size, entry.licence)
+        log.warning("%s (%s, %s) is under the %s.", entry.name, entry.file, entry.size_words, entry.licence)
     elif not confirm(entry):
         raise Cancelled(f"{entry.name} was not downloaded: its licence, {entry.licence}, was not accepted.")
 

@@ -41,4 +41,4 @@ class OutOfMemory(ResShiftError, MemoryError):
 
 
 class Cancelled(ResShiftError):
-    """`on_step` returned False: the caller asked for the run to stop."""
+    """The caller asked for a stop: `on_step` or a progress callback returned False, or a licence was declined."""

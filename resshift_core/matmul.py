@@ -9,6 +9,7 @@ interface, so it is tried out before it is used; elsewhere, and where it is miss
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 SCORES = 4 << 20  # of attention, worked on at a time: few enough for the outer cache, enough for fast products
 MIN_CHANNELS = 128  # of both matrices; below, calling the operator costs as much as it saves
@@ -25,36 +27,43 @@ class Linear(nn.Linear):
     """(..., C) -> (..., K)."""
 
     def forward(self, x):
-        if x.dtype == torch.float32 and faster(x, self.weight):
+        if x.dtype == self.weight.dtype == torch.float32 and faster(x, self.weight):
             return product(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 
 def product(a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """a b^T + bias by oneDNN: (..., N, C), (K, C) and (K,) -> (..., N, K), float32 or bfloat16. Only where `faster` says so."""
+    """a b^T + bias by oneDNN: (..., N, C), (K, C) and (K,) -> (..., N, K), float32 or bfloat16. Only where `faster` says so.
+
+    oneDNN keeps half a mebibyte for each combination of sizes, of the last thousand.
+    """
     return _onednn()(a, b, bias, "none", [], "")
 
 
 def faster(*tensors: torch.Tensor) -> bool:
-    """Whether `product` of such tensors is to be used."""
-    return only_computing(*tensors) and min(tensors[-1].shape[-2:]) >= MIN_CHANNELS and _onednn() is not None
+    """Whether `product` of the first and the last of these tensors is to be used."""
+    if not only_computing(*tensors) or not torch.backends.mkldnn.enabled:
+        return False
+    (*_, channels), (*_, out_channels, fitting) = tensors[0].shape, tensors[-1].shape
+    return min(channels, out_channels) >= MIN_CHANNELS and channels == fitting and _onednn() is not None
 
 
 def only_computing(*tensors: torch.Tensor) -> bool:
     """Whether torch does nothing but compute with tensors of a processor: it neither learns, nor compiles, nor chooses formats."""
     return (
-        all(tensor.device.type == "cpu" for tensor in tensors)
-        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        and not _autocasting()
-        and not _compiling()
+        not _compiling()  # first: what follows cannot be compiled everywhere
         and not torch.jit.is_tracing()
+        and all(type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu" for tensor in tensors)
+        and not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        and getattr(forward_ad, "_current_level", -1) < 0  # derivatives forward, which tensors do not tell
+        and not _autocasting()
     )
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """softmax(q k^T / sqrt(C)) v, (B, 1, N, C) each, by `product`; scores and softmax in float32, of some queries at a time."""
     positions, channels = k.shape[-2:]
-    rows = max(64, SCORES // positions)
+    rows = max(64, 1 << (SCORES // positions).bit_length() >> 1)  # a power of two: oneDNN keeps what it makes for a number of rows
     out = torch.empty_like(q)
     for queries, keys, values, result in zip(q[:, 0], k[:, 0].float(), v[:, 0].mT.contiguous(), out[:, 0]):
         for part, place in zip(queries.split(rows), result.split(rows)):
@@ -88,12 +97,12 @@ def _made_by_amd() -> bool:
 
 
 def _compiling() -> bool:
-    asked = getattr(torch.compiler, "is_compiling", None)  # torch 2.1 has no such question
-    return asked is not None and asked()
+    if hasattr(torch.compiler, "is_compiling"):
+        return torch.compiler.is_compiling()
+    return "torch._dynamo" in sys.modules and torch._dynamo.is_compiling()  # torch 2.1, where importing it takes long
 
 
 def _autocasting() -> bool:
-    try:
+    if hasattr(torch.amp, "is_autocast_available"):
         return torch.is_autocast_enabled("cpu")
-    except TypeError:  # torch before 2.4
-        return torch.is_autocast_cpu_enabled()
+    return torch.is_autocast_cpu_enabled()  # torch before 2.4

@@ -199,7 +199,14 @@ class ResShiftModel:
         }
 
     def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
-        """Strict inverse of `state_dict`."""
+        """Strict inverse of `state_dict`.
+
+        Raises:
+            RuntimeError: weights are missing, have another shape, or belong to no part.
+        """
+        stray = [key for key in state_dict if not key.startswith(("unet.", "autoencoder."))]
+        if stray:
+            raise RuntimeError(f"{len(stray)} weights belong to no part of the model (first: {stray[0]})")
         for part in ("unet", "autoencoder"):
             own = {key[len(part) + 1 :]: value for key, value in state_dict.items() if key.startswith(part + ".")}
             getattr(self, part).load_state_dict(own, strict=True)

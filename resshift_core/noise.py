@@ -123,11 +123,15 @@ class NoiseField:
         def fill(part: int) -> None:
             self._redraw_channels(out, range(part, channels, threads), draw, runs, left)
 
-        if threads == 1:
-            fill(0)
-        else:
-            with ThreadPoolExecutor(threads, "noise") as pool:
-                list(pool.map(fill, range(threads)))
+        if threads > 1:
+            try:
+                with ThreadPoolExecutor(threads, "noise") as pool:
+                    list(pool.map(fill, range(threads)))
+                return
+            except RuntimeError:  # no more threads: there are too many, or the program is ending
+                pass
+        for part in range(threads):
+            fill(part)
 
     def _redraw_channels(self, out: torch.Tensor, channels: range, draw: int, runs, left: int) -> None:
         width, columns = self.shape[2], slice(left, left + out.shape[2])

@@ -187,7 +187,8 @@ def upscale(
         seed: image i uses seed + i, or give a list of B seeds; their lowest 32 bits count. The same seed gives the same
             noise on every device, alone or in a batch, whatever the tile size.
         sampler: "stochastic", or "deterministic" (noise in x_T only).
-        tile, overlap: low-resolution pixels; "auto" = the model's constant, None or 0 = the whole picture at once.
+        tile: low-resolution pixels; "auto" = the model's constant, None or 0 = the whole picture at once.
+        overlap: low-resolution pixels that neighbouring tiles share; None = the model's own.
         tile_batch: tiles that go together; None = as many as free memory allows on an NVIDIA or AMD GPU, elsewhere 1.
         mask: (B, 1, H, W) in [0, 1], 1 = fill in; inpainting models only.
         color_fix: "none", "wavelet" (low frequencies of the original) or "adain" (its mean and contrast).

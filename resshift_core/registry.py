@@ -67,6 +67,12 @@ class Entry:
     def bundled(self) -> bool:
         return not self.url
 
+    @property
+    def size_words(self) -> str:
+        """"478 MB"; where nobody has published it, from the number of weights: those of a kind have the same layers."""
+        unknown = "about 310 MB" if self.task == "autoencoder" else "about 480 MB"
+        return f"{round(self.size / 1e6)} MB" if self.size else unknown
+
     def find(self) -> Path | None:
         """Where the file lies on this machine, or None."""
         if self.bundled:
@@ -252,7 +258,7 @@ def kind_not_model(name: str) -> str:
 
 
 def list_models() -> list[dict]:
-    """The registry as dictionaries: name, file, task, scale, steps, size, sha256, licence, url, present.
+    """The registry as dictionaries: name, file, task, scale, steps, size, sha256, licence, variant, url, present.
 
     size: bytes, as published, else of the file on this machine, else None.
     """

@@ -63,10 +63,10 @@ class Conv3x3(nn.Conv2d):
     def filters(self, x: torch.Tensor, factor: int = 1) -> bool:
         """Whether minimal filtering gives the same, sooner; factor: how many times larger the output is along a side."""
         return (
-            x.dtype == self.weight.dtype == torch.float32
+            matmul.only_computing(x, self.weight)  # for one thing, strips depend on the size
+            and x.dtype == self.weight.dtype == torch.float32
             and min(self.weight.shape[:2]) >= limits().channels
             and x.shape[-2] * x.shape[-1] * factor**2 >= 16 * limits().tiles
-            and matmul.only_computing(x, self.weight)  # for one thing, strips depend on the size
         )
 
 

@@ -34,8 +34,7 @@ def add_options() -> None:
 
 
 def _label(entry: registry.Entry) -> str:
-    size = f"{entry.size / 1e6:.0f} MB" if entry.size else "about 480 MB"
-    return f"{entry.name}: {size}, {entry.licence}"
+    return f"{entry.name}: {entry.size_words}, {entry.licence}"
 
 
 def _several(choices: list[str]) -> tuple[type, dict]:

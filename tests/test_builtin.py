@@ -224,3 +224,12 @@ def test_the_shipping_tool_averages_and_names(tmp_path, monkeypatch):
         old = parent.unet.state_dict()[key] if mixed else 0
         wanted = 0.75 * result.unet.state_dict()[key] + 0.25 * old
         assert torch.allclose(shipped.unet.state_dict()[key], wanted, atol=1e-3)
+
+
+def test_a_models_own_weights_are_all_taken_and_no_others():
+    model = rs.load_model("builtin", device="cpu")
+    own = model.state_dict()
+    with pytest.raises(RuntimeError, match=r"2 weights belong to no part of the model \(first: stray.weight\)"):
+        model.load_state_dict({**own, "stray.weight": torch.zeros(1), "unett.out.2.bias": torch.zeros(3)})
+    model.load_state_dict({name: torch.zeros_like(weight) for name, weight in own.items()})
+    assert not any(weight.any() for weight in model.state_dict().values())

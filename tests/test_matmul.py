@@ -1,8 +1,11 @@
 """Products by oneDNN against torch's own in float64, and who takes them: on any processor that has the operator."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from resshift_core import matmul, winograd
 from resshift_core.swin import WindowAttention
@@ -65,6 +68,34 @@ def test_what_learns_is_narrow_or_has_another_format_takes_torchs(calls):
     assert len(calls) == 1
 
 
+def test_other_ways_of_computing_are_torchs(calls):
+    linear, x = matmul.Linear(128, 128).requires_grad_(False), torch.randn(4, 128)
+    expected = F.linear(x, linear.weight, linear.bias)
+    assert torch.allclose(torch.func.jvp(linear, (x,), (x,))[1], F.linear(x, linear.weight), atol=1e-5)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.allclose(linear(x), expected, atol=1e-5)
+    for wrong in (x.double(), x[:, :100]):
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            linear(wrong)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert linear(mode.from_tensor(x)).shape == (4, 128)
+    assert torch.allclose(torch.jit.trace(linear, x, check_trace=False)(x), expected, atol=1e-5)
+    assert not calls
+
+
+@pytest.mark.skipif(not hasattr(torch, "compile") or sys.platform == "win32", reason="torch.compile needs a compiler")
+def test_compiled_layers_are_torchs(calls):
+    torch.manual_seed(3)
+    attention, conv = WindowAttention(160, 5, 8).requires_grad_(False), layer(256, 256)
+    x, picture = torch.randn(2, 64, 160), torch.randn(1, 256, 64, 64)
+    expected, filtered = attention(x), conv(picture)
+    seen = len(calls)
+    assert seen == 2 + 36
+    assert error(torch.compile(attention, backend="eager")(x), expected) < 1e-5
+    assert error(torch.compile(conv, backend="eager")(picture), filtered) < 1e-4
+    assert len(calls) == seen
+
+
 def test_attention_of_windows_and_filtered_convolutions_take_it(calls):
     with torch.inference_mode():
         WindowAttention(160, 5, 8)(torch.randn(3, 64, 160))
@@ -87,7 +118,7 @@ def test_attention_is_attention(dtype, scores, calls, monkeypatch):
     theirs = F.scaled_dot_product_attention(q, k, v)
     assert got.dtype == dtype and (got - expected).norm() < 1.3 * (theirs - expected).norm() < 0.01 * expected.norm()
     assert torch.equal(got[1:], matmul.attention(q[1:], k[1:], v[1:]))  # whatever else is in the batch
-    assert len(calls) == 3 * 2 * -(-240 // max(64, scores // 240))
+    assert len(calls) == 3 * 2 * {1: 4, 70 * 240: 4, 4 << 20: 1}[scores]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

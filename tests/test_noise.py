@@ -44,16 +44,20 @@ def test_what_goes_wrong_in_the_other_thread_is_told(monkeypatch):
         field.block(1, 0, 8)
 
 
+@pytest.mark.parametrize("large", [False, True])
 @pytest.mark.parametrize("granted", [0, 2])
-def test_a_program_that_ends_draws_without_threads(monkeypatch, granted):
+def test_a_program_that_ends_draws_without_threads(monkeypatch, granted, large):
     monkeypatch.setattr(noise, "_processors", lambda: torch.get_num_threads() + 1)
+    monkeypatch.setattr(noise.torch, "get_num_threads", lambda: 3)
+    if large:
+        monkeypatch.setattr(noise, "KEEP_BYTES", 0)
     submit, left = noise.ThreadPoolExecutor.submit, [None] * granted
 
-    def refused(pool, function):
+    def refused(pool, function, *args):
         if not left:
             raise RuntimeError("cannot schedule new futures after interpreter shutdown")
         left.pop()
-        return submit(pool, function)
+        return submit(pool, function, *args)
 
     monkeypatch.setattr(noise.ThreadPoolExecutor, "submit", refused)
     field = NoiseField(7, 3, 3, 64, 128)
