@@ -28,6 +28,10 @@ NOTE = (
     "While its box is ticked, these settings count, not those of the Settings page. If Upscale above uses a ResShift model, "
     "they steer that; otherwise ResShift runs here, with the model and factor below."
 )
+NOTE_WITHOUT_FIRST_PASS = (
+    "While its box is ticked, ResShift runs here, with these settings and the model and factor below, unless Upscale above uses a "
+    "ResShift model: that takes the settings of the Settings page."
+)
 ROWS = (("steps", "kappa", "p"), ("sampler", "color_fix"), ("seed",), ("tile", "overlap", "tile_batch"), ("compare",))
 UPSCALERS = ("Postprocess upscaler", "Postprocess upscaler 2")  # the host's words for what Upscale used
 
@@ -43,7 +47,8 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
         number = next(type(self).drawn)
         after = f"_{number}" if number > 1 else ""  # the host can show it in txt2img and img2img, too, and finds parts by id
         with _accordion(after) as enable:
-            gr.HTML(f"<p class='resshift-note'>{NOTE}</p>")
+            steers = hasattr(scripts_postprocessing.ScriptPostprocessing, "process_firstpass")
+            gr.HTML(f"<p class='resshift-note'>{NOTE if steers else NOTE_WITHOUT_FIRST_PASS}</p>")
             with gr.Row():
                 names = [entry.name for entry in listed_or_builtins()]
                 model = gr.Dropdown(label="Model", choices=names, value=BUILTIN, elem_id=f"resshift_model{after}")
@@ -118,8 +123,8 @@ def _size_before_crop(pp) -> tuple[int, int]:
     return host_size(*SESSION.before, factor)
 
 
-def upscale_begins(words: dict) -> None:
-    """The host's script Upscale begins with a picture; words: what its controls say.
+def upscale_begins(words: dict, size: tuple[int, int] | None) -> None:
+    """The host's script Upscale begins with a picture of that size; words: what its controls say.
 
     Our own has not seen the job where it is switched off in the host's settings, and outside of Extras.
     """
@@ -128,7 +133,7 @@ def upscale_begins(words: dict) -> None:
         _look_at_cache()
         if SESSION.sees_jobs:
             SESSION.fingerprint = None  # of what the cache then holds we have no words
-    SESSION.upscale_begins(words)
+    SESSION.upscale_begins(words, size)
 
 
 def _look_at_cache() -> None:

@@ -184,8 +184,8 @@ def leave_lists_to_come() -> None:
             esrgan_model.UpscalerESRGAN = esrgan_model.UpscalerESRGAN.__base__
 
 
-def watch_upscale(begins: Callable[[dict], None], ends: Callable[[object | None], None]) -> None:
-    """Have the host's script Upscale tell what its controls say when it begins with a picture, and which one it leaves."""
+def watch_upscale(begins: Callable[[dict, tuple[int, int] | None], None], ends: Callable[[object | None], None]) -> None:
+    """Have the host's script Upscale tell what its controls say when it begins with a picture, of which size, and which one it leaves."""
     for data in _upscale_scripts():
         kind = data.script_class
         if not hasattr(kind.process, "unwatched"):
@@ -195,7 +195,7 @@ def watch_upscale(begins: Callable[[dict], None], ends: Callable[[object | None]
 def _watched(process: Callable, begins, ends) -> Callable:
     @functools.wraps(process)
     def watched(self, pp, *arguments, **words):
-        begins(words)
+        begins(words, pp.image.size if pp.image is not None else None)  # SD.Next shows its videos, too
         left = None
         try:
             result = process(self, pp, *arguments, **words)

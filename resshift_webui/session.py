@@ -91,12 +91,14 @@ class Session:
         if not self.in_extras():
             self.outside, self.outside_made, self.enlarged = weakref.ref(image), made, made
 
-    def upscale_begins(self, words: dict) -> None:
-        """The host's script does, with a picture; what entries made before, as in hires fix, is not that.
+    def upscale_begins(self, words: dict, size: tuple[int, int] | None) -> None:
+        """The host's script does, with a picture of (width, height); what entries made before, as in hires fix, is not that.
 
         words: what its controls say.
         """
         self.outside, self.outside_made = lambda: None, None
+        if not self.sees_jobs:  # else `begin` was told, before scripts that work earlier changed it
+            self.before = size
         second = words.get("upscaler_2_name") not in (None, "", "None") and (words.get("upscaler_2_visibility") or 0) > 0
         cropped = words.get("upscale_mode") == 1 and words.get("upscale_crop")
         self.blended = bool(second and not cropped)
@@ -123,7 +125,7 @@ class Session:
         if self.sees_jobs and not self.in_extras():
             return
         if not self.sees_jobs:
-            self.before, self.sheets, self.stopped = None, [], False
+            self.sheets, self.stopped = [], False
         self.history[name, self.before, size] = made
         if sheet is not None:
             self.sheets.append(sheet)

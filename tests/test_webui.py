@@ -707,6 +707,28 @@ class TestExtras:
         module.leave_upscale()
         assert script.process is UpscaleScript.process
 
+    @pytest.mark.parametrize("crop", [None, (40, 40)])
+    def test_a_host_without_a_first_pass_gets_the_words_of_cropped_pictures_too(self, host, monkeypatch, crop):
+        module, session = part("host"), part("session").SESSION
+        script = type("Watched", (UpscaleScript,), {})
+        scripts = SimpleNamespace(postprocessing_scripts_data=[SimpleNamespace(script_class=script)], scripts_postproc=None)
+        monkeypatch.setitem(sys.modules, "modules.scripts", scripts)
+        monkeypatch.setattr(sys.modules["modules"], "scripts", scripts, raising=False)
+        module.watch_upscale(session.upscale_begins, session.upscale_ends)
+        pp = SimpleNamespace(image=picture(size=(20, 12)), info={})
+        script(host).process(pp, upscaler=BUILTIN, factor=2.0, crop=crop)
+        part("accordion").ScriptPostprocessingResShift().process(pp, enable=True, model=BUILTIN, scale=0)
+        assert pp.image.size == (crop or (40, 24)) and pp.info["ResShift model"] == BUILTIN
+        session.upscale_begins({}, None)  # a video
+
+    def test_the_note_promises_only_what_the_host_can_do(self, host, monkeypatch):
+        accordion, said = part("accordion"), []
+        monkeypatch.setattr(accordion.gr, "HTML", said.append)
+        accordion.ScriptPostprocessingResShift().ui()
+        monkeypatch.delattr(accordion.scripts_postprocessing.ScriptPostprocessing, "process_firstpass")
+        accordion.ScriptPostprocessingResShift().ui()
+        assert "they steer that" in said[0] and "takes the settings of the Settings page" in said[1]
+
     @pytest.mark.parametrize("width, scale", [(400, 2.3), (67, 1856 / 67), (64, 3.0)])
     def test_in_a_blend_sizes_are_the_hosts_to_the_last_rounding_error(self, host, width, scale):
         session, data = part("session").SESSION, host.shared.sd_upscalers[0]
@@ -719,7 +741,7 @@ class TestExtras:
             ("cropped", {"upscaler_2_name": "Lanczos", "upscaler_2_visibility": 0.5, "upscale_mode": 1, "upscale_crop": True}),
             ("blended", {"upscaler_2_name": "Lanczos", "upscaler_2_visibility": 0.5, "upscale_mode": 0, "upscale_crop": True}),
         ):
-            session.upscale_begins(words)
+            session.upscale_begins(words, (8, 8))
             sizes[name] = data.scaler.upscale(image, scale, data.data_path).width
             session.upscale_ends(image)
         assert sizes["blended"] == theirs
@@ -731,7 +753,7 @@ class TestExtras:
         monkeypatch.setattr(part("host"), "forget_cached_pictures", lambda: forgotten.append(True))
         blend = {"upscaler_2_name": "Lanczos", "upscaler_2_visibility": 0.5}
         for words, times in (({}, 0), (blend, 1), (blend, 1), ({}, 2), ({}, 2)):
-            session.upscale_begins(words)
+            session.upscale_begins(words, (8, 8))
             session.upscale_ends(None)
             assert len(forgotten) == times
 

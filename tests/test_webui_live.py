@@ -102,9 +102,13 @@ class TestExtras:
             want = np.asarray(Image.linear_gradient("L").resize((65, 47)).resize(result.size, Image.Resampling.BICUBIC))
             assert np.abs(alpha - want).max() <= 4
 
-    @pytest.mark.parametrize("first, second", [(BUILTIN, "Lanczos"), ("Lanczos", BUILTIN)])
-    def test_a_blend_where_the_hosts_arithmetic_is_a_rounding_error_short(self, webui, first, second):
+    @pytest.mark.parametrize("first", [True, False])
+    def test_a_blend_where_the_hosts_arithmetic_is_a_rounding_error_short(self, webui, first):
         """400 * 2.3 is 919.99 to the host: 912 pixels."""
+        listed = [item["name"] for item in webui.get("/sdapi/v1/upscalers")]
+        if "Lanczos" not in listed:  # Forge Neo
+            pytest.skip("this host lists no upscaler whose sizes are its own arithmetic")
+        first, second = (BUILTIN, "Lanczos") if first else ("Lanczos", BUILTIN)
         result, words = webui.extras(picture((400, 24)), first, 2.3, upscaler_2=second, extras_upscaler_2_visibility=0.5)
         assert result.size == (912, 48) and "ResShift model: ResShift built-in 4x" in words
         assert webui.extras(picture((400, 24)), BUILTIN, 2.3)[0].size == (920, 48)

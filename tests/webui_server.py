@@ -24,10 +24,11 @@ RUN_S = 300
 USER = "tester:secret"
 ARGUMENTS = (
     "--nowebui --api --skip-torch-cuda-test --skip-prepare-environment --skip-version-check "
-    f"--disable-nan-check --server-name 127.0.0.1 --api-auth {USER}"
+    f"--server-name 127.0.0.1 --api-auth {USER}"
 )
 NO_MODEL = "--no-download-sd-model --do-not-download-clip"
-ON_CPU = {True: "--always-cpu", False: f"--use-cpu all --no-half {NO_MODEL}"}  # Forge, A1111
+ON_CPU = {True: "--disable-nan-check --always-cpu", False: f"--disable-nan-check --use-cpu all --no-half {NO_MODEL}"}  # Forge, A1111
+ON_CPU_NEO = "--cpu"  # Forge Neo
 ON_CARD = {True: ("privateuseone", "--directml"), False: ("npu", f"--no-half {NO_MODEL}")}  # which foreign devices they know
 # An extension beside ours, for what no route of the host reaches without a Stable Diffusion checkpoint.
 PROBE = '''
@@ -149,6 +150,8 @@ class Server(HostProcess):
     def __init__(self, checkout: Path, base: Path, card_mib: int = 0):
         super().__init__(checkout, base)
         self.forge, self.card_mib = (checkout / "modules_forge").is_dir(), card_mib
+        version = checkout / "modules_forge" / "forge_version.py"
+        self.neo = version.is_file() and '"neo"' in version.read_text(encoding="utf-8")
         self.models = base / "models" / "ResShift"
         for folder in (self.models, base / "extensions" / "probe" / "scripts"):
             folder.mkdir(parents=True)
@@ -160,7 +163,8 @@ class Server(HostProcess):
         return os.environ.get("WEBUI_PYTHON", sys.executable)
 
     def command(self) -> list[str]:
-        where = ON_CARD[self.forge][1] if self.card_mib else ON_CPU[self.forge]
+        on_cpu = ON_CPU_NEO if self.neo else ON_CPU[self.forge]
+        where = f"--disable-nan-check {ON_CARD[self.forge][1]}" if self.card_mib else on_cpu
         arguments = os.environ.get("WEBUI_ARGS", f"{ARGUMENTS} {where}").split()
         return [self.python, "launch.py", *arguments, "--port", str(self.port), "--data-dir", str(self.base)]
 
