@@ -212,6 +212,9 @@ def test_the_shipping_tool_averages_and_names(tmp_path, monkeypatch):
     ]
     monkeypatch.setattr(tool, "WEIGHTS_DIR", tmp_path)
     words = [str(files[0]), "six pictures", "--iterations-before", "5", "--average-with", str(files[1]), "--share", "0.25"]
+    monkeypatch.setattr("sys.argv", ["ship_builtin", *words[:-1], "5"])
+    with pytest.raises(SystemExit, match="--share is 5.0"):
+        tool.main()
     monkeypatch.setattr("sys.argv", ["ship_builtin", *words])
     tool.main()
     shipped = rs.load_model(tmp_path / "builtin.safetensors", device="cpu", dtype="fp32")

@@ -181,6 +181,13 @@ def test_a_student_with_a_shorter_trunk_runs_everywhere(tmp_path):
     assert set(asked) == {1}
 
 
+@pytest.mark.parametrize("value", ["-1", "nan", "inf"])
+def test_weights_that_are_none_are_said(tmp_path, capsys, value):
+    model = save_tiny_model(tmp_path / "teacher.safetensors", trunk_blocks=4)
+    assert distill.main(arguments(make_pictures(tmp_path / "pictures"), tmp_path / "run", model, "--inverse", value)) == 2
+    assert "are weights" in capsys.readouterr().err
+
+
 def test_a_state_of_another_network_is_said(tmp_path, capsys):
     data = make_pictures(tmp_path / "pictures")
     model = save_tiny_model(tmp_path / "teacher.safetensors", trunk_blocks=4)

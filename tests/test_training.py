@@ -731,6 +731,8 @@ def test_a_compiled_run_computes_the_same(place, tmp_path, checkpointing):
         (("--optimizer", "nosuch"), 2, "--optimizer nosuch is not among timm's: adabelief"),
         (("--optimizer", "bnbadamw8bit"), 2, "--optimizer bnbadamw8bit cannot be used here"),
         (("--data", "nowhere"), 1, "There is no folder nowhere"),
+        (("--device", "foo"), 1, "The device 'foo' cannot be used"),
+        (("--device", "meta"), 1, "The device meta computes nothing"),
         (("--validation", "locales"), 1, "There is no picture in locales to validate on"),
         (("--licence", "x" * 201), 2, "settings that no file may have: licence is"),
         (("--degradation", "paired", "--pairs", "nowhere"), 1, "There is no folder nowhere"),
@@ -838,6 +840,46 @@ def test_a_run_killed_before_its_last_file_gets_it(place, tmp_path, monkeypatch,
     assert finetune.main(arguments(*place[:1], output, place[1], *more, "--resume", "auto")) == 0
     assert "Nothing is left to do: the run has made 4 iterations" in capsys.readouterr().out
     assert rs.load_model(output / "last.safetensors", device="cpu").metadata["steps_trained"] == "4"
+
+
+def test_a_finished_run_stays_what_it_is(place, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    before = {path.name: path.read_bytes() for path in output.iterdir() if path.suffix in (".safetensors", ".json", ".csv")}
+    assert {"best.safetensors", "last.safetensors", "config.json"} <= before.keys()
+    more = ("--iterations", 2, "--resume", "auto", "--kappa", 2, "--validation-crop", 48)
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 0
+    assert "Nothing is left to do" in capsys.readouterr().out
+    for name in ("best.safetensors", "last.safetensors", "config.json"):
+        assert (output / name).read_bytes() == before[name], name
+
+
+def test_what_is_predicted_stays(place, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    learned = rs.load_model(output / "last.safetensors", device="cpu").config.predict
+    other = "x0" if learned == "residual" else "residual"
+    more = ("--iterations", 4, "--resume", "auto", "--predict", other)
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 2
+    assert f"learned to predict {learned}" in capsys.readouterr().err
+
+
+def test_a_state_of_another_network_is_one_line(place, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert finetune.main(arguments(*place[:1], output, place[1], "--iterations", 2)) == 0
+    capsys.readouterr()
+    more = ("--iterations", 4, "--resume", "auto", "--width", 16)
+    assert finetune.main(arguments(*place[:1], output, place[1], *more)) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is of another network" in last and "size mismatch for" in last and last.endswith("choose another --output.")
+
+
+def test_the_log_says_decibels_where_it_says_psnr(place, tmp_path):
+    more = ("--iterations", 2, "--loss", "psnr", "--eq8-weight", "True")
+    assert finetune.main(arguments(*place[:1], tmp_path / "run", place[1], *more)) == 0
+    with open(tmp_path / "run" / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert all(float(row["psnr"]) > 5 for row in rows) and any(float(row["psnr"]) != -float(row["loss"]) for row in rows)
 
 
 def test_the_best_is_compared_by_one_yardstick(place, tmp_path, caplog):

@@ -66,6 +66,15 @@ def test_a_resumed_run_takes_the_settings_given_now(tmp_path, monkeypatch, caplo
     assert "ch_mult" not in caplog.text and "resume" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    "word", [("--commitment", -1), ("--adversarial", "nan"), ("--adversarial-from", -5), ("--cache-mib", -5)]
+)
+def test_weights_that_are_none_are_said(tmp_path, capsys, word):
+    data = make_pictures(tmp_path / "pictures", 2, 48)
+    assert train_autoencoder.main(words(data, tmp_path / "out", *word)) == 2
+    assert f"{word[0]} is" in (said := capsys.readouterr().err) and "must be 0 or a number above it" in said
+
+
 def test_the_file_does_not_say_where_the_pictures_lay(tmp_path):
     data = make_pictures(tmp_path / "pictures", 2, 48)
     assert train_autoencoder.main(words(data, tmp_path / "run", "--iterations", 1, "--adversarial", 0)) == 0

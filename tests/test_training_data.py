@@ -538,6 +538,7 @@ def test_wrong_files_are_said(tmp_path, text, message):
         (("--seed", 2**63), "it must be below 2..63"),
         (("--kappa", 0, "--eq8-weight", "True"), "divides by kappa"),
         (("--clip", "nan"), "--clip is nan; it must be 0 or a number above it"),
+        (("--degradation", "paired", "--pairs", "low", "--validation-pairs", "low"), "beside --pairs. Give all three"),
     ],
 )
 def test_wrong_values_are_said(words, message):
@@ -717,6 +718,104 @@ def test_bare_names_pair_only_where_they_are_the_only_ones(tmp_path):
 def test_a_recipe_that_was_edited_in_windows(tmp_path, name):
     (tmp_path / name).write_text('{"training": {"crop": 64}}', encoding="utf-8-sig")
     assert read_config(tmp_path / name) == {"training": {"crop": 64}}
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    """HR and LR, both with train and val, whose pictures have the same names."""
+    for part in ("train", "val"):
+        high = make_pictures(tmp_path / "HR" / part, 3)
+        (tmp_path / "LR" / part).mkdir(parents=True)
+        for number, path in enumerate(sorted(high.iterdir())):
+            with Image.open(path) as image:
+                if part == "val":
+                    image = image.transpose(Image.Transpose.ROTATE_90)
+                    image.save(path)
+                image.resize((18, 18), Image.Resampling.BOX).save(tmp_path / "LR" / part / f"picture_{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "data, pairs, more",
+    [
+        ("HR", "LR", ("--validation", "HR/val")),
+        ("HR/train", "LR", ("--validation", "HR/val")),
+        ("HR/train", "LR/train", ("--validation", "HR/val", "--validation-pairs", "LR/val")),
+    ],
+)
+def test_held_out_pairs_are_those_of_their_own_folder(data_set, data, pairs, more, monkeypatch):
+    monkeypatch.chdir(data_set)
+    settings = parse(line("--data", data, "--output", "out", "--degradation", "paired", "--pairs", pairs, "--crop", 32, *more))
+    model = rs.load_model("builtin", device="cpu", dtype="fp32")
+    found = prepare_data(settings, model, Processes(0, 1, torch.device("cpu")))
+    assert found.count == 3 and len(found.pairs) == 3
+    for pair in found.pairs:
+        small = torch.nn.functional.avg_pool2d(pair.truth, 4)
+        assert float((small - pair.lq).abs().max()) < 1.01 / 255
+
+
+def test_a_low_picture_of_two_is_said(data_set, monkeypatch):
+    monkeypatch.chdir(data_set)
+    words = ("--data", "HR/train", "--validation", "HR/val", "--pairs", "LR/train", "--degradation", "paired", "--crop", 32)
+    settings = parse(line("--output", "out", *words))
+    model = rs.load_model("builtin", device="cpu", dtype="fp32")
+    with pytest.raises(DataError, match=r"would be the low-resolution picture of .*train.* and of .*val.*--validation-pairs"):
+        prepare_data(settings, model, Processes(0, 1, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("beside", ["config.json", "contact_sheet.png"])
+def test_folders_of_other_runs_hold_no_pictures(tmp_path, beside, caplog):
+    data = make_pictures(tmp_path / "data", 2)
+    make_pictures(data / "run1" / "validation", 2)
+    assert len(find_images(data)) == 4
+    (data / "run1" / "scan.json").write_text("{}")
+    assert len(find_images(data)) == 4, "somebody's own file"
+    (data / "run1" / beside).write_text("{}")
+    assert len(find_images(data)) == 2 and "run1 is the folder of a run" in caplog.text
+
+
+def test_a_manifest_by_hand(tmp_path, caplog):
+    data = make_pictures(tmp_path, 4)
+    text = "file, split\npicture_0.png,train\npicture_1.png, train \n picture_2.png,Train\npicture_3.png,testing\n"
+    (data / "MANIFEST.csv").write_text(text)
+    assert [path.name for path in find_images(data, "train")] == ["picture_0.png", "picture_1.png", "picture_2.png"]
+    assert "pictures under testing are not used" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("training:\n  1: 2\n", "unknown settings: 1"),
+        ("training:\n  no: 1\n  foo: 3\n", "unknown settings: False, foo"),
+        ("1: 2\nfoo: 3\n", "a configuration has 'model' and 'training'"),
+        ("training:\n  degradation: [x]\n", "it must be one of realesrgan, paper-b1,"),
+        ("training:\n  betas: [0.9]\n", "it must be 2 numbers"),
+    ],
+)
+def test_odd_words_of_yaml_are_said(tmp_path, text, message):
+    (tmp_path / "own.yaml").write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        parse(line("--config", tmp_path / "own.yaml"))
+
+
+def test_empty_parts_of_a_recipe_are_none(tmp_path):
+    (tmp_path / "own.yaml").write_text("model:\ntraining:\n")
+    assert read_config(tmp_path / "own.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (("--fonts", str(ROOT)), "--fonts is of no use here"),
+        (("--degradation", "bicubic", "--damaged-share", 0.1), "--damaged-share is of no use here"),
+        (("--variety", "True", "--rescale-share", 0), "--rescale-share is of no use here"),
+        (("--degradation", "paired", "--pairs", "low", "--min-rescale", 0.3), "--min-rescale is of no use here"),
+        ((), ""),
+    ],
+)
+def test_settings_without_effect_are_told(words, told, caplog):
+    resolve(parse(line(*words)), rs.ModelConfig())
+    assert told in caplog.text and ("no use" in caplog.text) == bool(told)
 
 
 def test_pairs_of_which_a_mac_has_spelt_one(tmp_path):

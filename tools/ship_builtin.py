@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.3, help="of its weights in the average")
     parser.add_argument("--name", choices=["builtin", "builtin-real"], default="builtin")
     args = parser.parse_args()
+    if not 0 <= args.share <= 1:
+        raise SystemExit(f"--share is {args.share}; it must lie between 0 and 1.")
     model = rs.load_model(args.result, device="cpu", dtype="fp32")
     if args.average_with:
         average(model, rs.load_model(args.average_with, device="cpu", dtype="fp32"), args.share)

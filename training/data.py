@@ -307,14 +307,16 @@ class PairedCrops(Crops):
         return patches
 
 
-def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale: int) -> dict[str, Path]:
+def match_pairs(pictures: Sequence[Picture], roots: Path | Sequence[Path], small_root: Path, scale: int) -> dict[str, Path]:
     """{path of a picture: its low-resolution partner}, by the same path below the folder, else by the same bare name.
 
-    A bare name counts where only one picture on either side has it.
+    Of several `roots`, the first that the picture lies below counts most. A path counts, too, with its root's own name before it:
+    of HR/train/1.png, train/1.png. A bare name counts where only one picture on either side has it.
 
     Raises:
         DataError: a picture has no partner, or the sizes of a pair do not belong together.
     """
+    roots = [Path(roots)] if isinstance(roots, (str, os.PathLike)) else [Path(root) for root in roots]
     small = {_bare(path.relative_to(small_root)): path for path in find_images(small_root)}
     by_name = _only_ones((_bare(path.name), path) for path in small.values())
     own = _only_ones((_bare(Path(picture.path).name), picture.path) for picture in pictures)
@@ -322,8 +324,9 @@ def match_pairs(pictures: Sequence[Picture], root: Path, small_root: Path, scale
     for picture in pictures:
         path = Path(picture.path)
         stem = _bare(path.name)
-        name = _bare(path.relative_to(root)) if path.is_relative_to(root) else stem
-        partner = small.get(name) or (by_name.get(stem) if stem in own else None)
+        below = [(root, path.relative_to(root)) for root in roots if path.is_relative_to(root)]
+        names = [_bare(name) for root, inner in below for name in (inner, root.name / inner)] or [stem]
+        partner = next((small[name] for name in names if name in small), None) or (by_name.get(stem) if stem in own else None)
         if partner is None:
             wrong.append(f"{path.name} has no partner")
             continue

@@ -103,6 +103,28 @@ def _held_out(pictures: list[Picture], validation: Scan | None, data: Path) -> t
     return train, held or train
 
 
+def _partners(settings: TrainSettings, train: list[Picture], held: list[Picture], scale: int) -> dict[str, Path]:
+    """{path of a picture: its low-resolution partner}, of those to train on and to validate on.
+
+    Raises:
+        DataError: a picture has none, or not one of its own.
+    """
+    partners = match_pairs(train, settings.data, settings.pairs, scale)
+    if settings.validation_pairs is not None:
+        partners.update(match_pairs(held, settings.validation, settings.validation_pairs, scale))
+    else:
+        roots = [settings.data] + ([settings.validation] if settings.validation is not None else [])
+        partners.update(match_pairs(held, roots, settings.pairs, scale))
+    taken: dict[Path, str] = {}
+    for path, partner in partners.items():
+        if taken.setdefault(partner.resolve(), path) != path:
+            raise DataError(
+                f"{partner} would be the low-resolution picture of {taken[partner.resolve()]} and of {path}. Give the pictures to "
+                "validate on a folder of their own with --validation-pairs, or different names."
+            )
+    return partners
+
+
 def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Processes) -> Data:
     """Scan, hold out, pair up.
 
@@ -121,8 +143,7 @@ def prepare_data(settings: TrainSettings, model: rs.ResShiftModel, processes: Pr
     )  # fmt: skip
     train, held = _held_out(list(found.used), scan_validation(settings, processes), settings.data)
     if settings.degradation == "paired":
-        partners = match_pairs(train, settings.data, settings.pairs, scale)
-        partners.update(match_pairs(held, settings.validation or settings.data, settings.pairs, scale))
+        partners = _partners(settings, train, held, scale)
     held = held[: settings.validation_count]
     if settings.degradation == "paired":
         estimator = model.unet.degradation if model.config.unet.degradation_channels else None

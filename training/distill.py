@@ -29,6 +29,7 @@ if not __package__:  # run as a file: let it be the module that `python -m train
     sys.path[:] = [str(folder.parent), *(place for place in sys.path if Path(place).resolve() != folder)]
 
 import copy
+import math
 import typing
 from dataclasses import dataclass, replace
 
@@ -126,8 +127,8 @@ def check(settings: DistillSettings) -> None:
     refuse_foreign(settings, "the student has its teacher's chain, width and losses")
     if settings.config is not None and "model" in read_config(settings.config):
         raise SettingsError(f"{settings.config} has a 'model', but the student is made from --model. Leave 'model' out.")
-    if min(settings.inverse, settings.consistency, settings.truth) < 0:
-        raise SettingsError("--inverse, --consistency and --truth are weights; they must not be negative.")
+    if not all(0 <= weight < math.inf for weight in (settings.inverse, settings.consistency, settings.truth)):  # nor NaN
+        raise SettingsError("--inverse, --consistency and --truth are weights; they must be 0 or numbers above it.")
 
 
 def make_student(start: Start, settings: DistillSettings) -> rs.ResShiftModel:

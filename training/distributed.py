@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from resshift_core.device import resolve_device
+from resshift_core.errors import InputError, brief
 
 LONGEST_WAIT = timedelta(hours=12)  # the first process decodes every picture of a folder, however large, before the start
 
@@ -45,15 +46,30 @@ class Processes:
         return box[0]
 
 
-def start(device: str = "auto") -> Processes:
-    """Join the other processes, if torchrun's variables are set. device: "auto", "cuda", "cpu", "cuda:1", ..."""
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    if device == "auto" and world > 1:  # trying the first GPU would take memory on it, in every process
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    elif device == "auto":
+def _asked_for(device: str, world: int) -> torch.device:
+    if device == "auto" and world == 1:
         found = resolve_device("auto")
-        device = found if found.type == "cuda" else "cpu"  # nothing else was ever trained on
-    where = torch.device(device)
+        return found if found.type == "cuda" else torch.device("cpu")  # nothing else was ever trained on
+    if device == "auto":  # trying the first GPU would take memory on it, in every process
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if world == 1:
+        return resolve_device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"The device {device!r} cannot be used ({brief(error)}). Try cpu or auto.") from error
+
+
+def start(device: str = "auto") -> Processes:
+    """Join the other processes, if torchrun's variables are set. device: "auto", "cuda", "cpu", "cuda:1", ...
+
+    Raises:
+        InputError: there is no such device.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    where = _asked_for(device, world)
+    if where.type == "meta":
+        raise InputError("The device meta computes nothing. Choose cuda or cpu.")
     if world == 1:
         if where.type == "cuda" and where.index is not None:
             torch.cuda.set_device(where)  # or helpers of torch would take memory on the first GPU, too

@@ -42,6 +42,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import torch
+from safetensors import safe_open
 
 import resshift_core as rs
 from resshift_core.device import is_out_of_memory
@@ -131,15 +132,31 @@ class Run:
         try:
             self.trainer.load_state_dict(state["trainer"], before["optimizer"], before["weight_decay"])
         except RuntimeError as error:
+            first = " ".join(str(error).split("\n\t")[:2])  # which network, and the first of its weights that does not fit
             raise SettingsError(
-                f"The state in {self.states} is of another network than this run's ({error}). Give the settings that it was "
+                f"The state in {self.states} is of another network than this run's ({brief(first)}). Give the settings that it was "
                 "started with, or choose another --output."
             ) from error
-        if state.get("yardstick") in (None, self.yardstick):
+        if state.get("yardstick") in (None, self.yardstick) or self.finished():
             self.best = state["best"]
         else:
             log.warning("Validation is not what it was in the run so far: best.safetensors will be the best from here on.")
         return True
+
+    def finished(self) -> bool:
+        """Whether nothing is left to do, and what it came to is there."""
+        iteration = self.trainer.position.iteration
+        return iteration >= self.settings.iterations and all(
+            (self.output / name).is_file() for name in ("config.json", "best.safetensors")
+        )
+
+    def _is_exported(self) -> bool:
+        """Whether OUTPUT/last.safetensors is of the state's iteration."""
+        path = self.output / "last.safetensors"
+        if not path.is_file():
+            return False
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get("steps_trained") == str(self.trainer.position.iteration)
 
     @property
     def yardstick(self) -> list[str]:
@@ -150,6 +167,11 @@ class Run:
 
     def _compare(self, state: dict) -> dict:
         before = tell_changes(json.loads(state["settings"]), self.settings)
+        if before["predict"] != self.settings.predict:
+            raise SettingsError(
+                f"The run so far learned to predict {before['predict']}, and --predict is {self.settings.predict}. Leave it out, or "
+                "choose another --output."
+            )
         if state["data"] != self.data.fingerprint:
             log.warning("The pictures are not those of the run so far: it goes on, but not as it would have.")
         return before
@@ -232,7 +254,8 @@ class Run:
         settings, trainer = self.settings, self.trainer
         interrupts = Interrupts(together=self.processes.world > 1)
         if self.processes.first:
-            self.write_config()
+            if not self.finished():
+                self.write_config()
             names = [
                 "mse", "psnr", "l1", "charbonnier", "lpips", "spectrum", "adversarial", "discriminator", "truth", "inverse", "consistency",
             ]  # fmt: skip
@@ -276,9 +299,10 @@ class Run:
         if trainer.position.iteration >= settings.iterations:
             if self.processes.first:
                 self.report.say(f"Nothing is left to do: the run has made {trainer.position.iteration} iterations.")
-                if self.best is None:
+                if self.best is None and not self.finished():
                     self.validate(interrupts)
-                self.export("last.safetensors")  # a run may have been killed between its last state and this file
+                if not self._is_exported():  # a run may have been killed between its last state and this file
+                    self.export("last.safetensors")
             return
         for (numbers, crops), following in self.steps(interrupts.passing(self.batches())):
             with interrupts.step():

@@ -170,10 +170,11 @@ class Objective:
         torch.clear_autocast_cache()  # torch before 2.10 takes the weights that it cast there, without gradients, again
         x0 = self.chain.predict_x0(net, points)
         per_sample = distance(settings.kind, x0, points.x0, settings.psnr_limit)
+        told = per_sample.detach().mean() * (-1 if settings.kind == "psnr" else 1)  # what its name says, before any weights
         if self.weights is not None:
             per_sample = per_sample * self.weights[points.t]
         loss = per_sample.mean()
-        parts, image = {settings.kind: loss.detach()}, None
+        parts, image = {settings.kind: told}, None
         if settings.lpips or settings.spectrum or settings.adversarial:
             image = self._decode(x0)
         if settings.lpips:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,8 @@ from tqdm import tqdm
 from resshift_core.atomic_file import replace
 from resshift_core.cli.console import BREAKS, harmless
 from resshift_core.hidden import is_hidden
+
+log = logging.getLogger("resshift.training")
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
 REMEMBER_EVERY = 60.0  # seconds between two writings of what a check has found so far
@@ -117,10 +120,14 @@ def _listed(manifest: Path) -> list[tuple[str, str]]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{manifest} cannot be read as UTF-8 text ({error}). Save it as such.") from error
     head = lines[0] if lines else ""
-    rows = csv.DictReader(lines, delimiter=max(",;\t", key=head.count))
+    rows = csv.DictReader(lines, delimiter=max(",;\t", key=head.count), skipinitialspace=True)
     if not {"file", "split"} <= set(rows.fieldnames or ()):
         raise DataError(f"{manifest} has no columns called file and split (but {head!r}). Name them so, or remove the file.")
-    return [(row["file"], row["split"]) for row in rows if row["file"] and row["split"]]
+    pairs = [(row["file"].strip(), row["split"].strip().lower()) for row in rows if row["file"] and row["split"]]
+    others = sorted({split for _, split in pairs} - {"train", "val"})
+    if others:
+        log.warning("%s: pictures under %s are not used; what is used is called train or val.", manifest, ", ".join(others))
+    return pairs
 
 
 def _below(root: Path, without: Path | None) -> Iterator[Path]:
@@ -130,9 +137,20 @@ def _below(root: Path, without: Path | None) -> Iterator[Path]:
         folders[:] = [
             name
             for name in sorted(folders)
-            if not is_hidden(name) and (place := Path(folder, name).resolve()) not in seen and not seen.add(place)
+            if not is_hidden(name)
+            and (place := Path(folder, name).resolve()) not in seen
+            and not seen.add(place)
+            and not _is_of_a_run(place)
         ]
         yield from (Path(folder, name) for name in files if not is_hidden(name))
+
+
+def _is_of_a_run(folder: Path) -> bool:
+    """Whether a training run wrote it: what it shows are the pictures again, those to validate on included."""
+    ours = (folder / "scan.json").is_file() and any((folder / name).is_file() for name in ("config.json", "contact_sheet.png"))
+    if ours:
+        log.warning("%s is the folder of a run: its pictures are left out.", folder)
+    return ours
 
 
 def read_rgb(path: str | os.PathLike) -> torch.Tensor:

@@ -89,6 +89,7 @@ class TrainSettings:
     )
     damaged_share: float = 1.0  # of crops that get it; the rest is plainly bicubic
     pairs: Path | None = None  # paired: folder of the low-resolution pictures, by the same names
+    validation_pairs: Path | None = None  # the same for --validation, where they lie elsewhere
     crop: int | None = None  # pixels of the high-resolution crop
     rescale_share: float = 0.5  # of crops that are shrunk (not paired ones)
     min_rescale: float = 0.5  # by a factor drawn from [min_rescale, 1]
@@ -150,12 +151,12 @@ def read_config(path: Path) -> dict:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} cannot be read as a configuration ({error}).") from error
     if not isinstance(values, dict) or set(values) - {"model", "training"}:
-        words = sorted(values) if isinstance(values, dict) else type(values).__name__
+        words = sorted(map(str, values)) if isinstance(values, dict) else type(values).__name__
         raise SettingsError(f"{path} holds {words}; a configuration has 'model' and 'training' and nothing else.")
     for word, part in values.items():
         if not isinstance(part, dict) and part is not None:
             raise SettingsError(f"{path}: {word} is {part!r:.60}; it must be settings with their values.")
-    return values
+    return {word: part for word, part in values.items() if part is not None}
 
 
 def typed(cls, values: dict, where: str) -> dict:
@@ -165,7 +166,7 @@ def typed(cls, values: dict, where: str) -> dict:
         SettingsError: an unknown word, or a value of another kind.
     """
     hints = {name: hint for name, hint in typing.get_type_hints(cls).items() if typing.get_origin(hint) is not typing.ClassVar}
-    unknown = sorted(set(values) - set(hints))
+    unknown = sorted(map(str, set(values) - set(hints)))
     if unknown:
         raise SettingsError(f"{where} holds unknown settings: {', '.join(unknown)}. Known are: {', '.join(hints)}.")
     return {name: _convert(value, hints[name], f"{where}: {name}") for name, value in values.items()}
@@ -177,7 +178,7 @@ def _convert(value, hint, name: str):
         return None
     kind = next(option for option in options if option is not type(None))
     if typing.get_origin(kind) is Literal:
-        fits = value in typing.get_args(kind)
+        fits = isinstance(value, str) and value in typing.get_args(kind)
     elif typing.get_origin(kind) is tuple:
         value = tuple(_number(part) for part in value) if isinstance(value, (list, tuple)) else value
         fits = isinstance(value, tuple) and len(value) == len(typing.get_args(kind))
@@ -192,7 +193,8 @@ def _convert(value, hint, name: str):
     else:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not fits:
-        words = getattr(kind, "__name__", str(kind).replace("typing.", ""))
+        words = {Literal: "one of {}", tuple: "{1} numbers"}.get(typing.get_origin(kind), kind.__name__)
+        words = words.format(", ".join(map(str, typing.get_args(kind))), len(typing.get_args(kind)))
         raise SettingsError(f"{name} is {value!r}; it must be {words}.")
     return value
 
@@ -270,6 +272,8 @@ def check(settings: TrainSettings) -> None:
         raise SettingsError(
             f"--pairs is given, but --degradation is {settings.degradation or 'left out'}. Add --degradation paired."
         )
+    if settings.validation_pairs is not None and (settings.pairs is None or settings.validation is None):
+        raise SettingsError("--validation-pairs holds the partners of --validation, beside --pairs. Give all three.")
     for name in ("lpips", "spectrum", "adversarial", "clip", "weight_decay", "seed", "cache_mib", "workers"):
         if not 0 <= (getattr(settings, name) or 0) < math.inf:  # nor NaN
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be 0 or a number above it.")
@@ -306,6 +310,7 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
     settings = replace(settings, **open_)
     if settings.degradation == "paired":
         settings = _as_pairs_are(settings)
+    _tell_unused(settings)
     if settings.crop % multiple:
         raise SettingsError(f"--crop is {settings.crop}; this network needs a multiple of {multiple} pixels.")
     smallest = max(SPECTRUM_WINDOW if settings.spectrum else 0, DETAIL_WINDOW if settings.adversarial else 0)
@@ -318,11 +323,24 @@ def resolve(settings: TrainSettings, model: rs.ModelConfig) -> TrainSettings:
 
 def _as_pairs_are(settings: TrainSettings) -> TrainSettings:
     """The low-resolution side of a pair is given: nothing can be drawn into the other one, nor can it be changed."""
-    unused = {name: getattr(TrainSettings, name) for name in ("variety", "leaves_share", "frame_share", "drawn_share")}
+    words = ("variety", "leaves_share", "frame_share", "drawn_share", "damaged_share", "rescale_share", "min_rescale")
+    unused = {name: getattr(TrainSettings, name) for name in words}
     given = [f"--{name.replace('_', '-')}" for name, none in unused.items() if getattr(settings, name) != none]
     if given:
         log.warning("Pairs are used as they are: %s %s of no use here.", ", ".join(given), "is" if len(given) == 1 else "are")
     return replace(settings, **unused)
+
+
+def _tell_unused(settings: TrainSettings) -> None:
+    """What is given has no effect beside what else is."""
+    of_others = (
+        ("fonts", not settings.drawn_share, "without --drawn-share, nothing is drawn"),
+        ("damaged_share", settings.degradation == "bicubic", "--degradation bicubic damages nothing"),
+        ("rescale_share", settings.variety, "with --variety, every crop is shrunk"),
+    )
+    for name, useless, why in of_others:
+        if useless and getattr(settings, name) != getattr(TrainSettings, name):
+            log.warning("--%s is of no use here: %s.", name.replace("_", "-"), why)
 
 
 def crop_multiple(model: rs.ModelConfig) -> int:

@@ -272,6 +272,9 @@ def run(settings: AutoencoderSettings) -> None:
     for name in ("iterations", "batch_size", "save_every", "n_embed", "ch", "z_channels", "embed_dim", "crop", "learning_rate"):
         if not 0 < getattr(settings, name) < math.inf:
             raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be above 0.")
+    for name in ("lpips", "commitment", "adversarial", "adversarial_from", "cache_mib"):
+        if not 0 <= getattr(settings, name) < math.inf:  # nor NaN
+            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be 0 or a number above it.")
     if not 0 <= settings.ema <= 1:
         raise SettingsError(f"--ema is {settings.ema}; it must lie between 0 and 1.")
     if not 0 <= settings.seed < 2**63 or (settings.workers or 0) < 0:
