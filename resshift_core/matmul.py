@@ -90,10 +90,10 @@ def _onednn() -> Callable | None:
 
 def _made_by_amd() -> bool:
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        told = Path("/proc/cpuinfo").read_bytes()
     except OSError:
-        told = os.environ.get("PROCESSOR_IDENTIFIER", "")  # Windows
-    return "AuthenticAMD" in told
+        told = os.environ.get("PROCESSOR_IDENTIFIER", "").encode()  # Windows
+    return b"AuthenticAMD" in told
 
 
 def _compiling() -> bool:

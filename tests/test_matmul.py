@@ -166,11 +166,11 @@ def test_who_made_the_processor(monkeypatch):
 
         return read
 
-    monkeypatch.setattr(matmul.Path, "read_text", told("processor : 0\nvendor_id : AuthenticAMD\n"))
+    monkeypatch.setattr(matmul.Path, "read_bytes", told(b"processor : 0\nvendor_id : AuthenticAMD\n"))
     assert matmul._made_by_amd()
-    monkeypatch.setattr(matmul.Path, "read_text", told("vendor_id : GenuineIntel\n"))
+    monkeypatch.setattr(matmul.Path, "read_bytes", told(b"vendor_id : GenuineIntel\n"))
     assert not matmul._made_by_amd()
-    monkeypatch.setattr(matmul.Path, "read_text", told(None))
+    monkeypatch.setattr(matmul.Path, "read_bytes", told(None))
     monkeypatch.setenv("PROCESSOR_IDENTIFIER", "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD")
     assert matmul._made_by_amd()
     monkeypatch.delenv("PROCESSOR_IDENTIFIER")

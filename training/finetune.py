@@ -167,7 +167,7 @@ class Run:
 
     def _compare(self, state: dict) -> dict:
         before = tell_changes(json.loads(state["settings"]), self.settings)
-        if before["predict"] != self.settings.predict:
+        if before["predict"] not in (None, self.settings.predict):
             raise SettingsError(
                 f"The run so far learned to predict {before['predict']}, and --predict is {self.settings.predict}. Leave it out, or "
                 "choose another --output."
