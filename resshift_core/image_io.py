@@ -147,7 +147,7 @@ def _open(source: Path | io.BytesIO) -> Iterator[Image.Image]:
         try:
             image = Image.open(file, formats=formats)
         except ValueError as error:
-            if "MAX_TEXT_CHUNK" not in str(error):
+            if "decompressed data too large" not in str(error).lower():
                 raise
             file.seek(0)
             with png.long_texts():
