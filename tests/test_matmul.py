@@ -136,23 +136,28 @@ def test_the_autoencoders_attention_takes_it(dtype, calls, monkeypatch):
     assert len(calls) == 2
 
 
+def right(a, b, bias, attribute, scalars, algorithm):
+    return F.linear(a, b, bias)
+
+
 @pytest.mark.parametrize(
-    "capability, amd, operator",
+    "capability, amd, operator, taken",
     [
-        ("AVX2", True, torch.nn.functional.linear),
-        ("AVX512", False, torch.nn.functional.linear),
-        ("AVX512", True, lambda a, b, *more: a @ b.mT),  # forgets the bias
-        ("AVX512", True, lambda a, b: a @ b.mT),
-        ("AVX512", True, None),
+        ("AVX512", True, right, True),
+        ("AVX2", True, right, False),
+        ("AVX512", False, right, False),
+        ("AVX512", True, lambda a, b, *more: a @ b.mT, False),  # forgets the bias
+        ("AVX512", True, lambda a, b: a @ b.mT, False),
+        ("AVX512", True, None, False),
     ],
 )
-def test_elsewhere_and_where_it_is_not_what_it_was_torchs_is_taken(capability, amd, operator, monkeypatch):
+def test_elsewhere_and_where_it_is_not_what_it_was_torchs_is_taken(capability, amd, operator, taken, monkeypatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(matmul, "_made_by_amd", lambda: amd)
     names = type("Names", (), {} if operator is None else {"_linear_pointwise": staticmethod(operator)})
     monkeypatch.setattr(torch.ops, "mkldnn", names, raising=False)
-    assert matmul._onednn() is None
+    assert matmul._onednn() is (right if taken else None)
     x, linear = torch.randn(2, 128), matmul.Linear(128, 128).requires_grad_(False)
     assert torch.equal(linear(x), F.linear(x, linear.weight, linear.bias))
 

@@ -299,7 +299,7 @@ class Run:
         if trainer.position.iteration >= settings.iterations:
             if self.processes.first:
                 self.report.say(f"Nothing is left to do: the run has made {trainer.position.iteration} iterations.")
-                if self.best is None and not self.finished():
+                if self.best is None:
                     self.validate(interrupts)
                 if not self._is_exported():  # a run may have been killed between its last state and this file
                     self.export("last.safetensors")

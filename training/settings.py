@@ -193,7 +193,7 @@ def _convert(value, hint, name: str):
     else:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
     if not fits:
-        words = {Literal: "one of {}", tuple: "{1} numbers"}.get(typing.get_origin(kind), kind.__name__)
+        words = {Literal: "one of {}", tuple: "{1} numbers"}.get(typing.get_origin(kind), getattr(kind, "__name__", ""))
         words = words.format(", ".join(map(str, typing.get_args(kind))), len(typing.get_args(kind)))
         raise SettingsError(f"{name} is {value!r}; it must be {words}.")
     return value
