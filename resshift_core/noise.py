@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import math
 import os
+import threading
+import weakref
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -27,58 +30,56 @@ class NoiseField:
 
     Values equal `torch.manual_seed(seed)` followed by `draws` calls of `torch.randn(1, channels, height, width)`. A large
     field is not stored: a first pass saves generator states every 128 rows or more, and rows are drawn again when asked for.
+    Where a processor is free, another thread draws, or makes that pass, while the network computes what it needs no noise for.
 
     Args:
         seed: whole number, of which torch's generator takes the lowest 32 bits.
         width: a multiple of 16 if the field is large.
+        idle: the network computes elsewhere, so that this machine's processors are free.
     """
 
-    def __init__(self, seed: int, draws: int, channels: int, height: int, width: int):
+    def __init__(self, seed: int, draws: int, channels: int, height: int, width: int, idle: bool = False):
         self.seed, self.draws = int(seed) % 2**64, draws
         self.shape = (channels, height, width)
         self.generator = torch.Generator()
         self.generator.manual_seed(self.seed if self.seed < 2**63 else self.seed - 2**64)
-        self._whole: list[torch.Tensor | Future] | None = None
-        self._states = None
+        self._whole: list[torch.Tensor | Future] | None = None  # of every draw
+        self._states: list[list[list[torch.Tensor]] | Future] | None = None  # of every draw, channel and band
+        self._beside = idle or _processors() > torch.get_num_threads()
+        self._unwanted = threading.Event()
+        weakref.finalize(self, self._unwanted.set)
         self._blocks: dict[int, tuple[tuple[int, tuple, int, int], torch.Tensor]] = {}  # (draw, runs, left, right), values
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
-            self._whole = self._draw_all()
+            generator, shape = self.generator, self.shape
+            self._whole = self._of_every_draw(
+                lambda: torch.randn(shape, dtype=torch.float32, generator=generator, device="cpu")
+            )
         else:
             bands = draws * channels * height * STATE_BYTES / BAND_ROWS / STATES_BYTES
             self.band_rows = BAND_ROWS * max(1, math.ceil(bands))
-            # one for all: the states would settle in the holes that those before leave
-            scratch = torch.empty(BAND_ROWS, width, dtype=torch.float32)
-            self._states = [[self._channel_states(scratch) for _ in range(channels)] for _ in range(draws)]
+            states = _States(self.generator, self.shape, self.band_rows, self._unwanted)
+            self._states = self._of_every_draw(states.of_next_draw)
 
-    def _draw_all(self) -> list[torch.Tensor | Future]:
-        """Every draw. Where a processor is free, another thread makes them while the network computes what it needs none for."""
-
-        def draw() -> torch.Tensor:
-            return torch.randn(self.shape, dtype=torch.float32, generator=self.generator, device="cpu")
-
-        if _processors() <= torch.get_num_threads():
-            return [draw() for _ in range(self.draws)]
+    def _of_every_draw(self, work: Callable) -> list:
+        """What `work` returns at its first call, its second, ..., one for every draw, or what will be that."""
+        if not self._beside:
+            return [work() for _ in range(self.draws)]
         pool = ThreadPoolExecutor(1, "noise")
-        drawn: list[torch.Tensor | Future] = []
+        done: list = []
         try:
-            drawn += (pool.submit(draw) for _ in range(self.draws))
+            done += (pool.submit(work) for _ in range(self.draws))
         except RuntimeError:  # no more threads: there are too many, or the program is ending
-            drawn = [future.result() for future in drawn]
-            drawn += (draw() for _ in range(self.draws - len(drawn)))
+            done = [future.result() for future in done]
+            done += (work() for _ in range(self.draws - len(done)))
         pool.shutdown(wait=False)
-        return drawn
+        return done
 
     def _all_of(self, draw: int) -> torch.Tensor:
-        drawn = self._whole[draw]
-        return drawn.result() if isinstance(drawn, Future) else drawn
+        return _finished(self._whole[draw])
 
-    def _channel_states(self, scratch: torch.Tensor) -> list[torch.Tensor]:
-        """Generator states at every band of one channel; leaves the generator at the channel's end."""
-        height, states = self.shape[1], []
-        for row in range(0, height, self.band_rows):
-            states.append(self.generator.get_state())
-            _skip(self.generator, scratch, min(self.band_rows, height - row))
-        return states
+    def states(self, draw: int) -> list[list[torch.Tensor]]:
+        """The generator's, of a field that is not stored, at every band of every channel of one draw."""
+        return _finished(self._states[draw])
 
     def block(self, draw: int, first: int, last: int, left: int = 0, right: int | None = None) -> torch.Tensor:
         """float32 (channels, last - first, right - left) of one draw, valid until the next call.
@@ -116,12 +117,12 @@ class NoiseField:
 
     def _redraw(self, out: torch.Tensor, draw: int, runs: tuple[tuple[int, int], ...], left: int) -> None:
         """Fill out, (channels, rows, columns). Channels are shared out among torch's threads: filling with normals takes one."""
-        channels = self.shape[0]
+        channels, states = self.shape[0], self.states(draw)
         threads = min(torch.get_num_threads(), channels)
 
         @torch.inference_mode()  # of this thread; `out` may belong to one
         def fill(part: int) -> None:
-            self._redraw_channels(out, range(part, channels, threads), draw, runs, left)
+            self._redraw_channels(out, range(part, channels, threads), states, runs, left)
 
         if threads > 1:
             try:
@@ -133,7 +134,7 @@ class NoiseField:
         for part in range(threads):
             fill(part)
 
-    def _redraw_channels(self, out: torch.Tensor, channels: range, draw: int, runs, left: int) -> None:
+    def _redraw_channels(self, out: torch.Tensor, channels: range, states, runs, left: int) -> None:
         width, columns = self.shape[2], slice(left, left + out.shape[2])
         whole_rows = out.shape[2] == width
         generator = torch.Generator()
@@ -143,7 +144,7 @@ class NoiseField:
             top = 0
             for first, last in runs:
                 band, skipped = divmod(first, self.band_rows)
-                generator.set_state(self._states[draw][channel][band])
+                generator.set_state(states[channel][band])
                 _skip(generator, values, skipped)
                 for row in range(first, last, BAND_ROWS):
                     rows = min(BAND_ROWS, last - row)
@@ -152,6 +153,33 @@ class NoiseField:
                     if not whole_rows:
                         out[channel, top : top + rows] = drawn[:, columns]
                     top += rows
+
+
+class _States:
+    """The first pass over a large field: the generator's states at every band of rows."""
+
+    def __init__(self, generator: torch.Generator, shape: tuple[int, int, int], band_rows: int, unwanted: threading.Event):
+        self.generator, self.shape, self.band_rows, self.unwanted = generator, shape, band_rows, unwanted
+        # one for all: the states would settle in the holes that those before leave
+        self.scratch = torch.empty(BAND_ROWS, shape[2], dtype=torch.float32)
+
+    @torch.inference_mode()  # of the thread; what it fills may belong to one
+    def of_next_draw(self) -> list[list[torch.Tensor]]:
+        """Of every channel; leaves the generator at the draw's end. Nothing, where nobody wants the field any more."""
+        channels, height, _ = self.shape
+        states: list[list[torch.Tensor]] = []
+        for _ in range(channels):
+            states.append([])
+            for row in range(0, height, self.band_rows):
+                if self.unwanted.is_set():
+                    return []
+                states[-1].append(self.generator.get_state())
+                _skip(self.generator, self.scratch, min(self.band_rows, height - row))
+        return states
+
+
+def _finished(result):
+    return result.result() if isinstance(result, Future) else result
 
 
 def _processors() -> int:
@@ -181,11 +209,13 @@ class Repeat:
 class RepeatedNoise:
     """A NoiseField of one period, read around and around: the same interface, `height` by `width` positions."""
 
-    def __init__(self, seed: int, draws: int, channels: int, height: int, width: int, repeat: Repeat):
+    def __init__(
+        self, seed: int, draws: int, channels: int, height: int, width: int, repeat: Repeat, idle: bool = False
+    ):  # fmt: skip
         self.repeat, self.width = repeat, width
         self.periods = repeat.height or height, repeat.width or width
         stored = -(-self.periods[1] // BLOCK) * BLOCK  # large fields must be; the surplus is not read
-        self.field = NoiseField(seed, draws, channels, self.periods[0], stored)
+        self.field = NoiseField(seed, draws, channels, self.periods[0], stored, idle)
 
     def block(self, draw: int, first: int, last: int, left: int = 0, right: int | None = None) -> torch.Tensor:
         """float32 (channels, last - first, right - left) of one draw, valid until the next call."""

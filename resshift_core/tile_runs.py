@@ -92,8 +92,8 @@ class _Picture:
 class _Shared:
     """What the tiles of a run have in common: noise, what steps compute for all of them alike, and the model in float32."""
 
-    def __init__(self, settings: Settings, channels: int, draws: int, keep: int):
-        self.settings, self.channels, self.draws, self.keep = settings, channels, draws, keep
+    def __init__(self, settings: Settings, channels: int, draws: int, keep: int, idle: bool):
+        self.settings, self.channels, self.draws, self.keep, self.idle = settings, channels, draws, keep, idle
         self._fields: dict[tuple, NoiseField | RepeatedNoise] = {}
         self._constants: dict[ResShiftModel, list[dict]] = {}
         self._float32: ResShiftModel | None = None
@@ -110,7 +110,7 @@ class _Shared:
             while len(self._fields) >= self.keep:  # pictures come in order; the oldest are done
                 self._fields.pop(next(iter(self._fields)))
             kind, more = (RepeatedNoise, (repeat,)) if repeat else (NoiseField, ())
-            self._fields[key] = kind(seed, self.draws, self.channels, *picture.noise_size, *more)
+            self._fields[key] = kind(seed, self.draws, self.channels, *picture.noise_size, *more, idle=self.idle)
         return self._fields[key]
 
     def constants(self, model: ResShiftModel) -> list[dict]:
@@ -243,7 +243,8 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
     jobs = [(picture, place) for picture in pictures for place in picture.places]
     rows, columns = pictures[0].axes
     batch = _tile_batch(model, rows.tile, columns.tile, settings.tile_batch)
-    shared, done = _Shared(settings, model.config.autoencoder.latent_channels, pictures[0].draws, keep=batch), 0
+    channels, elsewhere = model.config.autoencoder.latent_channels, model.device.type != "cpu"
+    shared, done = _Shared(settings, channels, pictures[0].draws, keep=batch, idle=elsewhere), 0
     while done < len(jobs):
         part, failed = jobs[done : done + batch], None
         try:

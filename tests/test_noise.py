@@ -23,23 +23,47 @@ def test_values_and_order_are_those_of_the_global_generator():
         assert torch.equal(field.block(draw, 0, 64), expected)
 
 
+def in_the_way(monkeypatch, word, before):
+    """Call `before` ahead of a function of torch or of the noise's module."""
+    place = torch if hasattr(torch, word) else noise
+    function = getattr(place, word)
+    monkeypatch.setattr(place, word, lambda *a, **more: before() or function(*a, **more))
+
+
 @pytest.mark.parametrize("inference", [False, True])
-def test_where_a_processor_is_free_another_thread_draws_the_same(monkeypatch, inference):
-    monkeypatch.setattr(noise, "_processors", lambda: torch.get_num_threads() + 1)
-    drawing, randn = set(), torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *a, **more: drawing.add(threading.get_ident()) or randn(*a, **more))
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("free, idle, beside", [(1, False, True), (0, True, True), (0, False, False)])
+def test_where_a_processor_is_free_another_thread_draws_the_same(monkeypatch, free, idle, beside, large, inference):
+    monkeypatch.setattr(noise, "_processors", lambda: torch.get_num_threads() + free)
+    monkeypatch.setattr(noise, "KEEP_BYTES", 0 if large else noise.KEEP_BYTES)
+    working = set()
     with torch.inference_mode(inference):
-        field = NoiseField(7, 3, 3, 64, 128)
-        found = [field.block(draw, 8, 64, 16, 128) for draw in (2, 0, 1, 0)]
-    assert len(drawing) == 1 and threading.get_ident() not in drawing
+        with monkeypatch.context() as patch:
+            in_the_way(patch, "_skip" if large else "randn", lambda: working.add(threading.get_ident()))
+            field = NoiseField(7, 3, 3, 64, 128, idle)
+            field.states(2) if large else field.block(2, 0, 64)  # all is done then
+        found = [field.block(draw, 8, 64, 16, 128).clone() for draw in (2, 0, 1, 0)]
+    assert len(working) == 1 and (threading.get_ident() not in working) == beside
     expected = reference(7, 3, 3, 64, 128)
     assert all(torch.equal(values, expected[draw][:, 8:, 16:]) for values, draw in zip(found, (2, 0, 1, 0)))
 
 
-def test_what_goes_wrong_in_the_other_thread_is_told(monkeypatch):
-    monkeypatch.setattr(noise, "_processors", lambda: torch.get_num_threads() + 1)
-    monkeypatch.setattr(torch, "randn", lambda *_, **__: (_ for _ in ()).throw(MemoryError("no room")))
-    field = NoiseField(7, 3, 3, 64, 128)
+def test_the_first_pass_ends_when_nobody_wants_the_field_any_more(monkeypatch):
+    monkeypatch.setattr(noise, "KEEP_BYTES", 0)
+    passed, goes_on = [], threading.Event()
+    in_the_way(monkeypatch, "_skip", lambda: passed.append(goes_on.wait(60)))
+    field = NoiseField(7, 40, 3, 64, 128, idle=True)
+    last = field._states[-1]
+    del field
+    goes_on.set()
+    assert last.result(60) == [] and len(passed) <= 1
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_what_goes_wrong_in_the_other_thread_is_told(monkeypatch, large):
+    monkeypatch.setattr(noise, "KEEP_BYTES", 0 if large else noise.KEEP_BYTES)
+    in_the_way(monkeypatch, "_skip" if large else "randn", lambda: (_ for _ in ()).throw(MemoryError("no room")))
+    field = NoiseField(7, 3, 3, 64, 128, idle=True)
     with pytest.raises(MemoryError, match="no room"):
         field.block(1, 0, 8)
 
@@ -112,7 +136,7 @@ def test_a_streamed_field_keeps_little(width):
     for draw in (0, 1):
         field.block(draw, 0, 256, 0, 256)
     kept = sum(values.numel() * 4 for _, values in field._blocks.values())
-    states = sum(state.numel() for draw in field._states for channel in draw for state in channel)
+    states = sum(state.numel() for draw in (0, 1) for channel in field.states(draw) for state in channel)
     assert kept + states < 140 * 2**20
 
 
@@ -137,8 +161,8 @@ def test_the_states_of_many_steps_take_no_more(monkeypatch):
     monkeypatch.setattr(noise, "BAND_ROWS", 16)
     monkeypatch.setattr(noise, "STATES_BYTES", 40 * noise.STATE_BYTES)
     field, expected = NoiseField(5, 7, 3, 150, 32), reference(5, 7, 3, 150, 32)
-    assert field.band_rows == 80 and sum(len(channel) for draw in field._states for channel in draw) == 7 * 3 * 2
-    assert len(field._states[0][0][0]) == noise.STATE_BYTES
+    assert field.band_rows == 80 and sum(len(channel) for draw in range(7) for channel in field.states(draw)) == 7 * 3 * 2
+    assert len(field.states(0)[0][0]) == noise.STATE_BYTES
     for draw in (6, 0, 3):
         for first, last in ((0, 150), (70, 90), (79, 80), (80, 150), (149, 150)):
             assert torch.equal(field.block(draw, first, last), expected[draw][:, first:last])
@@ -156,7 +180,7 @@ def taken():
 torch.randn(1000)
 before = taken()
 field = NoiseField(0, 8, 48, 512, 2048)
-states = sum(state.numel() for draw in field._states for channel in draw for state in channel) / 2**20
+states = sum(state.numel() for draw in range(8) for channel in field.states(draw) for state in channel) / 2**20
 print(taken() - before, states)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
