@@ -68,7 +68,7 @@ def _catalogue(*, autoencoders: bool) -> list[registry.Entry]:
 
 def choice_lists() -> dict[str, list[str]]:
     """The combos' contents: the registry whole, downloaded or not, then the files that are none of it."""
-    known = {entry.file.lower() for entry in registry.REGISTRY.values()}
+    known = {entry.file.lower() for entry in registry.REGISTRY.values() if not entry.bundled}
     own = [name for name in _files(folder_key()) if os.path.basename(name).lower() not in known]
     models = [label(entry) for entry in _catalogue(autoencoders=False)]
     autoencoders = [AUTO, *(label(entry) for entry in _catalogue(autoencoders=True)), *own, *_files("vae", VAE)]

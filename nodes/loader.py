@@ -14,7 +14,7 @@ import torch
 from .. import resshift_core as rs
 from ..resshift_core.downloads import download_missing, missing_files
 from ..resshift_core.errors import NotHere, VariantOpen
-from ..resshift_core.registry import REGISTRY, Entry, find_file
+from ..resshift_core.registry import REGISTRY, Entry
 from .described import described
 from .folders import AUTO, download_folder, locate, plain_name
 from .managed import ManagedModel, choose_dtypes
@@ -62,16 +62,6 @@ def _fingerprint(value: str | None):
     return f"{found} {status.st_size} {status.st_mtime_ns}"
 
 
-def _autoencoder_file(value: str, node_id: str | None):
-    """What `load_model` takes: None for auto, else a registry name or a path."""
-    if value == AUTO:
-        return None
-    found = locate(value)
-    if isinstance(found, str) and find_file(REGISTRY[found].file) is None:
-        _fetch(found, False, node_id)
-    return found
-
-
 def _refusal(value: str, what: str) -> str | None:
     """Why a choice cannot be loaded."""
     if not isinstance(value, str):
@@ -89,10 +79,11 @@ class LoadResShiftModel:
     """See inputs.LOADER."""
 
     @classmethod
-    def VALIDATE_INPUTS(cls, model, autoencoder):
+    def VALIDATE_INPUTS(cls, model=None, autoencoder=None):
         """Instead of ComfyUI's list check: sizes in labels, and separators of paths, may differ from those in a workflow."""
         given = [(model, "model"), (autoencoder, "autoencoder")]
-        refused = [_refusal(value, what) for value, what in given if value is not None]  # None: a link gives it
+        # None: a link gives it, or nothing does, which ComfyUI says itself
+        refused = [_refusal(value, what) for value, what in given if value is not None]
         return next(filter(None, refused), True)
 
     @classmethod
@@ -108,9 +99,8 @@ class LoadResShiftModel:
             _fetch(found, autoencoder == AUTO, unique_id)
         network, decoder = choose_dtypes(dtype)
         offload = mm.unet_offload_device()
-        decoder_file = _autoencoder_file(autoencoder, unique_id)
         try:
-            loaded = _load(found, decoder_file, offload, unique_id)
+            loaded = _load(found, None if autoencoder == AUTO else locate(autoencoder), offload, unique_id)
         except VariantOpen as error:
             raise rs.CheckpointError(f"{error} In ComfyUI: put that word into the file's name.") from error
         loaded.unet.to(dtype=network)  # each from float32: --fp32-vae wants all that the file has
@@ -119,7 +109,7 @@ class LoadResShiftModel:
 
 
 def _load(found, decoder_file, device, node_id: str | None) -> rs.ResShiftModel:
-    """In float32; a published network under another name says only now which autoencoder it needs."""
+    """In float32. Only the file says whether it needs an autoencoder, and which: that is downloaded then."""
     try:
         return rs.load_model(found, autoencoder=decoder_file, device=device, dtype=torch.float32)
     except NotHere as error:

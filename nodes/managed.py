@@ -60,6 +60,7 @@ class ManagedModel:
             for part, offload in parts
             if next(part.parameters(), None) is not None  # the built-in model's autoencoder has no weights
         ]
+        self.dtypes = [next(patcher.model.parameters()).dtype for patcher in self.patchers]
         self.patcher = self.patchers[0]  # by this name ComfyUI of 2026 knows a model, and drops old ones when memory is short
 
     def bytes_per_run(self, tile: int, tiles: int) -> int:
@@ -68,6 +69,9 @@ class ManagedModel:
 
     def load(self, memory_required: int = 0) -> ResShiftModel:
         """The model with all weights on the device, and room for `memory_required` bytes beside them."""
+        for patcher, dtype in zip(self.patchers, self.dtypes):  # other packs convert the network of an UPSCALE_MODEL
+            if any(weight.dtype != dtype for weight in patcher.model.parameters()):
+                patcher.model.to(dtype)
         mm.load_models_gpu(self.patchers, memory_required=memory_required, force_full_load=True)
         for patcher in self.patchers:
             if not all(_same(weight.device, self.device) for weight in patcher.model.parameters()):

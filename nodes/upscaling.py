@@ -9,11 +9,12 @@ import torch
 
 from .. import resshift_core as rs
 from ..resshift_core.alpha import resize_visible
-from ..resshift_core.arguments import check_numbers, laid_tile
+from ..resshift_core.arguments import check_numbers, check_tile
 from ..resshift_core.device import first_that_fits
 from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
 from ..resshift_core.tiles import lay_side
+from ..resshift_core.wrap import Torus, resize_around
 from .comparison import compared
 from .described import described
 from .managed import ManagedModel, image_format
@@ -25,6 +26,17 @@ log = logging.getLogger("resshift")
 CHUNK_PIXELS = 2**24  # of results that are worked on together, beside the whole batch's result
 CHUNK_FRAMES = 16
 FACE = 512  # pixels of an aligned face
+NO_HOLE = "The mask is black everywhere, so there is nothing to fill in: paint over what is to go (Open in MaskEditor)."
+BLACK_MASK = (
+    "The mask is black everywhere, so this is the plain enlargement: paint what the model is to work on (Open in MaskEditor), or "
+    "take the mask away."
+)
+
+
+def show_and_log(node_id: str | None, note: str) -> None:
+    """A sentence on the node and in the log."""
+    log.warning(note)
+    show_text(node_id, note)
 
 
 def to_channels_first(image: torch.Tensor) -> torch.Tensor:
@@ -59,23 +71,29 @@ def upscale_somehow(managed: ManagedModel, need: int, images: torch.Tensor, **se
     return first_that_fits(attempts, managed.device)
 
 
+def blank_result(model: rs.ResShiftModel, images: torch.Tensor, scale: float | None) -> torch.Tensor:
+    """The IMAGE that is to be filled in for (B, C, H, W), black."""
+    size = target_size(*images.shape[-2:], scale or model.scale)
+    return torch.zeros(len(images), *size, images.shape[1], **image_format())
+
+
 def upscale_frames(managed: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None, **settings) -> torch.Tensor:
     """A batch of any length, a few frames at a time into one result: (B, H, W, C) -> (B, H * s, W * s, C).
 
     mask: MASK, for inpainting models.
     """
-    images = to_channels_first(image)
-    count, channels, height, width = images.shape
     check_numbers(settings.get("scale"), settings.get("tile_batch"))
-    model, scale = managed.model, settings.get("scale") or managed.model.scale
-    size = target_size(height, width, scale)
-    out = torch.empty(count, *size, channels, **image_format())
+    model, images = managed.model, to_channels_first(image)
+    count, _, height, width = images.shape
+    out = blank_result(model, images, settings.get("scale"))
+    size = out.shape[1:3]
     per_frame = max(height * width * model.scale**2, size[0] * size[1])
     chunk = max(1, min(CHUNK_FRAMES, CHUNK_PIXELS // per_frame))
     seed, progress = settings.pop("seed"), Progress(count)
-    config = model.config
-    tile, overlap = laid_tile(config, settings["tile"], settings.get("overlap"), (height, width))
-    sides = [lay_side(config, side, tile, overlap) for side in (height, width)]
+    laid = Torus.of(settings.get("wrap", "none"), height, width, model.config.multiple).size
+    tile, overlap = check_tile(model, settings["tile"], settings.get("overlap"), laid)
+    settings.update(tile=tile, overlap=overlap)  # what they come to: nothing is told again for every few frames
+    sides = [lay_side(model.config, side, tile, overlap) for side in laid]
     tiles = min(settings["tile_batch"] or 1, min(chunk, count) * len(sides[0].starts) * len(sides[1].starts))
     need = managed.bytes_per_run(max(side.tile for side in sides), tiles)
     for first in range(0, count, chunk):
@@ -95,20 +113,19 @@ def marks_something(mask: torch.Tensor) -> bool:
 
 def run_without_hole(image: torch.Tensor, node_id: str | None) -> dict:
     """The picture as it is, and a sentence on the node."""
-    note = "The mask is black everywhere, so there is nothing to fill in: paint over what is to go (Open in MaskEditor)."
-    log.warning(note)
-    show_text(node_id, note)
+    show_and_log(node_id, NO_HOLE)
     result = image.float().nan_to_num(0).clamp(0, 1).to(**image_format())
     return {"ui": compared(image, result), "result": (result,)}
 
 
-def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+def only_inside(mask: torch.Tensor, image: torch.Tensor, result: torch.Tensor, wrap: str) -> torch.Tensor:
     """The result where the mask is white, plain bicubic enlargement elsewhere, frame by frame, in place. (B, H, W, C)."""
     images, size = to_channels_first(image), tuple(result.shape[1:3])
     for i in range(len(result)):
         mm.throw_exception_if_processing_interrupted()
-        plain = resize_visible(images[i : i + 1].float().nan_to_num(0).clamp(0, 1), size)[0].movedim(0, -1).to(result.device)
-        weight = resize(masks_of(mask, i, images[i : i + 1]), size)[0, 0, :, :, None].to(result.device)
+        frame = images[i : i + 1]
+        plain = resize_visible(frame.float().nan_to_num(0).clamp(0, 1), size, wrap)[0].movedim(0, -1).to(result.device)
+        weight = resize_around(masks_of(mask, i, frame), size, wrap)[0, 0, :, :, None].to(result.device)
         result[i] = plain.lerp_(result[i].float(), weight)
     return result
 
@@ -130,17 +147,20 @@ def run_node(model: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None
     """What all three nodes do. Returns ComfyUI's {"ui", "result"}."""
     note = note_about_faces(model.model, image)
     if note:
-        log.warning(note)
-        show_text(node_id, note)
+        show_and_log(node_id, note)
     if mask is not None and not mask.numel():
         mask = None
     fills = model.model.config.task == "inpaint"
     if fills and mask is None:
         name = model.model.config.name or "This model"
         raise rs.InputError(f"{name} fills what a mask marks. Connect a mask, white where the picture is to be filled in.")
-    result = upscale_frames(model, image, mask if fills else None, **settings)
+    if mask is not None and not fills and not marks_something(mask):
+        show_and_log(node_id, BLACK_MASK)
+        result = blank_result(model.model, to_channels_first(image), settings.get("scale"))
+    else:
+        result = upscale_frames(model, image, mask if fills else None, **settings)
     if mask is not None and not fills:
-        result = only_inside(mask, image, result)
+        result = only_inside(mask, image, result, settings.get("wrap", "none"))
     return {"ui": compared(image, result), "result": (result,)}
 
 

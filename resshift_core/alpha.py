@@ -5,9 +5,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .resize import resize
+from .wrap import Torus, resize_around
 
 Color = tuple[float, ...]
+
+
+def fill_hidden_around(images: torch.Tensor, mask: torch.Tensor | None, torus: Torus | None):
+    """`fill_hidden`, with the other side of a picture that wraps in sight."""
+    if torus is None:
+        return fill_hidden(images, mask)
+    filled, hidden = fill_hidden(torus.extend(images), None if mask is None else torus.extend(mask))
+    return torus.cut(filled), hidden
 
 
 def fill_hidden(images: torch.Tensor, mask: torch.Tensor | None = None) -> tuple[torch.Tensor, list[Color | None]]:
@@ -42,12 +50,12 @@ def put_back(images: torch.Tensor, alpha: torch.Tensor, colors: list[Color | Non
             channel.masked_fill_(opacity == 0, value)
 
 
-def resize_visible(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """As `resize`, (B, C, H, W) -> (B, C, *size); where C = 4, the colours of `fill_hidden` do not bleed into visible ones."""
+def resize_visible(images: torch.Tensor, size: tuple[int, int], wrap: str = "none") -> torch.Tensor:
+    """As `resize_around`, (B, C, H, W) -> (B, C, *size); where C = 4, the colours of `fill_hidden` do not bleed into others."""
     if images.shape[1] != 4:
-        return resize(images, size)
-    filled, colors = fill_hidden(images)
-    resized, alpha = resize(filled, size), resize(images[:, 3:], size)
+        return resize_around(images, size, wrap)
+    filled, colors = fill_hidden_around(images, None, Torus.of(wrap, *images.shape[-2:], 1))
+    resized, alpha = resize_around(filled, size, wrap), resize_around(images[:, 3:], size, wrap)
     put_back(resized, alpha, colors)
     return torch.cat([resized, alpha], dim=1)
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from .alpha import constant_around, fill_hidden, put_back
+from .alpha import constant_around, fill_hidden_around, put_back
 from .arguments import (
     Settings,
     check_images,
@@ -79,7 +79,7 @@ def _checked_and_run(
     if channels == 4:
         alpha, share = _upscaled_alpha(model, images[:, 3:].float(), size, wrap, on_step)
         on_step = part_of_run(on_step, share, 1)
-        rgb, hidden = _without_hidden_colors(images, mask, torus)
+        rgb, hidden = fill_hidden_around(images, mask, torus)
 
     out = _run(model, rgb, mask, settings, torus, on_step)
     for picture, result in zip(rgb, out) if model.config.task == "sr" else ():
@@ -134,14 +134,6 @@ def _upscaled_alpha(model: ResShiftModel, alpha, size: tuple[int, int], wrap: st
         exact = F.interpolate(constant, size=result.shape[-2:])[0] > 0
         result.copy_(torch.where(exact, F.interpolate(picture, size=result.shape[-2:])[0], result))
     return upscaled, share
-
-
-def _without_hidden_colors(images: torch.Tensor, mask: torch.Tensor | None, torus: Torus | None):
-    """`fill_hidden`, with the other side of a picture that wraps in sight."""
-    if torus is None:
-        return fill_hidden(images, mask)
-    filled, hidden = fill_hidden(torus.extend(images), None if mask is None else torus.extend(mask))
-    return torus.cut(filled), hidden
 
 
 def _too_large(images: torch.Tensor, size: tuple[int, int], reason: str) -> str:

@@ -152,6 +152,13 @@ class TestLoader:
         assert [name.split(" [")[0] for name in models[:-1]] == [e.name for e in REGISTRY.values() if e.task != "autoencoder"]
         assert all("non-commercial" in name and "MB" in name for name in models[2:-1])
 
+    def test_a_file_may_be_called_as_a_built_in_one(self, host):
+        """It is no download of ours: `builtin` means the one in the pack."""
+        save(host, standin.small_model(), "builtin.safetensors")
+        listed = host.nodes["LoadResShiftModel"].INPUT_TYPES()["required"]["model"][0]
+        assert listed[0] == "builtin" and listed[-1] == "builtin.safetensors"
+        assert host.part("nodes.folders").locate(listed[-1]) == host.base / "models" / "resshift" / "builtin.safetensors"
+
     def test_autoencoders_say_what_they_cost_and_under_which_licence(self, host):
         loader = host.nodes["LoadResShiftModel"]
         listed = loader.INPUT_TYPES()["required"]["autoencoder"][0]
@@ -210,6 +217,7 @@ class TestLoader:
     def test_validation_knows_labels_and_names_what_is_missing(self, host):
         check = host.nodes["LoadResShiftModel"].VALIDATE_INPUTS
         assert check("builtin", "auto") is True and check("realsr_x4_s4 [1 GB, other words]", "vq_f4") is True
+        assert check(autoencoder="auto") is True and check(model="builtin") is True  # ComfyUI itself says what is left out
         assert "no model called 'gone.pth'" in check("gone.pth", "auto")
         assert "no autoencoder called 'gone.pth'" in check("builtin", "gone.pth")
 
@@ -258,11 +266,21 @@ class TestLoader:
         ]  # fmt: skip
         assert host.progress[-1][:2] == (10_000_000, 478_000_000)
 
-    def test_the_autoencoder_of_a_renamed_network_is_fetched(self, host, monkeypatch):
-        """Which one, only loading tells."""
+    def test_an_autoencoder_that_the_model_does_not_need_is_not_fetched(self, host, monkeypatch, caplog):
+        monkeypatch.setattr(host.part("nodes.loader"), "download_missing", lambda *_, **__: pytest.fail("fetched"))
+        save(host, standin.small_model(), "mine.safetensors")
+        for name in ("builtin", "mine.safetensors"):
+            assert host.nodes["LoadResShiftModel"]().run(name, "vq_f4 [221 MB]", "fp32")[0].model.scale == 4
+            assert "contains its autoencoder; vq_f4 is not used" in caplog.text
+            caplog.clear()
+
+    @pytest.mark.parametrize("chosen", ["auto", "vq_f4_face [221 MB]"])
+    def test_the_autoencoder_that_a_network_needs_is_fetched(self, host, monkeypatch, chosen):
+        """Whether it needs one, and of a renamed one which, only loading tells."""
         core, fetched = host.part("resshift_core"), []
 
-        def load_model(*_, **__):
+        def load_model(*_, autoencoder, **__):
+            assert autoencoder == (None if chosen == "auto" else "vq_f4_face")
             if not fetched:
                 raise host.part("resshift_core.errors").NotHere("vq_f4_face is not on this machine.", "vq_f4_face")
             return standin.small_model()
@@ -270,7 +288,7 @@ class TestLoader:
         save(host, standin.small_model(), "mine.safetensors")
         monkeypatch.setattr(core, "load_model", load_model)
         monkeypatch.setattr(host.part("nodes.loader"), "download_missing", lambda name, **_: fetched.append(name))
-        host.nodes["LoadResShiftModel"]().run("mine.safetensors", "auto", "auto")
+        host.nodes["LoadResShiftModel"]().run("mine.safetensors", chosen, "auto")
         assert fetched == ["vq_f4_face"]
 
     def test_number_formats_of_network_and_autoencoder_come_from_what_is_stored(self, host, monkeypatch):
@@ -426,6 +444,15 @@ class TestMemory:
         weights = [weight for part in (socket.model.unet, socket.model.autoencoder) for weight in part.parameters()]
         assert all(weight.is_contiguous(memory_format=layout) for weight in weights if weight.ndim == 4)
 
+    def test_a_network_that_another_pack_has_converted_runs_as_it_was_loaded(self, host):
+        """Some call `upscale_model.model.to(...)`, and the loader keeps its model for the next prompt."""
+        socket, image = load(host, dtype="bf16"), picture(1, 16, 16, 3)
+        before = upscaled(host, "ResShiftUpscaleImage", socket, image)
+        adapter = host.nodes["ResShiftToUpscaleModel"]().run(socket, seed=0, steps=0, kappa=0.0, p=0.0, color_fix="none")[0]
+        adapter.model.to(torch.float32)
+        assert torch.equal(upscaled(host, "ResShiftUpscaleImage", socket, image), before)
+        assert socket.model.dtype == torch.bfloat16
+
     def test_weights_that_do_not_fit_end_on_the_processor(self, host, monkeypatch, caplog):
         socket, image = load(host), picture(1, 16, 16, 3)
 
@@ -545,6 +572,39 @@ class TestUpscale:
         torch.testing.assert_close(result[:, :24], of_library(socket.model, image)[:, :24], **CLOSE)
         torch.testing.assert_close(result[:, 40:], plain[:, 40:], **CLOSE)
 
+    @pytest.mark.parametrize("channels", [3, 4])
+    def test_a_mask_on_a_texture_brings_no_seam(self, host, channels):
+        """What the model does not work on is enlarged as a texture, too."""
+        image, mask = picture(1, 16, 16, channels), torch.zeros(1, 16, 16)
+        mask[:, 6:10, 6:10] = 1
+        image[..., 3:] = 1
+        image[:, :2, :4, 3:] = 0  # hidden, white, and near the other side
+        image[:, :2, :4, :3] = 1
+        result = upscaled(host, "TiledResShiftUpscaleImage", load(host), image, mask=mask, wrap="both")
+        resize = host.part("resshift_core.alpha").resize_visible
+        around = resize(image.movedim(-1, 1).repeat(1, 1, 3, 3), (192, 192))[..., 64:128, 64:128].movedim(1, -1)
+        for edge in (slice(0, 16), slice(48, 64)):
+            torch.testing.assert_close(result[:, edge], around[:, edge], **CLOSE)
+            torch.testing.assert_close(result[:, :, edge], around[:, :, edge], **CLOSE)
+
+    def test_a_black_mask_costs_no_run_and_is_told(self, host):
+        """LoadImage gives one of 64 x 64 where a picture has no transparency."""
+        socket, image = load(host), picture(2, 16, 16, 3)
+        result = upscaled(host, "ResShiftUpscaleImage", socket, image, mask=torch.zeros(1, 64, 64), scale=2.0, unique_id="3")
+        plain = host.part("resshift_core.resize").resize(image.movedim(-1, 1), (32, 32)).movedim(1, -1)
+        torch.testing.assert_close(result, plain, **CLOSE)
+        assert host.loads == [] and "The mask is black everywhere, so this is the plain enlargement" in host.texts[-1]
+
+    @pytest.mark.parametrize("tile", [-1, -5, -64])
+    def test_a_negative_tile_over_a_link_is_a_sentence(self, host, tile):
+        with pytest.raises(host.part("resshift_core").InputError, match="tile and overlap must not be negative"):
+            upscaled(host, "TiledResShiftUpscaleImage", load(host), picture(1, 16, 16, 3), tile=tile)
+
+    def test_what_is_wrong_with_an_overlap_is_told_once(self, host, caplog, monkeypatch):
+        monkeypatch.setattr(host.part("nodes.upscaling"), "CHUNK_FRAMES", 1)
+        upscaled(host, "TiledResShiftUpscaleImage", load(host), picture(3, 32, 32, 3), tile=16, overlap=30)
+        assert caplog.text.count("is more than half of the tile") == 1
+
     def test_progress_previews_and_switching_them_off(self, host):
         socket, image = load(host), picture(1, 24, 40, 3)
         upscaled(host, "TiledResShiftUpscaleImage", socket, image, tile=16, overlap=8)
@@ -622,10 +682,10 @@ class TestUpscale:
         upscaling, laid = host.part("nodes.upscaling"), []
         real = upscaling.resize_visible
 
-        def resize_visible(images, size):
-            laid.append(size)
+        def resize_visible(*given):
+            laid.append(given)
             host.interrupted = len(laid) == 2
-            return real(images, size)
+            return real(*given)
 
         monkeypatch.setattr(upscaling, "resize_visible", resize_visible)
         with pytest.raises(InterruptProcessingException):

@@ -359,6 +359,25 @@ class TestPage:
         shown = [False, 600 + 234, 600]  # the height of the picture at the width that the node leaves it; none of it is saved
         assert self.run(script, "seen") == [[True, 600], shown, shown, [True, 600, 600]]
 
+    def test_the_bar_follows_what_was_pressed_on_it_and_the_keys_of_a_slider(self):
+        """A selection that is dragged out of a box of text is none of its business."""
+        script = f"""
+          const slider = {self.TILED}.panels.resshift_compare, seen = [], taken = []
+          slider.getBoundingClientRect = () => ({{ left: 0, width: 100 }})
+          slider.setPointerCapture = (id) => taken.push(id)
+          const at = (kind, clientX, more = {{}}) => {{
+            event(slider, kind, {{ clientX, buttons: 1, button: 0, pointerId: 5, stopPropagation() {{}}, ...more }})
+            seen.push(+slider.ariaValueNow)
+          }}
+          at('pointermove', 10); at('pointerdown', 20, {{ button: 2, buttons: 2 }}); at('pointermove', 25, {{ buttons: 3 }})
+          at('pointerdown', 30); at('pointermove', 40); at('pointerup', 40); at('pointermove', 70)
+          const keys = ['ArrowUp', 'ArrowDown', 'ArrowDown', 'PageUp', 'PageDown', 'End', 'ArrowRight', 'Home', 'Tab']
+          const stopped = keys.map((key) => event(slider, 'keydown', {{ key, stopPropagation() {{}} }}) && +slider.ariaValueNow)
+        """
+        seen, stopped, taken = self.run(script, "[seen, stopped, taken]")
+        assert seen == [50, 50, 50, 30, 40, 40, 40] and taken == [5, 5]
+        assert stopped == [45, 40, 35, 55, 35, 100, 100, 0, False]
+
     def test_neither_preview_nor_slider_of_nodes_2_is_saved(self):
         """It keeps previews in a store, makes the node higher for them, and gives a panel more room than the canvas does."""
         script = f"""

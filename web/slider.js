@@ -7,6 +7,8 @@ const STYLE = {
   label: 'position:absolute;bottom:4px;padding:1px 5px;border-radius:3px;background:#000a;color:#fff;font:10px sans-serif;pointer-events:none',
 }
 
+const STEPS = { ArrowLeft: -0.05, ArrowDown: -0.05, PageDown: -0.2, ArrowRight: 0.05, ArrowUp: 0.05, PageUp: 0.2, Home: -1, End: 1 }
+
 const child = (name, style) => {
   const made = document.createElement(name)
   made.style.cssText = style
@@ -33,6 +35,7 @@ export class Slider {
     }
     this.element.append(this.after, this.before, this.bar, left, right)
     for (const kind of ['pointerdown', 'pointermove']) this.element.addEventListener(kind, (event) => this.drag(event))
+    for (const kind of ['pointerup', 'pointercancel', 'lostpointercapture']) this.element.addEventListener(kind, () => (this.dragged = false))
     this.element.addEventListener('keydown', (event) => this.press(event))
     this.move(0.5)
     this.hide()
@@ -57,8 +60,8 @@ export class Slider {
   }
 
   drag(event) {
-    if (event.type === 'pointermove' && !(event.buttons & 1)) return
-    if (event.type === 'pointerdown' && event.button !== 0) return
+    if (event.type === 'pointerdown') this.dragged = event.button === 0
+    if (!this.dragged || !(event.buttons & 1)) return // what was pressed elsewhere, text that is being selected, is not ours
     event.stopPropagation() // or the node would be dragged
     this.element.setPointerCapture?.(event.pointerId)
     const box = this.element.getBoundingClientRect()
@@ -66,7 +69,7 @@ export class Slider {
   }
 
   press(event) {
-    const step = { ArrowLeft: -0.05, ArrowRight: 0.05, Home: -1, End: 1 }[event.key]
+    const step = STEPS[event.key]
     if (step === undefined) return
     event.stopPropagation()
     event.preventDefault()
