@@ -44,10 +44,10 @@ def fill_hidden(images: torch.Tensor, mask: torch.Tensor | None = None) -> tuple
 
 
 def put_back(images: torch.Tensor, alpha: torch.Tensor, colors: list[Color | None]) -> None:
-    """Change (B, 3, H, W) in place: the colours of `fill_hidden` wherever alpha, (B, 1, H, W), is 0."""
+    """Change (B, 3, H, W) in place: the colours of `fill_hidden` wherever alpha, (B, 1, H, W), is 0 in a file of 8 bits."""
     for picture, opacity, color in zip(images, alpha[:, 0], colors):
         for channel, value in zip(picture, color or ()):
-            channel.masked_fill_(opacity == 0, value)
+            channel.masked_fill_(opacity * 255 <= 0.5, value)
 
 
 def resize_visible(images: torch.Tensor, size: tuple[int, int], wrap: str = "none") -> torch.Tensor:

@@ -102,7 +102,7 @@ def check_images(images) -> torch.Tensor:
     if not images.is_floating_point():
         raise InputError(f"images is {images.dtype}; it must be floating point in [0, 1] (divide 8-bit values by 255).")
     if not all(bool(torch.isfinite(image).all()) for image in images):  # one after the other: films are large
-        log.warning("The picture holds values that are not finite; they are taken as 0.")
+        log.warning("The picture holds values that are not finite: NaN is taken as 0, infinite ones as black or white.")
         images = torch.nan_to_num(images, nan=0.0, posinf=1.0, neginf=0.0)
     if len(images) and (images.amin() < 0 or images.amax() > 1):
         if images.amax() > FAR_BEYOND_WHITE:

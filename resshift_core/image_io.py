@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from . import png
 from .atomic_file import atomic_path
@@ -46,13 +46,17 @@ LONGEST_EXIF = {"JPEG": 65533 - 2}  # bytes
 WITHOUT_ALPHA = ("JPEG", "BMP")
 WITHOUT_METADATA = ("BMP",)
 
-ORIENTATION, EXIF_IFD, PIXEL_WIDTH, PIXEL_HEIGHT = 0x0112, 0x8769, 0xA002, 0xA003
+ORIENTATION, EXIF_IFD, GPS_IFD, PIXEL_WIDTH, PIXEL_HEIGHT = 0x0112, 0x8769, 0x8825, 0xA002, 0xA003
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
 TILE_WIDTH, TILE_LENGTH = 322, 323
-# EXIF is a small TIFF: in a TIFF file these tags describe how *its* pixels lie, and must not travel with the picture.
+# EXIF is a small TIFF: in a TIFF file these tags describe how *its* pixels lie, on pages and on maps, and must not travel.
 LAYOUT_TAGS = {
-    254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 301, 317, 318, 319, 320, 322, 323, 324, 325, 330,
-    332, 333, 334, 336, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33723, 34377, 34675,
+    254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 297, 301, 317, 318, 319, 320, 322, 323, 324, 325, 330,
+    332, 333, 334, 336, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33550, 33723, 33922, 34264, 34377, 34675,
 }  # fmt: skip
 
 
@@ -105,11 +109,15 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
         InputError: there is no such file, it is no picture, damaged or too large.
     """
     name = name or ("The picture" if isinstance(source, bytes) else str(source))
-    try:
+
+    def read() -> Picture:
         with _open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, name)) as image:
             _check_size(image.size, name, max_pixels)
             _check_tiles(image, name)
             return _picture(image)
+
+    try:
+        return _with_long_texts(read)
     except InputError:
         raise
     except UnidentifiedImageError:
@@ -127,9 +135,13 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
 
 def picture_size(path: str | os.PathLike) -> tuple[int, int] | None:
     """(width, height) from the header alone, before rotation; None where it cannot be told."""
-    try:
+
+    def size() -> tuple[int, int]:
         with _open(_existing(path, str(path))) as image:
             return image.size
+
+    try:
+        return _with_long_texts(size)
     except Exception:  # whoever reads the picture will say why
         return None
 
@@ -144,16 +156,19 @@ def _open(source: Path | io.BytesIO) -> Iterator[Image.Image]:
     Image.init()
     formats = [format for format in Image.ID if format not in FOREIGN]
     with source if isinstance(source, io.BytesIO) else open(source, "rb") as file:
-        try:
-            image = Image.open(file, formats=formats)
-        except ValueError as error:
-            if "decompressed data too large" not in str(error).lower():
-                raise
-            file.seek(0)
-            with png.long_texts():
-                image = Image.open(file, formats=formats)
-        with image:
+        with Image.open(file, formats=formats) as image:
             yield image
+
+
+def _with_long_texts(work: Callable):
+    """What `work` returns, done again for a PNG with a text that Pillow takes for too long, before the pixels or after them."""
+    try:
+        return work()
+    except ValueError as error:
+        if "decompressed data too large" not in str(error).lower():
+            raise
+    with png.long_texts():
+        return work()
 
 
 def first_line(error: BaseException) -> str:
@@ -223,7 +238,8 @@ def _too_many(name: str, size: str, limit: int) -> str:
 def _picture(image: Image.Image) -> Picture:
     """Decode the first frame of an opened file."""
     notes = []
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # phones put a second, small picture into an MPO
+    # phones put a second, small picture into an MPO; of a PSD, Pillow opens what its layers make together
+    if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         notes.append("It has several frames or pages; only the first is used.")  # to count them can take longer than all else
         image.seek(0)
     layout = _layout(image)  # known until it is decoded
@@ -254,31 +270,66 @@ def pixels_of(image: Image.Image) -> Picture:
 
 def _exif_and_upright(image: Image.Image, notes: list[str]) -> tuple[bytes, Image.Image]:
     """The EXIF block without what belongs to this file's layout, orientation reset; and the picture turned upright."""
+    upright = image
     try:
         exif = image.getexif()
+        turn = UPRIGHT.get(exif.get(ORIENTATION))
         # Pillow turns TIFF while it decodes; before Pillow 10 it forgot to say so
-        upright = image if image.format == "TIFF" else ImageOps.exif_transpose(image)
+        if turn is not None and image.format != "TIFF":
+            upright = image.transpose(turn)
         if ORIENTATION in exif:
             exif[ORIENTATION] = 1
         for tag in LAYOUT_TAGS & set(exif):
             del exif[tag]
-        return (exif.tobytes() if len(exif) else b""), upright
+        return _exif_block(exif, notes), upright
     except Exception as error:  # EXIF is written by anything, and read by anything
         notes.append(f"Its EXIF data is damaged ({first_line(error)}) and is left out.")
-        return b"", image
+        return b"", upright
+
+
+class _Latin(str):
+    """Text of EXIF: Pillow reads it as Latin-1, byte by byte, and would write question marks for what is not ASCII."""
+
+    def encode(self, *_) -> bytes:
+        return str.encode(self, "latin-1", "replace")
+
+
+def _exif_block(exif: Image.Exif, notes: list[str]) -> bytes:
+    """The bytes of it; b"" where there is nothing. Tags that cannot be written are left out."""
+    folders = (exif, *(exif.get_ifd(folder) for folder in (EXIF_IFD, GPS_IFD) if folder in exif))
+    for tags in folders:
+        for tag, value in list(tags.items()):
+            if isinstance(value, str) and not value.isascii():
+                tags[tag] = _Latin(value)
+    try:
+        return exif.tobytes() if len(exif) else b""
+    except Exception as error:
+        notes.append(f"Some of its EXIF data is damaged ({first_line(error)}) and is left out.")
+    for tags in folders:
+        for tag, value in list(tags.items()):
+            alone = Image.Exif()
+            alone[tag] = value
+            try:
+                if tag not in (EXIF_IFD, GPS_IFD):
+                    alone.tobytes()
+            except Exception:
+                del tags[tag]
+    return exif.tobytes() if len(exif) else b""
 
 
 def _decode(image: Image.Image, layout: str, notes: list[str]) -> tuple[np.ndarray, str, bytes | None]:
     """(pixels (H, W, C), mode to write, colour profile of those pixels) for any mode that Pillow has."""
     icc = image.info.get("icc_profile")
+    _mend_transparent_colour(image, layout, notes)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_grey(image, notes), "L", icc
+        return _deep_grey(image, layout, notes), "L", icc
     if "16" in layout:
         notes.append("It has 16 bits a channel; 8 are read and written.")
     if image.mode in ("CMYK", "LAB", "YCbCr", "HSV", "RGBX"):
         image, icc = _to_rgb(image, icc, notes)
     alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La") or layout.split(";")[0] == "LA" or _has_grey_palette(image)
+    grey = image.mode in ("1", "L", "LA", "La") or layout.split(";")[0] == "LA"
+    grey = grey or (_has_grey_palette(image) and not (icc and icc[16:20] == b"RGB "))
     if image.mode == "La":
         image = image.convert("LA")
     mode = ("LA" if grey else "RGBA") if alpha else ("L" if grey else "RGB")
@@ -286,25 +337,47 @@ def _decode(image: Image.Image, layout: str, notes: list[str]) -> tuple[np.ndarr
     return pixels.reshape(*pixels.shape[:2], -1), mode, icc
 
 
-def _deep_grey(image: Image.Image, notes: list[str]) -> np.ndarray:
-    """Grey of 16 or 32 bits as (H, W, 1) float32 in [0, 1]."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    white = _white_of(image.mode, float(values.max()))
+def _mend_transparent_colour(image: Image.Image, layout: str, notes: list[str]) -> None:
+    """Pillow compares the transparent colour of a PNG, as it is stored, with samples of 8 bits."""
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int) and layout in ("L;2", "L;4"):
+        image.info["transparency"] = transparent * 255 // (2 ** int(layout[2:]) - 1)
+    elif transparent is not None and layout.startswith("RGB;16"):
+        del image.info["transparency"]
+        notes.append("Its transparent colour is not kept.")
+
+
+def _deep_grey(image: Image.Image, layout: str, notes: list[str]) -> np.ndarray:
+    """Grey of more than 8 bits as (H, W, 1) float32 in [0, 1]."""
+    values = np.asarray(image).astype(np.float64)
+    if layout.startswith("I;32") and "S" not in layout:
+        values %= 2**32  # Pillow has numbers with a sign alone
+    values = np.nan_to_num(values, posinf=values.max(where=np.isfinite(values), initial=0.0), neginf=0.0)
+    white = _white_of(image.mode, layout, float(values.max()))
     if image.format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
         values = white - values  # Pillow does so with 8 bits alone
-    kind = "numbers with a decimal point" if image.mode == "F" else "16 bits" if white == 65535 else "32 bits"
+    kind = "numbers with a decimal point" if image.mode == "F" else f"{_bits_of(image.mode, layout, white)} bits"
     notes.append(f"It has {kind} a pixel, read as 0 to {white:g}; the result is written with 8 bits.")
     if "transparency" in image.info:
         notes.append("Its transparent grey is not kept.")
     return (values / white).clip(0, 1).astype(np.float32)[..., None]
 
 
-def _white_of(mode: str, largest: float) -> float:
-    """The value that means white. Nothing in a file says so for 32 bits, so there it is guessed from the largest value."""
-    if mode.startswith("I;16"):
-        return 65535
-    if mode == "I":
-        return next(white for white in (65535, 2**31 - 1) if largest <= white)
+def _bits_of(mode: str, layout: str, white: float) -> int:
+    """Of a sample: as the file says, else what Pillow's mode holds."""
+    told = re.match(r"I;(\d+)", layout)
+    return int(told.group(1)) if told else 16 if mode.startswith("I;16") or white <= 65535 else 32
+
+
+def _white_of(mode: str, layout: str, largest: float) -> float:
+    """The value that means white. 32 bits may hold less, and nothing in a file says so: there it is guessed from the largest."""
+    if mode == "I" and layout.startswith("I;32"):
+        whites = (255, 65535, 2**31 - 1, 2**32 - 1) if "S" in layout else (255, 65535, 2**32 - 1)
+        return next(white for white in whites if largest <= white)
+    if mode == "I" and largest > 65535:
+        return 2**31 - 1
+    if mode != "F":
+        return {"I;12": 4095, "I;16S": 32767, "I;16BS": 32767, "I;16NS": 32767}.get(layout, 65535)
     beyond = {1.0: 2.0, 255.0: 1.02, 65535.0: 1.02}  # what was filtered goes past white; light may be up to twice as bright
     return next((white for white, factor in beyond.items() if largest <= white * factor), largest)
 
@@ -477,4 +550,4 @@ def _exif_for(block: bytes, size: tuple[int, int]) -> bytes:
     for tag, pixels in zip((PIXEL_WIDTH, PIXEL_HEIGHT), size):
         if tag in details:
             details[tag] = pixels
-    return exif.tobytes()
+    return _exif_block(exif, [])

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from fastapi import HTTPException
 from modules import shared
 from modules.call_queue import queue_lock
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from pydantic import BaseModel, create_model
 
 from resshift_core.errors import InputError, ResShiftError
-from resshift_core.image_io import read_picture, to_image
+from resshift_core.image_io import Picture, read_picture, write_picture
 
 from . import host
 from .entries import BUILTIN, Entry, find_entry, list_entries
@@ -71,10 +71,10 @@ def upscale(request: Request) -> Answer:
     """One picture. 422: something in the request is wrong; 409: it was interrupted; 500: the model cannot be loaded or run."""
     values = dict(request)
     try:
-        image, chosen, scale = _decoded(values["image"]), Settings.of(values), check_scale(values["scale"])
+        picture, chosen, scale = _decoded(values["image"]), Settings.of(values), check_scale(values["scale"])
         entry = find_entry(values["model"])
         with queue_lock:
-            result = _as_a_job(image, entry, chosen, scale)
+            result = _as_a_job(picture, entry, chosen, scale)
     except InputError as error:
         raise HTTPException(422, str(error)) from error
     except ResShiftError as error:
@@ -82,22 +82,23 @@ def upscale(request: Request) -> Answer:
     if result is None:
         raise HTTPException(409, "The run was interrupted.")
     info = result.made.as_text()
-    return Answer(image=_encoded(result.image, info), info=info, sheet=_encoded(result.sheet, {}) if result.sheet else "")
+    sheet = _encoded(result.sheet, {}, picture) if result.sheet else ""
+    return Answer(image=_encoded(result.image, info, picture), info=info, sheet=sheet)
 
 
-def _as_a_job(image: Image.Image, entry: Entry, settings: Settings, scale: float) -> Result | None:
+def _as_a_job(picture: Picture, entry: Entry, settings: Settings, scale: float) -> Result | None:
     """Run as the host runs its own: progress is told, Interrupt works."""
     shared.state.begin("resshift")  # positional: the word differs between hosts
     try:
         shared.state.job_count = 1
         shared.state.nextjob()
         SESSION.begin(None)
-        return upscale_image(image, entry, settings, scale=scale, owns_bar=True)
+        return upscale_image(picture, entry, settings, scale=scale, owns_bar=True)
     finally:
         shared.state.end()
 
 
-def _decoded(text: str) -> Image.Image:
+def _decoded(text: str) -> Picture:
     """Base64 -> a picture, upright; the same care as for files.
 
     Raises:
@@ -108,14 +109,12 @@ def _decoded(text: str) -> Image.Image:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise InputError("image is not base64 text of a picture file.") from error
-    picture = read_picture(data, "image")
-    return to_image(picture.tensor()[0], picture.mode)
+    return read_picture(data, "image")
 
 
-def _encoded(image: Image.Image, info: dict) -> str:
-    text = PngImagePlugin.PngInfo()
-    if info:
-        text.add_text("postprocessing", ", ".join(f"{word}: {host.quoted(value)}" for word, value in info.items()))
+def _encoded(image: Image.Image, info: dict, like: Picture) -> str:
+    """Base64 of a PNG with what lay beside the pixels of `like`."""
+    words = ", ".join(f"{word}: {host.quoted(value)}" for word, value in info.items())
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", pnginfo=text)
+    write_picture(image, buffer, "PNG", like, {"postprocessing": words} if info else {})
     return base64.b64encode(buffer.getvalue()).decode("ascii")

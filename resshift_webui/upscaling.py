@@ -29,7 +29,7 @@ class Result:
 
 
 def upscale_image(
-    image: Image.Image,
+    image: Image.Image | Picture,
     entry: Entry,
     settings: Settings,
     *,
@@ -40,7 +40,7 @@ def upscale_image(
     """One diffusion pass, whatever the factor; None where the user stopped it.
 
     Args:
-        image: any mode; RGBA, LA and L come back as they were, palettes as RGB or RGBA.
+        image: any mode; RGBA, LA and L come back as they were, palettes as RGB or RGBA. Or one that `read_picture` has read.
         size: exact (width, height) of the result, else `scale` decides; 0 = the model's own.
         owns_bar: see Progress.
 
@@ -49,7 +49,7 @@ def upscale_image(
     """  # fmt: skip
     if settings.is_random:
         settings = replace(settings, seed=draw_seed())
-    picture = pixels_of(image)
+    picture = image if isinstance(image, Picture) else pixels_of(image)
     images = picture.tensor()
     height, width = images.shape[-2:]
     wanted = target_size(height, width, scale or entry.scale) if size is None else (size[1], size[0])

@@ -37,14 +37,26 @@ def saved(image: Image.Image, format="PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def png(width: int, height: int, bits: int, colour_type: int, rows: bytes) -> bytes:
+def tiff(more_tags: list[tuple[int, int, int]], width: int, height: int, bits: int, data: bytes, places=(273, 279)) -> bytes:
+    """A grey TIFF by hand. more_tags: (tag, kind, value)."""
+    tags = [(256, 4, width), (257, 4, height), (258, 3, bits), (262, 3, 1), (277, 3, 1), *more_tags]
+    offset = 8 + 2 + 12 * (len(tags) + 2) + 4
+    tags = sorted([*tags, (places[0], 4, offset), (places[1], 4, len(data))])
+    entries = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + data
+
+
+def png(
+    width: int, height: int, bits: int, colour_type: int, rows: bytes, transparent: bytes = b"", after: bytes = b""
+) -> bytes:
     """A PNG by hand: Pillow does not write all that it reads."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    parts = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(rows)), (b"zTXt", after)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts if part[1]) + chunk(b"IEND", b"")
 
 
 def png_texts(data: bytes) -> dict[str, str]:
@@ -67,6 +79,27 @@ def exif_block(orientation: int = 6, **more) -> bytes:
     for tag, value in more.items():
         exif[int(tag[1:])] = value
     return exif.tobytes()
+
+
+def exif_by_hand(*folders: list[tuple[int, int | str]]) -> bytes:
+    """Tags of the main folder, then of the EXIF folder; Pillow writes no text for what is a number."""
+    data = b"Exif\0\0II*\0\x08\0\0\0"
+    for number, tags in enumerate(folders):
+        last = number == len(folders) - 1
+        tags = sorted(tags if last else [*tags, (EXIF_IFD, 0)])
+        start, body, entries = len(data) - 6, b"", b""
+        beyond = start + 2 + 12 * len(tags) + 4
+        for tag, value in tags:
+            text = value.encode() + b"\0" if isinstance(value, str) else b""
+            if text:
+                entries += struct.pack("<HHII", tag, 2, len(text), beyond + len(body))
+                body += text
+            else:
+                entries += struct.pack("<HHII", tag, 4, 1, value)
+        data += struct.pack("<H", len(tags)) + entries + bytes(4) + body
+        if not last:
+            data = data.replace(struct.pack("<HHII", EXIF_IFD, 4, 1, 0), struct.pack("<HHII", EXIF_IFD, 4, 1, len(data) - 6))
+    return data
 
 
 # ---------------------------------------------------------------------------------------------------- modes
@@ -113,6 +146,10 @@ class TestModes:
         image.putpalette([10, 10, 10, 100, 100, 100, 200, 200, 200, 1, 2, 3])  # the last colour is not used
         picture = read_picture(saved(image))
         assert picture.mode == "L" and set(np.unique(picture.pixels)) == {10, 100, 200}
+        in_colour = read_picture(saved(image, icc_profile=SRGB))
+        assert (
+            in_colour.mode == "RGB" and in_colour.icc == SRGB and not in_colour.notes
+        )  # grey files have profiles of their own
 
     @pytest.mark.parametrize("transparency, alpha", [(1, [255, 0, 255]), (bytes([9, 8, 7]), [9, 8, 7])])
     def test_palette_with_transparency(self, transparency, alpha):
@@ -131,6 +168,18 @@ class TestModes:
         grey = colours(channels=1)
         picture = read_picture(saved(Image.fromarray(grey), transparency=int(grey[1, 1])))
         assert picture.mode == "LA" and np.array_equal(picture.pixels[..., 3] == 0, grey == grey[1, 1])
+
+    @pytest.mark.parametrize("bits, row, transparent", [(1, 0b01000000, 1), (2, 0b00011011, 2), (4, 0x3F, 3), (4, 0x3F, 15)])
+    def test_a_transparent_grey_of_few_bits(self, bits, row, transparent):
+        picture = read_picture(png(8 // bits, 1, bits, 0, bytes([0, row]), struct.pack(">H", transparent)))
+        samples = [row >> shift & (1 << bits) - 1 for shift in range(8 - bits, -1, -bits)]
+        assert picture.mode == "LA" and [value == 0 for value in picture.pixels[0, :, 3]] == [s == transparent for s in samples]
+
+    def test_a_transparent_colour_of_sixteen_bits_hides_nothing_else(self):
+        """Pillow hid 0x0042 for 0x0000, and with 0x1234 nothing at all."""
+        row = b"\0" + struct.pack(">6H", 0, 0, 0, 0x42, 0x42, 0x42)
+        picture = read_picture(png(2, 1, 16, 2, row, struct.pack(">3H", 0, 0, 0)))
+        assert picture.mode == "RGB" and any("transparent colour is not kept" in note for note in picture.notes)
 
 
 class TestDepth:
@@ -164,6 +213,26 @@ class TestDepth:
         picture = read_picture(saved(Image.fromarray(values), "TIFF"))
         assert np.allclose(picture.pixels[..., 0], (np.nan_to_num(values) / white).clip(0, 1), atol=1e-6)
         assert f"0 to {white}" in picture.notes[0]
+
+    def test_infinite_numbers_are_as_bright_as_the_brightest(self):
+        picture = read_picture(saved(Image.fromarray(np.array([[np.inf, 0.5, -np.inf, 0.75]], np.float32)), "TIFF"))
+        assert picture.pixels[0, :, 0].tolist() == [0.75, 0.5, 0, 0.75]
+
+    @pytest.mark.parametrize("kind, signed, largest, white", [
+        ("<i2", True, 32767, 32767), ("<u4", False, 2**32 - 1, 2**32 - 1), ("<u4", False, 65535, 65535), ("<u4", False, 255, 255),
+        ("<i4", True, 255, 255),
+    ])  # fmt: skip
+    def test_numbers_are_as_large_as_the_file_says(self, kind, signed, largest, white):
+        """Pillow knows none without a sign: the bright half of 32 bits was black."""
+        values = np.linspace(0, largest, 30).astype(kind)
+        bits = 8 * values.itemsize
+        picture = read_picture(tiff([(339, 3, 2)] if signed else [], 5, 6, bits, values.tobytes()))
+        assert np.allclose(picture.pixels.ravel(), values / white, atol=1e-6)
+        assert f"It has {bits} bits a pixel, read as 0 to {white:g}" in picture.notes[0]
+
+    def test_twelve_bits(self):
+        picture = read_picture(tiff([], 2, 1, 12, bytes([0xFF, 0xF8, 0x00])))  # 4095 and 2048, three bytes for both
+        assert np.allclose(picture.pixels.ravel(), [1, 2048 / 4095]) and "12 bits" in picture.notes[0]
 
     @pytest.mark.parametrize("largest, white", [(65535, 65535), (2**31 - 1, 2**31 - 1)])
     def test_thirty_two_bits(self, largest, white):
@@ -323,6 +392,36 @@ class TestExif:
         exif.load(picture.exif)
         assert set(exif) <= {270, 271, 282, 283, 296} and exif[270] == "words"
 
+    def test_places_on_a_map_are_not_those_of_the_result(self):
+        values = {33550: (10.0, 10.0, 0.0), 33922: (0.0,) * 6, 270: "words"}
+        picture = read_picture(saved(Image.fromarray(colours(16, 16)), "TIFF", tiffinfo=values))
+        exif = Image.Exif()
+        exif.load(picture.exif)
+        assert not {33550, 33922} & set(exif) and exif[270] == "words"
+
+    @pytest.mark.parametrize("tag, value, lost", [
+        (282, "300 dpi", True),  # the resolution as text
+        (256, "words", False),  # a tag of the layout, which does not travel anyway
+    ])  # fmt: skip
+    def test_a_tag_that_cannot_be_written_costs_neither_the_others_nor_the_turn(self, tag, value, lost):
+        block = exif_by_hand([(MAKE, "A camera"), (ORIENTATION, 6), (tag, value)], [(TAKEN, "2024:05:06 07:08:09")])
+        picture = read_picture(saved(Image.fromarray(colours(8, 16)), "JPEG", exif=block))
+        kept = Image.Exif()
+        kept.load(picture.exif)
+        assert picture.size == (8, 16) and kept[MAKE] == "A camera" and tag not in kept
+        assert kept.get_ifd(EXIF_IFD)[TAKEN] == "2024:05:06 07:08:09"
+        assert [note.split(" (")[0] for note in picture.notes] == ["Some of its EXIF data is damaged"] * lost
+
+    def test_letters_beyond_ascii(self):
+        """Pillow reads bytes as Latin-1, and wrote question marks."""
+        words = "José Müller ©"
+        block = exif_by_hand([(315, words)], [(0xA434, words)])
+        picture = read_picture(saved(Image.fromarray(colours(16, 16)), "JPEG", exif=block))
+        buffer = io.BytesIO()
+        write_picture(Image.fromarray(colours(64, 64)), buffer, "JPEG", picture)
+        kept = Image.open(buffer).getexif()
+        assert kept[315].encode("latin-1").decode() == kept.get_ifd(EXIF_IFD)[0xA434].encode("latin-1").decode() == words
+
     def test_damaged_exif_does_not_cost_the_picture(self):
         data = saved(Image.fromarray(colours(16, 16)), "JPEG", exif=b"Exif\0\0" + b"MM\0*" + b"\xff" * 40)
         picture = read_picture(data)
@@ -353,6 +452,17 @@ class TestOddFiles:
         frames = [Image.fromarray(colours(seed=i)) for i in range(2)]
         picture = read_picture(saved(frames[0], "MPO", save_all=True, append_images=frames[1:]))
         assert picture.format == "MPO" and not picture.notes
+
+    def test_the_layers_of_a_psd_are_no_pages(self):
+        """Pillow counts them from 1, and opens what they make together."""
+        layer = struct.pack(">4i", 0, 0, 1, 2) + struct.pack(">H", 3)  # where it lies, how many channels
+        layer += b"".join(struct.pack(">hI", channel, 2 + 2) for channel in range(3)) + b"8BIMnorm" + bytes([255, 0, 0, 0])
+        layer += struct.pack(">III", 12, 0, 0) + b"\x02L1\0"
+        layers = struct.pack(">h", 2) + 2 * layer + 2 * 3 * bytes(4)
+        header = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 1, 2, 8, 3) + bytes(8)
+        section = struct.pack(">I", len(layers)) + layers + bytes(4)
+        picture = read_picture(header + struct.pack(">I", len(section)) + section + bytes(2) + bytes(range(6)))
+        assert picture.format == "PSD" and not picture.notes and picture.pixels.tolist() == [[[0, 2, 4], [1, 3, 5]]]
 
     def test_a_name_that_lies(self, tmp_path):
         path = tmp_path / "picture.png"
@@ -471,15 +581,8 @@ class TestWriting:
 
     def test_a_tile_that_is_far_larger_than_its_picture(self):
         """libtiff unpacks whole ones: a pixel in a tile of 4096 x 4096 took 64 MiB."""
-
-        def entry(tag, kind, value):
-            return struct.pack("<HHII", tag, kind, 1, value)
-
-        tags = [(256, 4, 1), (257, 4, 1), (258, 3, 8), (259, 3, 8), (262, 3, 1), (277, 3, 1), (322, 4, 4096), (323, 4, 4096)]
-        packed = zlib.compress(bytes(4096 * 4096))
-        offset = 8 + 2 + 12 * (len(tags) + 2) + 4
-        entries = b"".join(entry(*tag) for tag in [*tags, (324, 4, offset), (325, 4, len(packed))])
-        data = b"II*\0" + struct.pack("<IH", 8, len(tags) + 2) + entries + bytes(4) + packed
+        tags = [(259, 3, 8), (322, 4, 4096), (323, 4, 4096)]
+        data = tiff(tags, 1, 1, 8, zlib.compress(bytes(4096 * 4096)), places=(324, 325))
         with pytest.raises(rs.InputError, match="stored in tiles of 17 million pixels"):
             read_picture(data)
 
@@ -489,6 +592,8 @@ class TestWriting:
         source.add_text("workflow", long, zip=True)
         picture = read_picture(saved(Image.fromarray(colours()), pnginfo=source))
         assert picture.text["workflow"] == long and PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20
+        late = png(1, 1, 8, 0, b"\0\0", after=b"workflow\0\0" + zlib.compress(long.encode()))
+        assert read_picture(late).text["workflow"] == long and PngImagePlugin.MAX_TEXT_CHUNK == 1 << 20
         source.add_text("bomb", "0" * (1 << 26), zip=True)
         with pytest.raises(rs.InputError, match="cannot be read"):
             read_picture(saved(Image.fromarray(colours()), pnginfo=source))

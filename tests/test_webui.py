@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 import resshift_core as rs
 from resshift_core.errors import VariantOpen
@@ -100,7 +100,7 @@ import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
 from tests import webui_fakes as fakes
-from PIL import Image
+from PIL import Image, ImageCms
 sys.path.remove({str(ROOT)!r})
 host = fakes.WebUI(Path({str(tmp_path)!r}))
 sys.modules.update(host.modules)
@@ -976,6 +976,22 @@ class TestApi:
         result = Image.open(io.BytesIO(base64.b64decode(answer.json()["image"])))
         assert result.size == (52, 32) and "ResShift seed: 4" in result.text["postprocessing"]
         assert np.array_equal(result, of_library(image, (52, 32), seed=4))
+
+    def test_pictures_are_read_and_written_as_files_are(self, client):
+        """With their profile, and grey of 16 bits before it is cut to 8."""
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        buffer = io.BytesIO()
+        picture().save(buffer, "PNG", icc_profile=profile)
+        deep = io.BytesIO()
+        values = np.full((16, 16), 1000, np.uint16)
+        values[:, 8:] = 1100
+        Image.fromarray(values).save(deep, "PNG")
+        sent = [base64.b64encode(data.getvalue()).decode() for data in (buffer, deep)]
+        answers = [client.post("/resshift/v1/upscale", json={"image": image, "seed": 1}).json() for image in sent]
+        tagged, grey = (Image.open(io.BytesIO(base64.b64decode(answer["image"]))) for answer in answers)
+        assert tagged.info["icc_profile"] == profile and "ResShift seed: 1" in tagged.text["postprocessing"]
+        halves = np.asarray(grey, np.float64)
+        assert grey.mode == "L" and halves[:, 40:].mean() - halves[:, :24].mean() > 0.2  # of 0.39 levels between them
 
     def test_sheet_and_data_address(self, client):
         body = {"image": "data:image/png;base64," + encoded(picture("RGBA")), "compare": True}
