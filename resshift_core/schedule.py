@@ -104,7 +104,9 @@ class ShiftSchedule:
         else:
             first = min(m / kappa, m) if kappa > 0 else m
         if not SMALLEST <= first <= last:
-            raise InputError(f"sqrt_eta_1 is {first!r}; it must lie in [{SMALLEST:g}, sqrt_eta_T = {last}].")
+            given = self.sqrt_eta_1 is not None
+            words = "sqrt_eta_1 is" if given else f"min_noise_level is {m:g}, which makes sqrt_eta_1"
+            raise InputError(f"{words} {first!r}; it must lie in [{SMALLEST:g}, sqrt_eta_T = {last}].")
         numbers = {"steps": steps, "kappa": kappa, "p": p, "min_noise_level": m, "sqrt_eta_T": last, "sqrt_eta_1": first}
         for name, number in numbers.items():
             object.__setattr__(self, name, number)

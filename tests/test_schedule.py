@@ -174,6 +174,7 @@ class TestRetime:
         ({"kappa": -0.1}, "kappa is -0.1"), ({"kappa": math.nan}, "kappa is nan"), ({"sqrt_eta_T": 0}, "sqrt_eta_T is 0"),
         ({"min_noise_level": 0}, "min_noise_level is 0"), ({"sqrt_eta_1": 2.0}, "sqrt_eta_1 is 2.0"),
         ({"sqrt_eta_1": 1e-300}, "sqrt_eta_1 is 1e-300; it must lie in .1e-100"),
+        ({"min_noise_level": 5}, "min_noise_level is 5, which makes sqrt_eta_1 2.5; it must lie in"),
         ({"steps": math.nan}, "steps is nan"), ({"steps": math.inf}, "steps is inf"), ({"steps": "4"}, "steps is '4'"),
         ({"steps": None}, "steps is None"), ({"kappa": "2"}, "kappa is '2'"), ({"kappa": 1e200}, "kappa is 1e[+]200"),
         ({"p": "x"}, "p is 'x'"), ({"p": None}, "p is None"), ({"p": [0.3, 0.4]}, "p is .0.3, 0.4"),
