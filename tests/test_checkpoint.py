@@ -696,3 +696,8 @@ def test_a_dtype_that_nobody_knows_is_told_before_anything_is_read(monkeypatch):
 def test_things_of_another_kind_are_sentences(call):
     with pytest.raises(rs.InputError, match="must be"):
         call()
+
+
+def test_a_file_read_as_another_kind_keeps_its_own_licence(x4, tmp_path):
+    path = rs.save_model(load(x4, variant="realsr_x4_s15"), tmp_path / "whole.safetensors", {"licence": "Mine"})
+    assert load(path, variant="realsr_x4_s4").config.licence == "Mine"

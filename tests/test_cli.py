@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -1381,3 +1382,18 @@ class TestDoctor:
     def test_a_device_that_is_not_there(self, folder, model_file, capsys):
         assert main(["doctor", "--model", str(model_file), "--device", "cuda:77"]) == 1
         assert "! The device 'cuda:77' cannot be used" in capsys.readouterr().out
+
+
+def test_only_noise_per_image_mixes_the_files_name_into_the_seed():
+    jobs = [SimpleNamespace(source=SimpleNamespace(below=Path(name))) for name in ("a.png", "b.png")]
+    for noise, count in (("shared", 1), ("periodic", 1), ("per_image", 2)):
+        seeds = {batch.seed_for(7, noise, job) for job in jobs}
+        assert len(seeds) == count and (count == 2 or seeds == {7})
+
+
+def test_pillows_limit_is_put_back_after_a_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save("a.png")
+    before = Image.MAX_IMAGE_PIXELS
+    assert main(["upscale", "a.png", "--max-pixels", "5000000"]) == 0
+    assert Image.MAX_IMAGE_PIXELS == before

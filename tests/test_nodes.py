@@ -303,6 +303,13 @@ class TestLoader:
         stored = model.autoencoder.state_dict()
         assert all(torch.equal(value, stored[key]) for key, value in loaded.autoencoder.state_dict().items())
 
+    def test_the_console_says_the_licence_of_a_download(self, host, monkeypatch, caplog):
+        registry = host.part("resshift_core.registry")
+        loader = host.part("nodes.loader")
+        monkeypatch.setattr(loader, "download_missing", lambda name, confirm, **_: confirm(registry.REGISTRY[name]))
+        loader._fetch("sinsr_x4_s1", False, None)
+        assert "Its licence: CC BY-NC-SA 4.0 (non-commercial)" in caplog.text
+
     def test_a_download_can_be_interrupted(self, host, monkeypatch):
         host.interrupted = True
         monkeypatch.setattr(host.part("nodes.loader"), "download_missing", lambda name, on_progress, **_: on_progress(1, 2))
@@ -421,6 +428,11 @@ class TestMemory:
         assert patchers == socket.patchers and whole and required > 0
         assert all(isinstance(patcher, ModelPatcher) for patcher in patchers)
         assert [patcher.model for patcher in patchers] == [socket.model.unet]  # space to depth has no weights
+
+    def test_the_autoencoder_waits_where_the_host_keeps_autoencoders(self, host, monkeypatch):
+        monkeypatch.setattr(host.modules["comfy.model_management"], "vae_offload_device", lambda: torch.device("meta"))
+        loaded = load(host, inpainting_model()).model
+        assert loaded.device.type == "cpu" and next(loaded.autoencoder.parameters()).device.type == "meta"
 
     def test_loading_layer_by_layer_is_left_to_the_hosts_own_layers(self, host, monkeypatch):
         """Newer hosts' patcher hangs pointers on modules, which no copy survives, and forbids `patch_model`."""
@@ -625,18 +637,29 @@ class TestUpscale:
         assert np.abs(np.asarray(shown) / 255 - small.numpy()).mean() < 0.02
 
     def test_interruption_stops_at_the_next_step(self, host, monkeypatch):
-        socket = load(host)
-        steps = []
+        """Asked for by ourselves: not every host's bar does."""
+        told = []
 
-        def press_cancel(self, event):
-            steps.append(event.step)
-            host.interrupted = event.step == 3
-            host.modules["comfy.model_management"].throw_exception_if_processing_interrupted()
+        class Bar:
+            def __init__(self, total):
+                pass
 
-        monkeypatch.setattr(host.part("nodes.progress").Progress, "__call__", press_cancel)
+            def update_absolute(self, value, total=None, preview=None):
+                told.append(value)
+                host.interrupted = len(told) == 3
+
+        monkeypatch.setattr(host.modules["comfy.utils"], "ProgressBar", Bar)
         with pytest.raises(InterruptProcessingException):
-            upscaled(host, "ResShiftUpscaleImage", socket, picture(1, 16, 16, 3), steps=50)
-        assert steps[-1] == 3
+            upscaled(host, "ResShiftUpscaleImage", load(host), picture(1, 16, 16, 3), steps=50)
+        assert len(told) == 3
+
+    def test_odd_values_where_no_model_looks(self, host):
+        image = torch.full((1, 8, 8, 3), 0.5)
+        image[0, 0, 0] = torch.tensor([float("nan"), float("inf"), -3.0])
+        black = torch.zeros(1, 8, 8)
+        for key, socket in (("ResShiftUpscaleImage", load(host)), ("ResShiftInpaint", None)):
+            result = upscaled(host, key, socket, image, mask=black)
+            assert torch.isfinite(result).all() and result.min() >= 0 and result.max() <= 1
 
     def test_a_mask_on_a_cut_out_brings_no_rim(self, host):
         """Where the mask is black the picture is plainly enlarged; the black under alpha 0 must not bleed into it."""
@@ -705,6 +728,10 @@ class TestUpscale:
         socket.bytes_per_run = lambda tile, tiles: asked.append((tile, tiles)) or real(tile, tiles)
         upscaled(host, node, socket, picture(3, 100, 140, 3), **more)
         assert asked[0][1] == tiles and asked[0][0] <= 144 and host.loads[-1][1] == real(*asked[0])
+
+    def test_the_room_grows_with_the_tiles(self, host):
+        socket = load(host)
+        assert socket.bytes_per_run(96, 3) == 3 * socket.model.bytes_per_tile(96, 96)
 
     def test_an_empty_batch_of_masks_is_none(self, host):
         socket, image = load(host), picture(1, 8, 8, 3)

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import resshift_core as rs
-from resshift_core import arguments, noise, tile_runs
-from resshift_core.alpha import fill_hidden
+from resshift_core import arguments, noise, pipeline, tile_runs
+from resshift_core.alpha import fill_hidden, resize_visible
 from resshift_core.arguments import check_images
 from resshift_core.preview import Canvas
 from resshift_core.resize import resize
@@ -856,3 +856,77 @@ def test_inpainting_needs_a_mask_of_the_right_size(small_model):
     out = rs.upscale(inpainting, images, mask=mask, tile=16)
     keep = (mask == 0).expand(2, 3, -1, -1)
     assert torch.equal(out[keep], images[keep]) and not torch.equal(out[~keep], images[~keep])
+
+
+def test_alpha_is_upscaled_in_the_models_format_and_beside_what_the_host_reserves(small_model, monkeypatch):
+    seen, real = [], pipeline.run_tiles
+
+    def run(model, *rest):
+        seen.append((model.dtype, model.reserved_bytes))
+        return real(model, *rest)
+
+    monkeypatch.setattr(pipeline, "run_tiles", run)
+    model = small_model().to(dtype=torch.bfloat16)
+    model.reserved_bytes = 5
+    rs.upscale(model, picture(16, 16, channels=4), steps=1)
+    assert seen == [(torch.bfloat16, 5)] * 2
+
+
+def test_memory_is_given_back_before_fewer_tiles_are_tried(model, monkeypatch):
+    """What the failed batch left in the cache is needed for the next one."""
+    done, real = [], tile_runs._run_tiles
+
+    def run(model, jobs, *rest):
+        done.append(len(jobs))
+        if len(jobs) > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(model, jobs, *rest)
+
+    monkeypatch.setattr(tile_runs, "_run_tiles", run)
+    monkeypatch.setattr(tile_runs, "release_memory", lambda device: done.append("given back"))
+    rs.upscale(model, picture(20, 60), tile=32, overlap=0, tile_batch=2, steps=1)
+    assert done[:3] == [2, "given back", 1]
+
+
+def test_a_tile_is_enlarged_with_the_pixels_around_it(small_model):
+    """Bicubic looks two pixels beyond; without overlap nothing hides a border that was made up."""
+    model = small_model()
+    torch.nn.init.zeros_(model.unet.out[2].weight)  # what is left is the enlargement
+    torch.nn.init.zeros_(model.unet.out[2].bias)
+    model.config = replace(model.config, predict="residual")
+    lq = picture(32, 64)
+    whole = rs.upscale(model, lq, tile=0)
+    torch.testing.assert_close(rs.upscale(model, lq, tile=16, overlap=0), whole, atol=1e-6, rtol=0)
+
+
+def test_plain_enlargement_keeps_the_hidden_colour_where_nothing_shows():
+    image = torch.full((1, 4, 24, 24), 0.8)
+    image[:, :, :12] = 0
+    large = resize_visible(image, (96, 96))
+    hidden = large[:, 3:] == 0
+    assert hidden.any() and large[:, :3][hidden.expand(-1, 3, -1, -1)].max() == 0
+    assert large[:, :3][~hidden.expand(-1, 3, -1, -1)].min() > 0.79
+
+
+def test_a_preview_shows_tiles_of_its_own_picture_alone():
+    """A batch of tiles may end in the next picture."""
+    canvas = Canvas(torch.full((2, 3, 16, 32), 0.5), 512)
+    tiles = torch.stack([torch.zeros(3, 16, 16), torch.ones(3, 16, 16)])
+    canvas.paint(SimpleNamespace(boxes=[(0, 0, 16, 16, 16), (1, 0, 0, 16, 16)], preview=lambda: tiles))
+    assert (canvas.pixels[:, :, :16] == 1).all() and (canvas.pixels[:, :, 16:] == 0.5).all()
+
+
+def test_tiles_done_before_memory_ran_out_do_not_count_twice(model, monkeypatch):
+    expected = rs.upscale(model, picture(200, 200), tile=64, overlap=32)
+    real, sides = tile_runs._run_tiles, []
+
+    def run(model, jobs, *rest):
+        sides.append(jobs[0][0].axes[0].tile)
+        if len(sides) == 3:  # two are in the result by now
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return real(model, jobs, *rest)
+
+    monkeypatch.setattr(tile_runs, "_run_tiles", run)
+    out = rs.upscale(model, picture(200, 200), tile=128, overlap=32, tile_batch=1)
+    assert sides[2] > 80 > sides[3]
+    torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)

@@ -30,7 +30,7 @@ from training.scan import DataError, Picture, find_images, inspect, read_rgb, sc
 from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
 from training.settings import TrainSettings as Settings
 from training.trainer import make_scheduler
-from training.validation import hold_out, middle
+from training.validation import hold_out, make_pairs, middle
 
 from . import standin
 from .linked_folder import link_folder
@@ -825,3 +825,9 @@ def test_the_default_crop_suits_every_published_network():
     for variant in ("realsr_x4_s4", "faceir_s4"):
         config = standin.published_config(variant)
         assert resolve(Settings(Path("in"), Path("out")), config).crop == (512 if variant == "faceir_s4" else 256)
+
+
+def test_no_crop_shares_its_random_numbers_with_a_held_out_picture(folder):
+    asked = []
+    make_pairs(pictures(folder), lambda truth, numbers: asked.extend(numbers) or truth, 1, 16)
+    assert asked and min(asked) >= 10**9 and len(set(asked)) == len(asked)

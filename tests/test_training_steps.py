@@ -22,6 +22,7 @@ import resshift_core as rs
 from resshift_core import atomic_file
 from resshift_core.sampler import sample
 from training import finetune
+from training import state as state_files
 from training.chain import Chain
 from training.degradation import make_degradation
 from training.distributed import Processes
@@ -40,7 +41,7 @@ from training.losses import (
 )
 from training.memory import fit_micro_batch
 from training.settings import SettingsError, TrainSettings, resolve
-from training.state import load_state, save_state, saved
+from training.state import StateError, load_state, save_state, saved
 from training.trainer import (
     NotFinite,
     Trainer,
@@ -50,6 +51,7 @@ from training.trainer import (
     recompute_activations,
     zero_init,
 )
+from training.validation import Pair, Validator
 
 from . import standin
 from .training_run import vq_model
@@ -756,3 +758,73 @@ def test_gradients_are_clipped(tmp_path):
     assert norms[0.0][0] == pytest.approx(norms[0.0][1], rel=1e-4) and norms[0.0][0] > 1e-3
     assert norms[1e-3][0] == pytest.approx(norms[0.0][0], rel=1e-5)
     assert norms[1e-3][1] == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_what_is_validated_and_written_is_the_average(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path, learning_rate=1e-2)
+    start = {name: value.clone() for name, value in trainer.raw.state_dict().items()}
+    for _ in range(3):
+        trainer.step([0, 1, 2, 3], crops())
+    made = trainer.averaged_model().unet.state_dict()
+    average, name = trainer.average.module.state_dict(), "out.2.weight"
+    assert all(torch.equal(value, average[key]) for key, value in made.items())
+    assert not torch.equal(made[name], trainer.raw.state_dict()[name]) and not torch.equal(made[name], start[name])
+
+
+@pytest.mark.fp16
+def test_gradients_of_fp16_are_clipped_by_their_own_norm(tmp_path):
+    found = [trainer_for(tiny(), tmp_path, precision=word).step([0, 1, 2, 3], crops())["gradient"] for word in ("fp32", "fp16")]
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+def test_skipped_steps_are_counted_over_a_resumption(tmp_path):
+    trainer = trainer_for(tiny(), tmp_path)
+    break_loss(trainer, {0, 1})
+    for _ in range(2):
+        trainer.step([0, 1, 2, 3], crops())
+    again = trainer_for(tiny(), tmp_path)
+    again.load_state_dict(trainer.state_dict())
+    assert again.position == trainer.position and again.position.skipped_in_row == 2
+
+
+def test_a_state_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    """Else a power cut leaves an empty file under it, and the states before are gone."""
+    done, real = [], state_files.replace
+    monkeypatch.setattr(state_files.os, "fsync", lambda handle: done.append("written"))
+    monkeypatch.setattr(state_files, "replace", lambda *paths: done.append("named") or real(*paths))
+    save_state(tmp_path, 1, {"n": 1})
+    assert done == ["written", "named"]
+
+
+def test_every_validation_has_the_same_noise():
+    generator = torch.Generator().manual_seed(0)
+    pair = Pair(*(torch.rand(1, 3, side, side, generator=generator) for side in (64, 16)))
+    validator, model = Validator([pair]), tiny()
+    wanted = float(peak_signal_noise_ratio(rs.upscale(model, pair.lq, seed=0), pair.truth, data_range=1.0))
+    assert [validator(model).scores["psnr"] for _ in range(2)] == pytest.approx([wanted] * 2, abs=1e-5)
+
+
+def test_memory_is_tried_beside_the_gradients_of_a_micro_batch_before(tmp_path):
+    trainer, there = trainer_for(tiny(), tmp_path), []
+    real = trainer.objective
+
+    def objective(net, points):
+        there.append(trainer.raw.out[2].weight.grad is not None)
+        return real(net, points)
+
+    trainer.objective = objective
+    fit_micro_batch(trainer, [0, 1, 2, 3], crops())
+    assert there == [False, True]
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("ran",)
+
+
+def test_a_state_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_state(tmp_path / "state", 1, {"n": Hostile()})  # whose name has the right hash
+    with pytest.raises(StateError):
+        load_state(tmp_path / "state")
+    assert not Path("ran").exists()

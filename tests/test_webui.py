@@ -9,6 +9,8 @@ import io
 import json
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -444,6 +446,35 @@ class TestUpscaler:
         assert len(loads) == 2
         host.call("script_unloaded")
         assert part("loaded")._keeper.model is None
+
+    def test_a_run_that_fails_leaves_the_device_too(self, host, monkeypatch):
+        def upscale(model, *_, **__):
+            before.append(host.collected)
+            raise rs.OutOfMemory("Not even a tile of 64 fits.")
+
+        before, moves, move = [], [], rs.ResShiftModel.to
+        monkeypatch.setattr(rs.ResShiftModel, "to", lambda self, *a, **words: moves.append(words) or move(self, *a, **words))
+        monkeypatch.setattr(rs, "upscale", upscale)
+        with pytest.raises(rs.OutOfMemory):
+            part("upscaling").upscale_image(picture(), part("entries").find_entry(BUILTIN), part("settings").Settings())
+        assert moves[-1] == {"device": "cpu"} and host.collected > before[0]
+
+    def test_two_requests_take_turns_with_the_model(self, host):
+        inside, most = [], []
+
+        def run():
+            with part("loaded").on_device("builtin"):
+                inside.append(1)
+                most.append(len(inside))
+                time.sleep(0.3)
+                inside.pop()
+
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(timeout=60)
+        assert most == [1, 1]
 
     def test_a_changed_file_is_loaded_again(self, host):
         path = save(host, standin.small_model(), "mine.safetensors")
