@@ -14,6 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LANGUAGES = ("en", "zh", "ja", "ko", "fr", "es", "ru")
+PUNCTUATION = {"fr": (" (", " ; ", "). "), "zh": ("（", "；", "）。"), "ja": ("（", "；", "）。")}  # not as in English
 
 
 def load(name: str):
@@ -72,9 +73,10 @@ def _range(item) -> str:
     return f"{item.minimum:g} – {item.maximum:g}" if item.maximum < 1e6 else f"{item.minimum:g} – 2⁶⁴-1"
 
 
-def _described(name: str, facts: list[str], tooltip: str) -> str:
+def _described(name: str, facts: list[str], tooltip: str, code: str) -> str:
     """One line of a list; the help panel is too narrow for tables."""
-    return f"- **{name}** ({'; '.join(fact for fact in facts if fact)}). {tooltip}"
+    opening, between, closing = PUNCTUATION.get(code, (" (", "; ", "). "))
+    return f"- **{name}**{opening}{between.join(fact for fact in facts if fact)}{closing}{tooltip}"
 
 
 def help_page(node, translate: Language) -> str:
@@ -84,9 +86,9 @@ def help_page(node, translate: Language) -> str:
     for item in node.inputs:
         default = "" if item.default is None else f"{t('Default')} `{item.default}`"
         facts = [item.kind, "" if item.required else t("optional"), _range(item), default]
-        lines.append(_described(t(item.name), facts, t(item.tooltip)))
+        lines.append(_described(t(item.name), facts, t(item.tooltip), t.code))
     lines += ["", f"## {t('Outputs')}", ""]
-    lines += [_described(t(output.name), [output.kind], t(output.tooltip)) for output in node.outputs]
+    lines += [_described(t(output.name), [output.kind], t(output.tooltip), t.code) for output in node.outputs]
     if node.notes:
         lines += ["", f"## {t('Notes')}"]
         for note in node.notes:
