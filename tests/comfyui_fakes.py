@@ -45,7 +45,7 @@ class Comfy:
         self.base = base
         self.interrupted = False
         self.loads: list[tuple[list[ModelPatcher], int, bool]] = []
-        self.freed: list[float] = []
+        self.freed: list[float | str] = []  # bytes, and "cache"
         self.progress: list[tuple[int, int, object]] = []
         self.texts: list[str] = []
         self.flags: dict[str, torch.dtype] = {}
@@ -108,7 +108,7 @@ class Comfy:
             vae_dtype=vae_dtype,
             load_models_gpu=load_models_gpu,
             free_memory=lambda memory_required, device, keep_loaded=(): self.freed.append(memory_required) or [],
-            soft_empty_cache=lambda force=False: None,
+            soft_empty_cache=lambda force=False: self.freed.append("cache"),
             throw_exception_if_processing_interrupted=throw_exception_if_processing_interrupted,
             InterruptProcessingException=InterruptProcessingException,
         )

@@ -506,7 +506,7 @@ class TestMemory:
         image = picture(1, 16, 16, 3)
         result = upscaled(host, "ResShiftUpscaleImage", socket, image)
         assert calls[0] is calls[1] is socket.model and calls[2].device.type == "cpu"
-        assert host.freed == [1e30, 1e30]
+        assert host.freed == [1e30, "cache", 1e30] and socket.patchers[0].moves == ["detach"]
         torch.testing.assert_close(result, of_library(socket.model, image), **CLOSE)
 
     def test_weights_come_back_for_the_next_frames(self, host, monkeypatch):
