@@ -30,6 +30,7 @@ import resshift_core as rs
 from resshift_core.device import resolve_device, resolve_dtype
 
 from . import plain, stages, timing
+from .arguments import positive
 
 PARTS = ("stages", "runs", "peers", "scaling")
 PEERS_NEED = ("spandrel", "diffusers")
@@ -167,7 +168,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--full", action="store_true")
     args = parser.parse_args()

@@ -26,6 +26,7 @@ from resshift_core.unet import ResBlock
 
 from . import plain, timing
 from .__main__ import published, run_of
+from .arguments import positive
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,7 @@ def compiled(device: torch.device) -> Iterator[Attempt]:
 @torch.no_grad()  # not inference_mode: the models that are made in it could not be moved
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=positive, default=5)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--only", nargs="+", default=[], help="words that an attempt's name must have one of")
     parser.add_argument("--device", default="auto")

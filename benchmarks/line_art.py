@@ -1,6 +1,6 @@
 """Line drawings, the same on every machine: the second demonstration data of docs/training.md.
 
-    python benchmarks/line_art.py OUT --drawings 40 --seed 0
+    python -m benchmarks.line_art OUT --drawings 40 --seed 0
 
 Ink on paper: curved strokes of changing width, hatched shapes, circles and grids, drawn at four times the size and shrunk.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from benchmarks.arguments import make_folder
 
 SIDE, OVERSAMPLING = 640, 4  # pixels
 
@@ -77,7 +79,7 @@ def main(argv=None) -> None:
     parser.add_argument("--drawings", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
-    args.output.mkdir(parents=True, exist_ok=True)
+    make_folder(args.output, parser)
     for number in range(args.drawings):
         make_drawing(number, args.seed).save(args.output / f"drawing_{number:03d}.png")
 

@@ -32,14 +32,14 @@ def make_swinir(device: torch.device, dtype: torch.dtype):
 
 
 def make_ldm(device: torch.device, dtype: torch.dtype):
-    """LDM's x4 super-resolution (Rombach et al., 2022) by diffusers' pipeline, of the published sizes (113 M and 55 M)."""
+    """LDM's x4 super-resolution (Rombach et al., 2022) by diffusers' pipeline, of the published sizes (113.6 M and 55 M)."""
     from diffusers import DDIMScheduler, UNet2DModel, VQModel
     from diffusers.pipelines.latent_diffusion import pipeline_latent_diffusion_superresolution as ldm  # without transformers
 
     unet = UNet2DModel(
         sample_size=64, in_channels=6, out_channels=3, block_out_channels=(160, 320, 320, 640), layers_per_block=2,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), attention_head_dim=32,
+        down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D", "UpBlock2D"), attention_head_dim=32,
     )  # fmt: skip
     vqvae = VQModel(
         block_out_channels=(128, 256, 512), layers_per_block=2, latent_channels=3, num_vq_embeddings=8192,

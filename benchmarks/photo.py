@@ -21,6 +21,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.arguments import positive
+
 SAMPLE = Path(__file__).resolve().parent.parent / "docs" / "images" / "sample.png"
 IMPORTS = "import resshift_core.cli, resshift_core as rs, PIL.Image, tqdm, numpy, einops; rs.upscale; rs.load_model"
 PRODUCT = """
@@ -78,15 +80,17 @@ def measure(photo: Path, runs: int, model: str) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photo", type=Path, default=SAMPLE)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=positive, default=3)
     parser.add_argument("--model", default="builtin")
     args = parser.parse_args()
     if not hasattr(os, "wait4"):
         raise SystemExit("This system does not tell how much memory a finished program took: run it on Linux or macOS.")
     try:
-        print(json.dumps(measure(args.photo, args.runs, args.model), indent=2))
+        with Image.open(args.photo) as image:
+            image.load()
     except OSError as error:
         raise SystemExit(f"{args.photo} cannot be read as a picture ({error}).") from error
+    print(json.dumps(measure(args.photo, args.runs, args.model), indent=2))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 import resshift_core as rs
+from benchmarks.arguments import positive
 from training.degradation import make_degradation
 from training.metrics import luma, psnr, ssim
 from training.program import exit_status
@@ -130,7 +131,7 @@ def main() -> None:
     parser.add_argument("--degradation", choices=["bicubic", "paper-b1", "realesrgan"], default="bicubic")
     parser.add_argument("--limit", type=int, default=0, help="pictures; 0 = all")
     parser.add_argument("--crop", type=int, default=0, help="pixels of the truth's middle; 0 = whole pictures")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=positive, default=1)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     print(measure(args.teacher, args.student, args.pictures, args))

@@ -1,6 +1,6 @@
 """Pages of rendered text, the same on every machine: the demonstration data of docs/training.md.
 
-    python benchmarks/text_pages.py OUT --pages 40 --seed 0
+    python -m benchmarks.text_pages OUT --pages 40 --seed 0
 
 Letters are those of Pillow's own font unless --fonts names a folder of font files; words are made of syllables.
 """
@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from benchmarks.arguments import make_folder
 
 SYLLABLES = (
     "ba be bri co cru da de dro fa fi flo ga gra hi ho ja ke kli la le lu ma mi mon na ne no pa pe pri qua ra re ri ro "
@@ -69,7 +71,9 @@ def main(argv=None) -> None:
     parser.add_argument("--fonts", type=Path, help="folder of .ttf or .otf files")
     args = parser.parse_args(argv)
     fonts = tuple(sorted(str(path) for path in args.fonts.rglob("*.[to]tf"))) if args.fonts else ()
-    args.output.mkdir(parents=True, exist_ok=True)
+    if args.fonts and not fonts:
+        parser.error(f"there is no .ttf or .otf file in {args.fonts}")
+    make_folder(args.output, parser)
     for number in range(args.pages):
         make_page(number, args.seed, fonts).save(args.output / f"page_{number:03d}.png")
 

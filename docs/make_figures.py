@@ -189,8 +189,8 @@ def method(image: Image.Image, corner: tuple[int, int], path: Path) -> None:
     axis.text(9.35, 3.2, "$x_{t-1}$", fontsize=11)
     axis.text(11.6, 3.3, "decoded: the result", ha="center", fontsize=10)
     curve = figure.add_axes((0.785, 0.2, 0.2, 0.62))
-    for steps, p in ((15, 0.3), (15, 1.0), (4, 0.3)):
-        s = rs.ShiftSchedule(steps, 2.0, p)
+    for steps, p, least in ((15, 0.3, 0.04), (15, 1.0, 0.04), (4, 0.3, 0.2)):
+        s = rs.ShiftSchedule(steps, 2.0, p, least)
         curve.plot(np.linspace(0, 1, steps), s.sqrt_eta, marker="o", ms=3, label=f"T={steps}, p={p}")
     curve.set_title("how fast: $\\sqrt{\\eta_t}$ over $t$", fontsize=11)
     curve.set_xticks([0, 1], ["1", "T"])

@@ -10,7 +10,7 @@ import torch
 from .. import resshift_core as rs
 from ..resshift_core.alpha import resize_visible
 from ..resshift_core.arguments import check_numbers, check_tile
-from ..resshift_core.device import first_that_fits
+from ..resshift_core.device import PROCESSOR, first_that_fits
 from ..resshift_core.inputs import as_arguments
 from ..resshift_core.resize import resize, target_size
 from ..resshift_core.tiles import lay_side
@@ -66,7 +66,7 @@ def upscale_somehow(managed: ManagedModel, need: int, images: torch.Tensor, **se
     attempts = (
         (run(lambda: managed.load(need)), ""),
         (run(managed.make_room), "again without other models"),
-        (run(managed.on_cpu), "the processor"),
+        (run(managed.on_cpu), PROCESSOR),
     )
     return first_that_fits(attempts, managed.device)
 

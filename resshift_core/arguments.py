@@ -159,9 +159,16 @@ def laid_tile(config, tile: int | str | None, overlap: int | None, size: tuple[i
     return tile, min(config.overlap if overlap is None else overlap, tile // 2)
 
 
-def check_seeds(seed: int | Sequence[int], count: int, noise: str) -> tuple[int, ...]:
+def check_noise(noise: str, wrap: str) -> None:
     if noise not in NOISES:
         raise InputError(f"noise is {noise!r}; known are {', '.join(NOISES)}.")
+    if noise == "periodic" and wrap != "none":
+        raise InputError(
+            f"noise='periodic' repeats every few hundred pixels, and with wrap={wrap!r} noise repeats with the picture. Leave out one."
+        )
+
+
+def check_seeds(seed: int | Sequence[int], count: int, noise: str) -> tuple[int, ...]:
     if hasattr(seed, "tolist"):  # numpy's and torch's numbers and arrays
         seed = seed.tolist()
     if isinstance(seed, Sequence) and not isinstance(seed, str):

@@ -106,15 +106,24 @@ def _build(config: ModelConfig, metadata: dict[str, str]) -> ResShiftModel:
         return ResShiftModel(config, metadata)
 
 
-def _fill(model: ResShiftModel, state: dict[str, torch.Tensor], name: str) -> ResShiftModel:
-    """Give a model built on the meta device its weights, after a strict check."""
+def check_parts(model: ResShiftModel, state: dict[str, torch.Tensor], name: str) -> None:
+    """Strict comparison of a whole model's weights with its structure.
+
+    Raises:
+        CheckpointError: weights are missing, unknown, of another shape, or belong to no part.
+    """
     stray = [key for key in state if not key.startswith(tuple(f"{part}." for part in PARTS))]
     if stray:
         raise CheckpointError(f"{name} holds {len(stray)} weights that no part of a model uses (first: {stray[0]}).")
     for part in PARTS:
-        module, own = getattr(model, part), _without(f"{part}.", state)
-        check_state(module, own, name)
-        module.load_state_dict(own, strict=True, assign=True)
+        check_state(getattr(model, part), _without(f"{part}.", state), name)
+
+
+def _fill(model: ResShiftModel, state: dict[str, torch.Tensor], name: str) -> ResShiftModel:
+    """Give a model built on the meta device its weights, after a strict check."""
+    check_parts(model, state, name)
+    for part in PARTS:
+        getattr(model, part).load_state_dict(_without(f"{part}.", state), strict=True, assign=True)
     return model.eval()
 
 

@@ -198,8 +198,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in text for words in known)
 
 
+PROCESSOR = "the processor"  # what `first_that_fits` calls the attempt there
+
+
 def first_that_fits(attempts: Sequence[tuple[Callable[[], Result], str]], device: torch.device) -> Result:
-    """What the first of some (run, what the log calls it) returns that has enough memory. On the processor there is one attempt.
+    """What the first of some (run, what the log calls it) returns that has enough memory. For the processor there is one attempt.
+
+    Of what runs there although `device` is another one, the log is to say PROCESSOR.
 
     Raises:
         OutOfMemory: none has, with the words of the last.
@@ -216,7 +221,7 @@ def first_that_fits(attempts: Sequence[tuple[Callable[[], Result], str]], device
             if isinstance(error, OutOfMemory):
                 failed = str(error)
             elif is_out_of_memory(error):
-                place = "the processor" if what == "the processor" else device
+                place = PROCESSOR if what == PROCESSOR else device
                 failed = f"Out of memory: the model's weights do not fit on {place} ({brief(error)})."
             else:
                 raise

@@ -129,6 +129,10 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
         raise InputError(_too_many(name, f"{size} pixels", limit)) from error
     except PermissionError as error:
         raise InputError(f"{name} cannot be opened ({first_line(error)}). Check its permissions.") from error
+    except MemoryError as error:
+        raise InputError(
+            f"There is not enough memory to read {name}. Close other programs, or give a smaller picture."
+        ) from error
     except Exception as error:  # decoders raise a dozen kinds for a damaged file
         raise InputError(f"{name} cannot be read ({first_line(error)}). It may be damaged: save or copy it again.") from error
 

@@ -41,6 +41,9 @@ def check_settings(config) -> None:
     for field in fields(config):
         if field.default is not MISSING:
             _check(field.name, getattr(config, field.name), field.default)
+    if hasattr(config, "ch_mult") and not 0 < len(config.ch_mult) == len(config.num_res_blocks):
+        told = f"they have {len(config.ch_mult)} and {len(config.num_res_blocks)}"
+        raise ValueError(f"ch_mult and num_res_blocks need one number per level; {told}")
 
 
 def _check(name: str, value, default) -> None:

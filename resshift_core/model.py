@@ -75,6 +75,10 @@ class ModelConfig:
         """Low-resolution pixels per latent position, at least 1: where tiles may start."""
         return max(1, self.autoencoder.factor // self.scale)
 
+    def schedule(self) -> ShiftSchedule:
+        """The trained one."""
+        return ShiftSchedule(self.steps, self.kappa, self.p, self.min_noise_level, self.sqrt_eta_T)
+
     def to_dict(self) -> dict:
         """Plain JSON types."""
         kind = next(word for word, (_, config) in AUTOENCODERS.items() if isinstance(self.autoencoder, config))
@@ -130,7 +134,7 @@ class ResShiftModel:
 
     def __init__(self, config: ModelConfig, metadata: dict[str, str] | None = None):
         self.config = config
-        self.schedule = ShiftSchedule(config.steps, config.kappa, config.p, config.min_noise_level, config.sqrt_eta_T)
+        self.schedule = config.schedule()
         self.unet = SwinUNet(config.unet)
         self.autoencoder = next(
             module(config.autoencoder) for module, kind in AUTOENCODERS.values() if isinstance(config.autoencoder, kind)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -14,6 +13,7 @@ from .arguments import (
     Settings,
     check_images,
     check_mask,
+    check_noise,
     check_number_format,
     check_numbers,
     check_seeds,
@@ -28,14 +28,9 @@ from .errors import InputError, OutOfMemory, brief
 from .heap import kept_memory
 from .model import ResShiftModel
 from .noise import Repeat
-from .progress import Progress, StepEvent, moved, part_of_run
-from .resize import target_size
+from .progress import StepEvent, moved, part_of_run
 from .tile_runs import free_words, run_tiles
 from .wrap import Torus, match_color_around, resize_around
-
-__all__ = ["Progress", "StepEvent", "target_size", "upscale"]
-
-log = logging.getLogger("resshift")
 
 ALPHA_MODEL = "builtin"
 ALPHA_SHARE = {"pixel": 0.5, "latent": 0.03}  # about what alpha takes of a run's time, by the space of the colours' model
@@ -55,13 +50,42 @@ def _run(model, rgb, mask, settings: Settings, torus: Torus | None, on_step) -> 
     return out if torus is None else torus.close(out, model.scale)
 
 
+def _match_colors(out: torch.Tensor, rgb: torch.Tensor, mask: torch.Tensor | None, method: str, wrap: str) -> None:
+    """Change the results in place, (B, 3, H * s, W * s), one after the other; rgb: (B, 3, H, W)."""
+    for i in range(len(out)):
+        part, reference = out[i : i + 1], rgb[i : i + 1].float()
+        if method == "wavelet":
+            reference = resize_around(reference, out.shape[-2:], wrap)
+        if mask is not None:  # what lies under the hole must not show
+            reference = torch.where(mask[i : i + 1] > 0, part, reference)
+        match_color_around(part, reference, method, wrap)
+
+
 def _checked_and_run(
-    model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, size, wrap, on_step
+    model,
+    images,
+    *,
+    steps,
+    kappa,
+    p,
+    seed,
+    sampler,
+    tile,
+    overlap,
+    tile_batch,
+    mask,
+    color_fix,
+    noise,
+    scale,
+    size,
+    wrap,
+    on_step,
 ) -> torch.Tensor:
     """`upscale`, but for memory that is missing beside the tiles."""
     images = check_images(images)
     mask = check_mask(mask, images, model)
     check_words(sampler, color_fix, wrap)
+    check_noise(noise, wrap)
     check_number_format(model)
     scale, tile_batch = check_numbers(scale, tile_batch)
     count, channels, height, width = images.shape
@@ -86,13 +110,7 @@ def _checked_and_run(
         if bool((picture == picture[:1]).all()):  # grey, whatever it is stored as
             result.copy_(result.mean(0, keepdim=True).expand_as(result))
     if color_fix != "none":
-        for i in range(count):
-            part, reference = out[i : i + 1], rgb[i : i + 1].float()
-            if color_fix == "wavelet":
-                reference = resize_around(reference, out.shape[-2:], wrap)
-            if mask is not None:  # what lies under the hole must not show
-                reference = torch.where(mask[i : i + 1] > 0, part, reference)
-            match_color_around(part, reference, color_fix, wrap)
+        _match_colors(out, rgb, mask, color_fix, wrap)
     if channels == 1:
         out, original = out.mean(1, keepdim=True), images
     if mask is not None:
@@ -185,7 +203,7 @@ def upscale(
         mask: (B, 1, H, W) in [0, 1], 1 = fill in; inpainting models only.
         color_fix: "none", "wavelet" (low frequencies of the original) or "adain" (its mean and contrast).
         noise: "per_image"; "shared": all pictures of the batch use `seed` itself, for frames of a film; "periodic": shared,
-            and repeating every 480 pixels, for hosts that cut tiles and do not say where they lie.
+            and repeating every 480 pixels, for hosts that cut tiles and do not say where they lie; not with `wrap`.
         scale: output size over input size, any number up to 64; None = the model's own.
         size: exact (height, width) of the result, instead of `scale`.
         wrap: "none", or the directions in which the picture continues at its opposite side: "x", "y", "both".
@@ -206,8 +224,8 @@ def upscale(
     try:
         with without_autocast(model.device), kept_memory(model.device):
             return _checked_and_run(
-                model, images, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, size,
-                wrap, on_step,
+                model, images, steps=steps, kappa=kappa, p=p, seed=seed, sampler=sampler, tile=tile, overlap=overlap,
+                tile_batch=tile_batch, mask=mask, color_fix=color_fix, noise=noise, scale=scale, size=size, wrap=wrap, on_step=on_step,
             )  # fmt: skip
     except OutOfMemory:
         raise

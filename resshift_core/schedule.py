@@ -218,8 +218,9 @@ class ShiftSchedule:
         return kept / ((1 - self.eta) * kept + self.kappa**2 * self.eta)
 
     def loss_weight(self) -> np.ndarray:
-        """w_t = alpha_t / (2 kappa^2 eta_t eta_{t-1}) of eq. 8, shape (T,). Infinite at t = 1, so t = 2 stands in.
-        With kappa = 0 all are infinite.
+        """w_t = alpha_t / (2 kappa^2 eta_t eta_{t-1}) of eq. 8, shape (T,). With kappa = 0 all are infinite.
+
+        At t = 1, where the posterior has no variance, that of t = 2 stands in for it.
 
         It is the weight of ||x0 - f||^2 that the variational bound gives: (alpha_t / eta_t)^2 over twice the posterior
         variance. Published checkpoints were trained with w_t = 1.

@@ -31,7 +31,7 @@ CONTEXT = 2  # low-resolution pixels that bicubic upsampling looks at beyond a t
 class _Picture:
     """One picture of a batch: where its tiles lie, its noise, its output."""
 
-    def __init__(self, index: int, rgb, mask, model: ResShiftModel, settings: Settings, draws: int, out):
+    def __init__(self, index: int, rgb, mask, model: ResShiftModel, settings: Settings, out):
         config = model.config
         self.index, self.rgb, self.mask, self.out = index, rgb, mask, out
         height, width = rgb.shape[-2:]
@@ -40,7 +40,6 @@ class _Picture:
         self.places = [(i, j) for i in range(len(self.axes[0].starts)) for j in range(len(self.axes[1].starts))]
         self.noise_size = config.noise_side(height), config.noise_side(width)
         self.mirrored = mirror_index if config.space == "pixel" else reflect_index
-        self.draws = draws
         self._degradation: torch.Tensor | None = None
 
     def degradation(self, model: ResShiftModel) -> torch.Tensor:
@@ -92,8 +91,11 @@ class _Picture:
 class _Shared:
     """What the tiles of a run have in common: noise, what steps compute for all of them alike, and the model in float32."""
 
-    def __init__(self, settings: Settings, channels: int, draws: int, keep: int, idle: bool):
-        self.settings, self.channels, self.draws, self.keep, self.idle = settings, channels, draws, keep, idle
+    def __init__(self, settings: Settings, channels: int, keep: int, idle: bool):
+        self.settings, self.channels, self.keep, self.idle = settings, channels, keep, idle
+        self.draws = (
+            1 if settings.sampler == "deterministic" else settings.schedule.steps
+        )  # the reference's last one is never used
         self._fields: dict[tuple, NoiseField | RepeatedNoise] = {}
         self._constants: dict[ResShiftModel, list[dict]] = {}
         self._float32: ResShiftModel | None = None
@@ -244,7 +246,7 @@ def _run_pictures(model: ResShiftModel, pictures: list[_Picture], settings: Sett
     rows, columns = pictures[0].axes
     batch = _tile_batch(model, rows.tile, columns.tile, settings.tile_batch)
     channels, elsewhere = model.config.autoencoder.latent_channels, model.device.type != "cpu"
-    shared, done = _Shared(settings, channels, pictures[0].draws, keep=batch, idle=elsewhere), 0
+    shared, done = _Shared(settings, channels, keep=batch, idle=elsewhere), 0
     while done < len(jobs):
         part, failed = jobs[done : done + batch], None
         try:
@@ -278,12 +280,9 @@ def run_tiles(model, rgb, mask, settings: Settings, out, on_step) -> None:
     while (used := min(tile, max(sides))) > smallest and not model.most_tiles(*(min(used, side) for side in sides)):
         tile, overlap = _halved(model, used, overlap, smallest)
         log.warning("A tile of %d pixels makes larger tensors than %s can count; %d is used.", used, model.device, tile)
-    draws = 1 if settings.sampler == "deterministic" else settings.schedule.steps  # the reference's last draw is never used
     while True:
         current = replace(settings, tile=tile, overlap=overlap)
-        pictures = [
-            _Picture(i, rgb[i], None if mask is None else mask[i], model, current, draws, out[i]) for i in range(len(rgb))
-        ]
+        pictures = [_Picture(i, rgb[i], None if mask is None else mask[i], model, current, out[i]) for i in range(len(rgb))]
         tiles = sum(len(picture.places) for picture in pictures)
         progress = Progress(on_step, len(pictures), tiles, settings.schedule.steps)
         failed = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +12,6 @@ from pathlib import Path
 import torch
 from modules import devices, shared, upscaler
 from PIL import Image
-
-log = logging.getLogger("resshift")
 
 FOLDER = "ResShift"  # below the host's models folder; also the name of our class of upscalers
 

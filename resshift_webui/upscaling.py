@@ -9,7 +9,7 @@ from PIL import Image
 
 import resshift_core as rs
 from resshift_core.arguments import laid_tile
-from resshift_core.device import first_that_fits
+from resshift_core.device import PROCESSOR, first_that_fits
 from resshift_core.image_io import Picture, pixels_of, to_image
 from resshift_core.resize import target_size
 from resshift_core.sheet import compare_sheet
@@ -74,7 +74,7 @@ def _upscaled_somehow(source: str, images: torch.Tensor, progress: Progress, **w
 
     attempts = (
         (lambda: run(loaded.on_device(source, progress.fetching)), ""),
-        (lambda: run(loaded.on_processor(source)), "the processor"),
+        (lambda: run(loaded.on_processor(source)), PROCESSOR),
     )
     return first_that_fits(attempts, host.device())
 

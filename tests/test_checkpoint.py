@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 import resshift_core as rs
 from resshift_core import checkpoint, registry
 from resshift_core.checkpoint import CONFIG_KEY, load_autoencoder, resolve_path
+from resshift_core.cli.model_file import describe_file
 from resshift_core.detection import published_unet
 from resshift_core.device import free_bytes, is_out_of_memory, resolve_device, resolve_dtype
 from resshift_core.registry import REGISTRY, VARIANTS
@@ -283,6 +284,18 @@ def test_a_newer_configuration_is_told(tmp_path):
         load(path)
     save_file({**state, "discriminator.weight": torch.zeros(2)}, path, metadata=metadata)
     with pytest.raises(rs.CheckpointError, match="holds 1 weights that no part of a model uses .first: discriminator.weight"):
+        load(path)
+    with pytest.raises(rs.CheckpointError, match="holds 1 weights that no part of a model uses .first: discriminator.weight"):
+        describe_file(str(path))  # of `resshift info`, which said that all was well
+    numbers = {**config, "min_noise_level": 5.0, "kappa": 1.0}
+    save_file(state, path, metadata={CONFIG_KEY: json.dumps(numbers)})
+    for read in (load, lambda path: describe_file(str(path))):
+        with pytest.raises(rs.CheckpointError, match="min_noise_level is 5") as told:
+            read(path)
+        assert str(told.value).lower().count("get the file again") == 1
+    levels = {**config, "autoencoder": {**rs.VQGANConfig(16, (1, 1, 1), (1, 1), 3, 3, 64).__dict__, "kind": "vqgan"}}
+    save_file(state, path, metadata={CONFIG_KEY: json.dumps(levels)})
+    with pytest.raises(rs.CheckpointError, match="ch_mult and num_res_blocks need one number per level; they have 3 and 2"):
         load(path)
 
 

@@ -228,6 +228,15 @@ class TestProgram:
         assert last == "error: Standard output could not be written (No space left on device)." and done.returncode == 1
         assert "Traceback" not in done.stderr
 
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="nothing here says that it is full")
+    def test_a_full_disk_is_no_failed_picture(self, folder):
+        for name in ("a.png", "a_x4.png"):
+            picture(name)
+        command = f'"{sys.executable}" -m resshift_core upscale a.png --json > /dev/full'
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, shell=True, capture_output=True, text=True, env=environment)
+        assert "already there" in done.stderr and "failed" not in done.stderr and done.returncode == 1
+
 
 # ---------------------------------------------------------------------------------------------------- where things go
 
@@ -1137,7 +1146,7 @@ class TestRanks:
         assert len(parts[0]) == len(parts[1]) == 3 and len(os.listdir("out")) == 5
 
     def test_each_has_a_gpu_of_its_own(self, monkeypatch):
-        from resshift_core.cli.ranks import Rank
+        from resshift_core.ranks import Rank
 
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)

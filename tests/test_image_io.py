@@ -486,6 +486,11 @@ class TestOddFiles:
             read_picture(path)
         assert name in str(caught.value) and "\n" not in str(caught.value)
 
+    def test_a_lack_of_memory_is_no_damage(self, monkeypatch):
+        monkeypatch.setattr(image_io, "_picture", lambda image: (_ for _ in ()).throw(MemoryError))
+        with pytest.raises(rs.InputError, match="There is not enough memory to read The picture."):
+            read_picture(saved(Image.fromarray(colours())))
+
     def test_no_file(self, tmp_path):
         with pytest.raises(rs.InputError, match="There is no file .*gone.png"):
             read_picture(tmp_path / "gone.png")

@@ -149,4 +149,24 @@ def test_three_bad_steps_in_a_row_stop_the_run(tmp_path, monkeypatch, capsys):
 def test_levels_must_match(tmp_path, capsys):
     data = make_pictures(tmp_path / "pictures", 1, 48)
     assert train_autoencoder.main(words(data, tmp_path / "run", "--ch-mult", 1, 2, 4)) == 2
-    assert "one number per level" in capsys.readouterr().err
+    assert "ch_mult and num_res_blocks need one number per level; they have 3 and 2" in capsys.readouterr().err
+    assert train_autoencoder.main(words(data, tmp_path / "run", "--crop", 47)) == 2
+    assert "--crop is 47; it must be a multiple of 2" in capsys.readouterr().err
+
+
+def test_the_judge_learns_in_its_own_step_alone(tmp_path):
+    """And truth and result are judged by one network: its spectral norms stay as they are between the looks of a step."""
+    settings = train_autoencoder.AutoencoderSettings(
+        data=tmp_path, output=tmp_path, ch=32, ch_mult=(1, 2), num_res_blocks=(1, 1), n_embed=32, lpips=0.0, adversarial_from=0
+    )
+    trainer = train_autoencoder.AutoencoderTrainer(settings, torch.device("cpu"))
+    seen, real = [], trainer.judge.forward
+
+    def forward(images):
+        seen.append({name: value.clone() for name, value in trainer.judge.named_buffers()})
+        assert all(parameter.grad is None for parameter in trainer.judge.parameters())
+        return real(images)
+
+    trainer.judge.forward = forward
+    trainer.step(torch.rand(1, 3, 32, 32) * 2 - 1)
+    assert len(seen) == 3 and seen[0] and all(torch.equal(seen[0][name], look[name]) for look in seen for name in seen[0])

@@ -212,6 +212,8 @@ def test_distances_are_torchs():
     assert float(distance("mse", a, b).mean()) == pytest.approx(float(F.mse_loss(a, b)))
     assert float(distance("l1", a, b).mean()) == pytest.approx(float(F.l1_loss(a, b)))
     assert float(distance("charbonnier", a, b).mean()) == pytest.approx(float(F.l1_loss(a, b)), rel=1e-2)
+    with pytest.raises(ValueError, match="loss is 'huber'"):
+        distance("huber", a, b)
 
 
 def test_psnr_is_minus_the_mean_of_decibels():

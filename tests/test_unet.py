@@ -58,7 +58,7 @@ def test_constants_of_all_steps_change_nothing_but_the_number_of_operations(publ
         t = torch.tensor([0.0])
         with_them = operations(lambda: unet(data["x"], None, condition=condition, constants=steps[0]))
         without = operations(lambda: unet(data["x"], t, condition=condition))
-    assert with_them <= 460 and without - with_them > 100  # the published code has 1,210
+    assert with_them <= 440 and without - with_them > 100  # 432 and 533; the published code has 1,210
 
 
 def test_the_textbook_mask_would_be_far_off(published_model):

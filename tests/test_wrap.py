@@ -181,6 +181,10 @@ class TestRepeatedNoise:
         assert out[..., inner].std() > 1e-3
         torch.testing.assert_close(out[..., inner], out[..., later], atol=1e-5, rtol=0)
 
+    def test_noise_has_one_period(self, small_model):
+        with pytest.raises(rs.InputError, match="noise='periodic' .* wrap='x'.* Leave out one"):
+            rs.upscale(small_model(), torch.rand(1, 3, 16, 16), noise="periodic", wrap="x")
+
     def test_periodic_noise_is_shared_by_the_pictures_of_a_batch(self, small_model):
         frames = picture(16, 16).expand(2, -1, -1, -1)
         first, second = rs.upscale(small_model(), frames, noise="periodic", kappa=0.3)

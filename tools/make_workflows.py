@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import sys
@@ -232,8 +233,13 @@ def files() -> dict[Path, str]:
     return {FOLDER / f"{name}.json": make().json() for name, make in WORKFLOWS.items()}
 
 
-if __name__ == "__main__":
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     FOLDER.mkdir(exist_ok=True)
     for path, text in files().items():
         path.write_text(text, encoding="utf-8", newline="\n")
         print(path.relative_to(ROOT))
+
+
+if __name__ == "__main__":
+    main()

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
+from benchmarks.arguments import positive  # noqa: E402
 from training.degradation import bicubic  # noqa: E402
 from training.metrics import luma, psnr, texture  # noqa: E402
 from training.program import exit_status  # noqa: E402
@@ -66,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="builtin")
-    parser.add_argument("--pictures", type=int, default=8)
+    parser.add_argument("--pictures", type=positive, default=8)
     parser.add_argument("--side", type=int, default=96, help="of the low-resolution squares")
     args = parser.parse_args()
     model = rs.load_model(args.model)

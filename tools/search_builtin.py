@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import resshift_core as rs  # noqa: E402
 from benchmarks.fidelity import enlarge, gain  # noqa: E402
 from training import distributed, finetune  # noqa: E402
-from training.data import Crops, CropSettings, Positions, load_batches  # noqa: E402
+from training.data import Crops, CropSettings, Positions, collate, load_batches  # noqa: E402
 from training.dataset import prepare_data  # noqa: E402
 from training.degradation import bicubic, make_degradation  # noqa: E402
 from training.metrics import luma, psnr  # noqa: E402
 from training.program import exit_status  # noqa: E402
-from training.scan import find_images, scan  # noqa: E402
+from training.scan import DataError, find_images, scan  # noqa: E402
 from training.settings import SettingsError, parse, read_config  # noqa: E402
 from training.train_autoencoder import AutoencoderSettings, AutoencoderTrainer  # noqa: E402
 from training.validation import make_pairs  # noqa: E402
@@ -133,8 +133,7 @@ def seconds_per_update(trainer, data) -> float:
         if update == WARM_UP:
             started = time.process_time()
         batch = [next(numbers) for _ in range(trainer.settings.batch_size)]
-        crops = [data.crops[number] for number in batch]
-        trainer.step(batch, {key: torch.stack([crop[key] for crop in crops]) for key in crops[0]})
+        trainer.step(batch, collate([data.crops[number] for number in batch]))
     return (time.process_time() - started) / TIMED
 
 
@@ -257,6 +256,9 @@ def main() -> None:
     elif settings.one:
         train_one(settings, settings.one)
     else:
+        for split in ("train", "val"):
+            if not find_images(settings.data, split):
+                raise DataError(f"There is no picture of the split {split} in {settings.data}, which needs a MANIFEST.csv.")
         with ThreadPoolExecutor(settings.together) as pool:
             done = list(pool.map(lambda name: run_one(settings, name), settings.only or CANDIDATES))
         if not all(done):

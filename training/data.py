@@ -372,7 +372,7 @@ class Positions:
             iteration += 1
 
 
-def _collate(samples: list[dict]) -> dict[str, torch.Tensor]:
+def collate(samples: list[dict]) -> dict[str, torch.Tensor]:
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
@@ -390,7 +390,7 @@ def load_batches(crops: Dataset, positions: Positions, workers: int, pin: bool =
     if workers and hasattr(crops, "fill"):
         crops.fill(shared=START == "spawn")  # workers share what is decoded before they start
     loader = DataLoader(
-        crops, batch_sampler=positions, num_workers=workers, collate_fn=_collate, pin_memory=pin,
+        crops, batch_sampler=positions, num_workers=workers, collate_fn=collate, pin_memory=pin,
         prefetch_factor=4 if workers else None, multiprocessing_context=START if workers else None, worker_init_fn=_start_worker,
     )  # fmt: skip
     return _with_workers(positions, loader)

@@ -147,7 +147,7 @@ def make_student(start: Start, settings: DistillSettings) -> rs.ResShiftModel:
                 f"--trunk-blocks is {settings.trunk_blocks}; the teacher's trunk has {there}, so give 1 to {there}."
             )
         start.model = resize_trunk(start.model, settings.trunk_blocks)
-    start.retrain_schedule(settings)
+    start.apply(settings)
     start.model.config = replace(start.model.config, default_steps=1)
     return teacher
 

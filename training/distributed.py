@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from resshift_core.device import resolve_device
 from resshift_core.errors import InputError, brief
+from resshift_core.ranks import Rank
 
 LONGEST_WAIT = timedelta(hours=12)  # the first process decodes every picture of a folder, however large, before the start
 
@@ -64,9 +65,10 @@ def start(device: str = "auto") -> Processes:
     """Join the other processes, if torchrun's variables are set. device: "auto", "cuda", "cpu", "cuda:1", ...
 
     Raises:
-        InputError: there is no such device.
+        InputError: there is no such device, or the environment makes no sense.
     """
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    place = Rank.from_environment()
+    world = place.count
     where = _asked_for(device, world)
     if where.type == "meta":
         raise InputError("The device meta computes nothing. Choose cuda or cpu.")
@@ -75,7 +77,7 @@ def start(device: str = "auto") -> Processes:
             torch.cuda.set_device(where)  # or helpers of torch would take memory on the first GPU, too
         return Processes(0, 1, where)
     if where.type == "cuda":
-        where = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        where = torch.device("cuda", place.local)
         torch.cuda.set_device(where)
     backend = "nccl" if where.type == "cuda" and dist.is_nccl_available() else "gloo"  # Windows has no NCCL
     dist.init_process_group(backend, timeout=LONGEST_WAIT)

@@ -49,7 +49,7 @@ from resshift_core.device import is_out_of_memory
 from resshift_core.errors import brief
 from training import distributed
 from training.chain import Chain
-from training.data import Crops, Positions, default_workers, load_batches
+from training.data import Crops, Positions, collate, default_workers, load_batches
 from training.dataset import Data, degradation_of, prepare_data
 from training.distributed import Processes
 from training.interrupts import HALF_STEP, Interrupts, Stopped
@@ -331,7 +331,7 @@ class Run:
 def draw_contact_sheet(trainer: Trainer, crops: Crops, output: Path, count: int = 16) -> Path:
     """OUTPUT/contact_sheet.png: crops above what the network is given of them, four pairs in a row, white between pairs."""
     numbers = list(range(count))
-    batch = {name: torch.stack([crops[n][name] for n in numbers]) for name in crops[0]}
+    batch = collate([crops[n] for n in numbers])
     points = trainer.chain.draw(numbers, batch)
     small = torch.nn.functional.interpolate(points.lq, size=tuple(points.hr.shape[-2:]), mode="nearest")
     pairs = torch.cat([points.hr, small], 2).add(1).div(2)  # (B, 3, 2 H, W)
@@ -370,9 +370,7 @@ def train(settings: TrainSettings, start: Start, trainer: Trainer, data: Data) -
     current = Run(settings, start, trainer, data)
     resumed = current.resume()
     numbers = list(range(trainer.micro_batch))
-    said = fit_micro_batch(
-        trainer, numbers, {name: torch.stack([data.crops[n][name] for n in numbers]) for name in data.crops[0]}
-    )
+    said = fit_micro_batch(trainer, numbers, collate([data.crops[n] for n in numbers]))
     if trainer.processes.first:
         print(said)
         if resumed:
@@ -407,7 +405,7 @@ def run(settings: TrainSettings, processes: Processes) -> None:
     """
     settings, start = prepare(settings, processes)
     start.model = resize(start.model, settings)
-    start.retrain_schedule(settings)
+    start.apply(settings)
     if settings.eq8_weight and start.model.schedule.kappa == 0:
         raise SettingsError("--eq8-weight divides by kappa, and the model's is 0. Leave it out, or give --kappa.")
     if processes.first:

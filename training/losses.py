@@ -60,8 +60,10 @@ def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor, psnr_lim
         values = F.mse_loss(prediction, target, reduction="none")
     elif kind == "l1":
         values = F.l1_loss(prediction, target, reduction="none")
-    else:
+    elif kind == "charbonnier":
         values = ((prediction - target).square() + CHARBONNIER_EPS**2).sqrt()
+    else:
+        raise ValueError(f"loss is {kind!r}; known are mse, l1, charbonnier and psnr.")
     return values.flatten(1).mean(1)
 
 
@@ -119,6 +121,7 @@ class Discriminator(nn.Sequential):
             kernel = 4 if stride == 2 else 3  # a multiple of the stride: every pixel is seen equally often
             layers += [spectral_norm(nn.Conv2d(before, after, kernel, stride, 1)), nn.LeakyReLU(0.2)]
         super().__init__(*layers, nn.Conv2d(4 * width, 1, 3, padding=1))
+        self.eval()  # in training mode every look would move the spectral norms: see `advance`
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return super().forward(detail(images))

@@ -25,8 +25,6 @@ def _try(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -
             copies += 0.5 if "8bit" in trainer.settings.optimizer else 2
         reserve = [torch.empty(int(copies * p.numel()), dtype=p.dtype, device=p.device) for p in trainer.raw.parameters()]
         net, trainer.net = trainer.net, trainer.raw  # without the other processes: each finds out for itself
-        if trainer.judge is not None:
-            trainer.judge.eval()  # in training its spectral norm advances with every look, and resuming would not be exact
         try:
             chosen = slice(0, trainer.micro_batch)
             points = trainer.chain.draw(numbers[chosen], {name: value[chosen] for name, value in crops.items()})
@@ -36,8 +34,6 @@ def _try(trainer: Trainer, numbers: list[int], crops: dict[str, torch.Tensor]) -
                 loss.backward()
         finally:
             trainer.net = net
-            if trainer.judge is not None:
-                trainer.judge.train()
     except Exception as error:
         if not is_out_of_memory(error):
             raise

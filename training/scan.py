@@ -18,7 +18,7 @@ import torch
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from resshift_core.atomic_file import replace
+from resshift_core.atomic_file import atomic_path
 from resshift_core.cli.console import BREAKS, harmless
 from resshift_core.hidden import is_hidden
 
@@ -235,9 +235,9 @@ def _remember(memory: Path | None, pictures: list[Picture], **findings: tuple[st
     if memory is None:
         return
     memory.parent.mkdir(parents=True, exist_ok=True)
-    part = memory.with_name(f"{memory.name}.part")
-    part.write_text(json.dumps({**findings, "pictures": [asdict(picture) for picture in pictures]}, indent=1), encoding="utf-8")
-    replace(part, memory)
+    text = json.dumps({**findings, "pictures": [asdict(picture) for picture in pictures]}, indent=1)
+    with atomic_path(memory) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def scan(paths: Iterable[Path], smallest: int, memory: Path | None = None, quiet: bool = True) -> Scan:

@@ -8,6 +8,7 @@ import logging
 import math
 import types
 import typing
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
@@ -235,6 +236,25 @@ def parse(argv=None, doc: str = "", cls: type[TrainSettings] = TrainSettings) ->
     return settings
 
 
+# what fits, which NaN does not, and how it is said
+SHARE = (lambda value: 0 <= value <= 1), "lie between 0 and 1"
+POSITIVE = (lambda value: 0 < value < math.inf), "be above 0"
+NOT_NEGATIVE = (lambda value: 0 <= value < math.inf), "be 0 or a number above it"
+
+
+def check_ranges(settings, names: Iterable[str], kind: tuple[Callable[[float], bool], str]) -> None:
+    """Settings that are numbers, or None.
+
+    Raises:
+        SettingsError: the first value out of range.
+    """
+    fits, must = kind
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not fits(value):
+            raise SettingsError(f"--{name.replace('_', '-')} is {value}; it must {must}.")
+
+
 def check(settings: TrainSettings) -> None:
     """Ranges.
 
@@ -242,28 +262,17 @@ def check(settings: TrainSettings) -> None:
         SettingsError: the first value out of range.
     """
     shares = (
-        "last_step_share",
-        "rollout_share",
-        "final_rate",
-        "warmup_share",
-        "damaged_share",
-        "drawn_share",
-        "leaves_share",
-        "frame_share",
-        "rescale_share",
-        "ema",
-    )
-    for name in shares:
-        value = getattr(settings, name)
-        if value is not None and not 0 <= value <= 1:
-            raise SettingsError(f"--{name.replace('_', '-')} is {value}; it must lie between 0 and 1.")
+        "last_step_share", "rollout_share", "final_rate", "warmup_share", "damaged_share", "drawn_share", "leaves_share", "frame_share",
+        "rescale_share", "ema",
+    )  # fmt: skip
     positive = (
         "iterations", "batch_size", "micro_batch", "learning_rate", "crop", "validate_every", "save_every", "log_every", "psnr_limit",
     )  # fmt: skip
-    for name in positive:
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:  # nor NaN
-            raise SettingsError(f"--{name.replace('_', '-')} is {value}; it must be above 0.")
+    check_ranges(settings, shares, SHARE)
+    check_ranges(settings, positive, POSITIVE)
+    check_ranges(
+        settings, ("lpips", "spectrum", "adversarial", "clip", "weight_decay", "seed", "cache_mib", "workers"), NOT_NEGATIVE
+    )
     if not 0 < settings.min_rescale <= 1:
         raise SettingsError(f"--min-rescale is {settings.min_rescale}; it must be above 0 and at most 1.")
     if settings.degradation == "paired" and settings.pairs is None:
@@ -274,9 +283,6 @@ def check(settings: TrainSettings) -> None:
         )
     if settings.validation_pairs is not None and (settings.pairs is None or settings.validation is None):
         raise SettingsError("--validation-pairs holds the partners of --validation, beside --pairs. Give all three.")
-    for name in ("lpips", "spectrum", "adversarial", "clip", "weight_decay", "seed", "cache_mib", "workers"):
-        if not 0 <= (getattr(settings, name) or 0) < math.inf:  # nor NaN
-            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be 0 or a number above it.")
     if settings.seed >= 2**63:
         raise SettingsError(f"--seed is {settings.seed}; it must be below 2**63.")
     if settings.eq8_weight and settings.kappa == 0:

@@ -9,10 +9,10 @@ import torch
 
 import resshift_core as rs
 from resshift_core.checkpoint import load_autoencoder, resolve_path
+from resshift_core.checkpoint_file import sha256_of
 from resshift_core.limits import MAX_TEXT, check_model
 
 from .settings import SettingsError, TrainSettings, read_config
-from .state import sha256_of
 from .trainer import zero_init
 
 
@@ -27,8 +27,8 @@ class Start:
     def __post_init__(self):
         self.as_loaded = self.model.config
 
-    def retrain_schedule(self, settings: TrainSettings) -> None:
-        """Give the model the chain that the settings ask for, the output folder's name, and its licence.
+    def apply(self, settings: TrainSettings) -> None:
+        """Give the model what the settings ask for: the chain, what it predicts, its name (the output folder's), its licence.
 
         Raises:
             SettingsError: no file could hold these settings.
@@ -46,7 +46,7 @@ class Start:
         except ValueError as error:
             raise SettingsError(f"The model would have settings that no file may have: {error}.") from error
         self.model.config = config
-        self.model.schedule = rs.ShiftSchedule(config.steps, config.kappa, config.p, config.min_noise_level, config.sqrt_eta_T)
+        self.model.schedule = config.schedule()
 
 
 def new_model(values: dict, autoencoder: str | None = None) -> rs.ResShiftModel:
@@ -79,7 +79,7 @@ def _fill_autoencoder(model: rs.ResShiftModel, file: str | None) -> None:
             "The configuration's model works on the latents of a VQGAN, which must be trained beforehand: name its file with "
             "--autoencoder (training/train_autoencoder.py makes one)."
         )
-    config, state = load_autoencoder(resolve_path(file))
+    config, state = load_autoencoder(file)
     if config != model.config.autoencoder:
         raise SettingsError(f"{file} holds {config}, but the configuration asks for {model.config.autoencoder}.")
     model.autoencoder.load_state_dict(state)

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from resshift_core.atomic_file import replace
+from resshift_core.checkpoint_file import sha256_of
 
 log = logging.getLogger("resshift.training")
 
@@ -39,15 +40,6 @@ class _Hashing:
 
     def flush(self) -> None:
         self.file.flush()
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def saved(folder: Path) -> list[Path]:

@@ -21,8 +21,6 @@ if not __package__:  # run as a file: let it be the module that `python -m train
 
 import json
 import logging
-import math
-import os
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Literal
@@ -33,10 +31,11 @@ import tyro
 from tqdm import tqdm
 
 import resshift_core as rs
-from resshift_core.checkpoint import save_weights
+from resshift_core.checkpoint_file import save_weights
 from resshift_core.device import resolve_device, resolve_dtype
 from resshift_core.errors import brief
 from resshift_core.limits import check_settings
+from resshift_core.ranks import Rank
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
 from training.distributed import Processes
 from training.interrupts import HALF_STEP, Interrupts, Stopped
@@ -45,7 +44,7 @@ from training.metrics import psnr
 from training.program import GOES_ON, exit_status
 from training.report import Table, save_picture
 from training.scan import find_images, scan
-from training.settings import SettingsError, tell_changes, to_dict
+from training.settings import NOT_NEGATIVE, POSITIVE, SHARE, SettingsError, check_ranges, tell_changes, to_dict
 from training.sole import alone_in
 from training.state import load_state, save_state, saved
 from training.trainer import BAD_STEPS, NotFinite, load_moments, make_average
@@ -143,11 +142,14 @@ class AutoencoderTrainer:
             loss = loss + settings.lpips * parts["lpips"]
         adversarial = settings.adversarial if self.iteration >= settings.adversarial_from else 0.0
         if adversarial:
+            self.judge.advance()
+            self.judge.requires_grad_(False)  # it learns below
             with torch.no_grad():
                 truth = self.judge(image)
             loss = loss + adversarial * relativistic(self.judge(result), truth)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self.judge.requires_grad_(True)
         norm = torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         sound = bool(torch.isfinite(norm) & torch.isfinite(loss))
         if sound:
@@ -269,31 +271,21 @@ def run(settings: AutoencoderSettings) -> None:
     Raises:
         SettingsError, DataError, OfflineError: told as sentences.
     """
-    for name in ("iterations", "batch_size", "save_every", "n_embed", "ch", "z_channels", "embed_dim", "crop", "learning_rate"):
-        if not 0 < getattr(settings, name) < math.inf:
-            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be above 0.")
-    for name in ("lpips", "commitment", "adversarial", "adversarial_from", "cache_mib"):
-        if not 0 <= getattr(settings, name) < math.inf:  # nor NaN
-            raise SettingsError(f"--{name.replace('_', '-')} is {getattr(settings, name)}; it must be 0 or a number above it.")
-    if not 0 <= settings.ema <= 1:
-        raise SettingsError(f"--ema is {settings.ema}; it must lie between 0 and 1.")
+    sizes = ("iterations", "batch_size", "save_every", "n_embed", "ch", "z_channels", "embed_dim", "crop", "learning_rate")
+    check_ranges(settings, sizes, POSITIVE)
+    check_ranges(settings, ("lpips", "commitment", "adversarial", "adversarial_from", "cache_mib"), NOT_NEGATIVE)
+    check_ranges(settings, ("ema",), SHARE)
     if not 0 <= settings.seed < 2**63 or (settings.workers or 0) < 0:
         raise SettingsError("--seed and --workers must not be negative, and --seed is below 2**63.")
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if Rank.from_environment().count > 1:
         raise SettingsError("train_autoencoder.py runs in one process; start it without torchrun.")
-    try:
-        factor = settings.architecture.factor
-        multiple = factor if len(settings.ch_mult) == len(settings.num_res_blocks) else 0
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
     try:
         check_settings(settings.architecture)
     except ValueError as error:
         raise SettingsError(f"There is no such autoencoder: {error}.") from error
-    if not multiple or settings.crop % multiple:
-        raise SettingsError(
-            f"--ch-mult and --num-res-blocks need one number per level, and --crop ({settings.crop}) must be a multiple of {factor}."
-        )
+    factor = settings.architecture.factor
+    if settings.crop % factor:
+        raise SettingsError(f"--crop is {settings.crop}; it must be a multiple of {factor}, the pixels of a latent position.")
     if settings.adversarial and settings.crop < DETAIL_WINDOW:
         raise SettingsError(f"--crop is {settings.crop}; --adversarial needs {DETAIL_WINDOW} pixels at least.")
     if settings.resume != "auto" and saved(settings.output / "state"):

@@ -157,7 +157,7 @@ def run(settings: EstimatorSettings, processes: Processes) -> None:
         raise SettingsError(f"--repeats is {settings.repeats}; it must be at least 1.")
     settings, start = prepare(replace(settings, degradation=kind, learning_rate=rate), processes)
     start.model = model = add_estimator(start.model, CHANNELS)
-    start.retrain_schedule(settings)  # which it keeps; the name and the licence are this run's
+    start.apply(settings)
     data = prepare_data(settings, model, processes)
     estimator = model.unet.degradation.to(processes.device).train().requires_grad_(True)
     batches = Batches(settings, data.crops, model.scale, processes.device)

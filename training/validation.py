@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from .degradation import Degrade, random_for
 from .drawings import draw_hole
 from .metrics import lpips_distance, lpips_is_here, psnr, ssim
 from .scan import Picture, read_rgb
-
-log = logging.getLogger("resshift.training")
 
 NUMBERS_FROM = 10**9  # of held-out pictures, so that no crop of a run shares their random numbers
 SHOWN = 4  # pictures in a grid

@@ -1,5 +1,5 @@
 // What the drawings on the nodes show, as plain numbers: the schedule's curve and where tiles lie.
-// The same as schedule.py and tiles.py of resshift_core; tests/test_web.py compares them.
+// The same as schedule.py, tiles.py, arguments.py and wrap.py of resshift_core; tests/test_web.py compares them.
 
 /** sqrt(eta_t) for t = 1..T between the trained end points (eq. 10). */
 export function sqrtEta(steps, p, first, last) {

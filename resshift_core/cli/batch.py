@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..atomic_file import remove_leftovers
-from ..device import first_that_fits
+from ..device import PROCESSOR, first_that_fits
 from ..errors import InputError, ResShiftError
 from ..image_io import (
     MAX_PIXELS,
@@ -32,7 +32,9 @@ from ..image_io import (
     write_picture,
 )
 from ..model import ResShiftModel
-from ..pipeline import StepEvent, target_size, upscale
+from ..pipeline import upscale
+from ..progress import StepEvent
+from ..resize import target_size
 from ..sheet import compare_sheet
 from ..version import __version__
 from .console import Console, OutputError, Progress, write_out
@@ -125,19 +127,19 @@ class Batch:
                 progress.describe(f"[{number + 1}/{len(jobs)}] {Path(job.source.label).name}")
                 try:
                     loaded = reading.result()
-                    if loaded is None:
-                        progress.shrink(weights[number])
-                        self.report.add(ticket, _skipped(job))
-                        continue
-                    result, seconds = self._compute(job, loaded, progress, weights[number])
+                    made = loaded and self._compute(job, loaded, progress, weights[number])
                 except Exception as error:  # one picture must not cost the others
                     raise_if_stopped()
                     progress.shrink(weights[number])
                     self.report.add(ticket, _failure(job, error))
                     continue
+                if made is None:
+                    progress.shrink(weights[number])
+                    self.report.add(ticket, _skipped(job))
+                    continue
                 if writing is not None:
                     writing.result()  # at most one finished picture waits in memory
-                writing = writer.submit(self._write, ticket, job, loaded.picture, result, seconds)
+                writing = writer.submit(self._write, ticket, job, loaded.picture, *made)
             if writing is not None:
                 writing.result()
 
@@ -196,7 +198,7 @@ class Batch:
         if self.on_processor is None:
             result = run(self.model)
         else:
-            attempts = (lambda: run(self.model), ""), (lambda: run(self.on_processor()), "the processor")
+            attempts = (lambda: run(self.model), ""), (lambda: run(self.on_processor()), PROCESSOR)
             result = first_that_fits(attempts, self.model.device)
         return result[0], time.monotonic() - start
 

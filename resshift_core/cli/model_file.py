@@ -6,9 +6,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..checkpoint import CONFIG_KEY, PARTS, as_variant, refuse_variant, resolve_path
+from ..checkpoint import CONFIG_KEY, as_variant, check_parts, own_config, refuse_variant, resolve_path
 from ..checkpoint_file import read_file, sha256_of
-from ..detection import autoencoder_of, check_state, describe, find_variant, is_autoencoder, is_unet, unet_of
+from ..detection import autoencoder_of, describe, find_variant, is_autoencoder, is_unet, unet_of
 from ..errors import CheckpointError
 from ..model import ModelConfig
 from ..peek import peek_config, without_weights
@@ -58,8 +58,8 @@ def describe_file(asked: str, variant: str | None = None) -> ModelFile:
 def _recognised(path: Path, state, metadata, variant: str | None) -> tuple[str, str, str, dict]:
     """(kind, variant, why the variant is open, configuration)."""
     if CONFIG_KEY in metadata:
-        config = as_variant(peek_config(path), path, variant)
-        _check_own(config, state, path.name)
+        config = as_variant(own_config(metadata, path.name), path, variant)
+        check_parts(without_weights(config), state, path.name)
         return "model", config.variant, "", config.to_dict()
     if is_autoencoder(state):
         refuse_variant(path, variant)
@@ -73,17 +73,6 @@ def _recognised(path: Path, state, metadata, variant: str | None) -> tuple[str, 
         if variant:
             raise
         return "network", "", str(error), asdict(unet)
-
-
-def _check_own(config: ModelConfig, state, name: str) -> None:
-    """Compare both parts of a file of `save_model` with what its configuration describes."""
-    try:
-        model = without_weights(config)
-    except Exception as error:  # numbers that no network can have
-        raise CheckpointError(f"{name} carries a configuration that makes no sense ({error}). Get the file again.") from error
-    for part in PARTS:
-        own = {key[len(part) + 1 :]: value for key, value in state.items() if key.startswith(f"{part}.")}
-        check_state(getattr(model, part), own, name)
 
 
 def trained_schedule(asked: str) -> tuple[ShiftSchedule, int]:

@@ -17,19 +17,19 @@ from PIL import Image
 from ..arguments import NOISES
 from ..checkpoint import load_model
 from ..color import COLOR_FIXES
-from ..device import first_that_fits, resolve_device, resolve_dtype
+from ..device import PROCESSOR, first_that_fits, resolve_device, resolve_dtype
 from ..errors import InputError, ResShiftError
 from ..heap import kept_memory
 from ..image_io import MAX_PIXELS
 from ..model import ResShiftModel
 from ..pipeline import upscale as upscale_tensor
+from ..ranks import Rank
 from ..registry import REGISTRY
 from ..sampler import SAMPLERS
 from ..wrap import WRAPS
 from . import arguments as types
 from .batch import Batch, Chain, Handling, names_alike, seed_for
 from .console import Console
-from .ranks import Rank
 from .report import Record, Report
 from .sources import Job, Naming, find_sources, plan, split_earlier_outputs
 
@@ -233,7 +233,7 @@ def _load(args: argparse.Namespace, rank: Rank) -> ResShiftModel:
         device = resolve_device(rank.device(args.device))
         attempts = [(lambda: load(device), "")]
         if args.device == "auto":
-            attempts.append((lambda: load(torch.device("cpu")), "the processor"))
+            attempts.append((lambda: load(torch.device("cpu")), PROCESSOR))
         model = first_that_fits(attempts, device)
     except ResShiftError as error:
         raise InputError(str(error)) from error

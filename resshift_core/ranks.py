@@ -1,4 +1,4 @@
-"""Several processes for one list of pictures: started by torchrun, each takes every n-th picture, on a GPU of its own."""
+"""Several processes started by torchrun, each on a GPU of its own; of one list of pictures, each takes every n-th."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
 
-from ..errors import InputError
+from .errors import InputError
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=7)  # that a process waits for the others at the end
