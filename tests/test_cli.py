@@ -27,12 +27,13 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 import resshift_core as rs
-from resshift_core import registry
-from resshift_core.cli import batch, main
+from resshift_core import registry, sheet
+from resshift_core.cli import batch, doctor, main
 from resshift_core.cli import upscale as upscale_module
 from resshift_core.cli.console import Console
 from resshift_core.cli.stop import raise_if_stopped
 from resshift_core.hidden import is_hidden
+from resshift_core.image_io import Picture
 
 from . import standin
 from .test_image_io import MAKE, SRGB, colours, exif_block, png_texts, saved
@@ -914,6 +915,14 @@ class TestCompare:
         (left,), (right,) = self.panels(sheet, before), self.panels(sheet, inside)
         assert left[0] == right[0] and left[1] < right[1]
 
+    def test_what_is_transparent_has_no_details(self, folder):
+        """What lies under it is not seen, however rich it is."""
+        pixels = np.full((200, 400, 4), 90, np.uint8)
+        pixels[:, :150, :3], pixels[:, :150, 3] = colours(200, 150), 0
+        pixels[:, 300:, :3], pixels[..., 150:, 3] = colours(200, 100) // 4, 255
+        places = sheet._detailed_boxes(Picture(pixels, "RGBA", "PNG"), (1600, 800))
+        assert all(box.left + box.width > 1200 for box in places)
+
     @pytest.mark.parametrize(
         "mode, size", [("RGBA", (20, 18)), ("LA", (150, 15)), ("L", (1, 1)), ("RGB", (3, 150)), ("I;16", (9, 9))]
     )
@@ -1279,6 +1288,12 @@ class TestModels:
             out, err = capsys.readouterr()
             assert name in err and not out and "Traceback" not in err
 
+    def test_info_of_a_model_that_lacks_weights(self, folder, capsys):
+        config = json.dumps(standin.small_model().config.to_dict())
+        save_file({"unet.x": torch.zeros(1)}, "half.safetensors", metadata={"resshift_config": config})
+        assert main(["info", "half.safetensors"]) == 1
+        assert "half.safetensors does not fit its architecture" in capsys.readouterr().err
+
     def test_convert(self, folder, capsys):
         unet = standin.standin_unet(rs.UNetConfig(model_channels=32, swin_channels=32, channel_mult=(1, 1), image_size=16))
         torch.save({f"module.{key}": value.half() for key, value in unet.state_dict().items()}, "net.pth")
@@ -1289,6 +1304,9 @@ class TestModels:
         assert main(["convert", "net.pth", "out/net.safetensors"]) == 2
         assert "already there" in capsys.readouterr().err
         assert main(["convert", "net.pth", "out/net.safetensors", "--variant", "sinsr_x4_s1", "--overwrite"]) == 0
+        capsys.readouterr()
+        assert main(["info", "out/net.safetensors", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["variant"] == "sinsr_x4_s1"
 
 
 class TestSchedule:
@@ -1387,6 +1405,31 @@ class TestDoctor:
         monkeypatch.setattr(torch, "from_numpy", unavailable)
         main(["doctor", "--model", str(model_file), "--device", "cpu"])
         assert f'cannot work with numpy {np.__version__}. Run: pip install "numpy<2"' in capsys.readouterr().out
+
+    def test_what_is_wrong_is_said_with_its_remedy(self, folder, model_file, monkeypatch, capsys):
+        monkeypatch.setattr(doctor, "pickles_are_safe", lambda: False)
+        monkeypatch.setattr(doctor, "free_bytes", lambda device: 10**9)
+        monkeypatch.setattr(
+            doctor, "shutil", SimpleNamespace(which=str, disk_usage=lambda place: SimpleNamespace(free=5 * 10**8))
+        )
+        monkeypatch.setattr(torch.version, "cuda", None)
+        monkeypatch.setattr(os, "cpu_count", lambda: 4)
+        assert main(["doctor", "--model", str(model_file), "--device", "cpu"]) == 0
+        told = [line[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("! ")]
+        for words in (
+            "cannot open .pth files safely", "Only 500.0 MB are free where models go", "Only 1.0 GB of memory are free on cpu",
+            "torch uses one thread only", "this torch was built without CUDA",
+        ):  # fmt: skip
+            assert any(words in line for line in told), words
+        monkeypatch.setattr(doctor, "can_be_written", lambda place: False)
+        main(["doctor", "--model", str(model_file), "--device", "cpu"])
+        assert "Set RESSHIFT_MODELS_DIR to another folder" in capsys.readouterr().out
+        monkeypatch.setenv("RESSHIFT_MODELS_DIR", "~nobody-of-that-name/x")
+        main(["doctor", "--model", str(model_file), "--device", "cpu"])
+        assert "! This user has no home folder" in capsys.readouterr().out
+
+    def test_a_model_that_fills_holes(self, folder, inpainter):
+        assert main(["doctor", "--model", str(inpainter), "--device", "cpu"]) == 0
 
     def test_a_device_that_is_not_there(self, folder, model_file, capsys):
         assert main(["doctor", "--model", str(model_file), "--device", "cuda:77"]) == 1

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 import resshift_core as rs
 from resshift_core import detection, registry
@@ -31,6 +32,7 @@ from resshift_core.detection import (
     variant_from_name,
 )
 from resshift_core.errors import VariantOpen
+from resshift_core.peek import peek_config
 
 from .reference.standin_weights import is_buffer
 from .standin import PARTS, REFERENCE, UNETS, VQGANS, manifest
@@ -305,6 +307,14 @@ def test_the_order_of_what_is_believed(path, monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "resshift"):
         assert find(path, "realsr_x4_s15", {"variant": "sinsr_x4_s1"}) == "realsr_x4_s15"
     assert "says that it is sinsr_x4_s1; it is used as realsr_x4_s15, as asked" in caplog.text
+
+
+def test_a_glance_believes_a_file_before_its_name(tmp_path):
+    """What a host's page is told of a file is what loading it will say."""
+    path = tmp_path / "realsr_x4_s15.safetensors"
+    save_file({"a": torch.zeros(1)}, path, metadata={"variant": "realsr_x2_s4"})
+    config = peek_config(path)
+    assert (config.variant, config.scale, config.steps) == ("realsr_x2_s4", 2, 4)
 
 
 def test_the_person_agrees_with_the_file(path, caplog):

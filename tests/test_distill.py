@@ -70,6 +70,15 @@ def test_the_losses_are_sinsrs():
     assert float(parts["consistency"]) == pytest.approx(float((points.y0 - points.x0).square().mean()), rel=1e-4)
 
 
+def test_nothing_is_learned_through_the_start_that_the_student_assigns_to_the_truth():
+    teacher, chain, points = setting()
+    objective, asked = losses(chain, teacher, inverse=0), []
+    ask = objective.ask
+    objective.ask = lambda net, points, x, t: asked.append((torch.is_grad_enabled(), x.requires_grad)) or ask(net, points, x, t)
+    objective(chain.model.unet.requires_grad_(True), points)
+    assert asked == [(True, False), (False, False), (True, False)]
+
+
 def test_a_student_runs_in_one_step_and_comes_near_its_teacher(tmp_path):
     data, model = make_pictures(tmp_path / "pictures"), save_tiny_model(tmp_path / "teacher.safetensors", kappa=0.5)
     words = ("--iterations", 60, "--learning-rate", 3e-3, "--consistency", 0, "--inverse", 0.1)

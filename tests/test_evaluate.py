@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import resshift_core as rs
 from training import evaluate
 from training.metrics import lpips_distance, luma, psnr, ssim, texture
 
+from . import standin
 from .training_run import make_pictures, save_tiny_model
 
 
@@ -136,6 +138,14 @@ def test_what_is_measured_is_kept(place, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "load_other", lambda *_: evaluate.Candidate("other", "", "", "", short))
     assert evaluate.main(words(*more, "--others", "other.pth")) == 1
     assert [row["model"] for row in table(tmp_path / "out")] == ["bicubic", "tiny", "student"]
+
+
+def test_the_seed_is_that_of_the_noise():
+    model, image = standin.small_model(), torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    for seed in (0, 1):
+        settings = evaluate.EvaluationSettings(Path(), seed=seed)
+        (candidate,) = evaluate._own_candidates(settings, model, "small")
+        assert torch.equal(candidate.upscale(image), rs.upscale(model, image, seed=seed))
 
 
 def test_an_exact_picture_does_not_make_the_mean_infinite():

@@ -230,6 +230,19 @@ class TestDepth:
         assert np.allclose(picture.pixels.ravel(), values / white, atol=1e-6)
         assert f"It has {bits} bits a pixel, read as 0 to {white:g}" in picture.notes[0]
 
+    def test_numbers_with_a_sign_in_the_order_of_a_mac(self):
+        """Pillow calls them I;16BS, not I;16S."""
+        tags = [(256, 6), (257, 5), (258, 16), (262, 1), (277, 1), (339, 2), (278, 5), (273, 8 + 2 + 12 * 9 + 4), (279, 60)]
+        entries = b"".join(struct.pack(">HHIHH", tag, 3, 1, value, 0) for tag, value in sorted(tags))
+        values = np.linspace(0, 32767, 30).astype(">i2")
+        data = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + bytes(4) + values.tobytes()
+        assert np.allclose(read_picture(data).pixels.ravel(), values / 32767, atol=1e-6)
+
+    def test_a_transparent_grey_of_sixteen_bits_is_missed_aloud(self):
+        rows, transparent = b"\0" + struct.pack(">HH", 258, 65535), struct.pack(">H", 258)
+        picture = read_picture(png(2, 1, 16, 0, rows, transparent=transparent))
+        assert picture.mode == "L" and picture.notes[1] == "Its transparent grey is not kept."
+
     def test_twelve_bits(self):
         picture = read_picture(tiff([], 2, 1, 12, bytes([0xFF, 0xF8, 0x00])))  # 4095 and 2048, three bytes for both
         assert np.allclose(picture.pixels.ravel(), [1, 2048 / 4095]) and "12 bits" in picture.notes[0]
@@ -295,6 +308,12 @@ class TestColour:
         buffer = io.BytesIO()
         assert write_picture(Image.fromarray(colours(64, 64)), buffer, format, picture) == ()
         assert Image.open(buffer).info["icc_profile"] == SRGB
+
+    def test_a_profile_of_pictures_that_are_stored_in_luma_and_chroma_is_kept(self):
+        data = saved(Image.new("YCbCr", (8, 8), (90, 100, 200)), "TIFF", icc_profile=SRGB)
+        assert Image.open(io.BytesIO(data)).mode == "YCbCr"
+        picture = read_picture(data)
+        assert picture.mode == "RGB" and picture.icc == SRGB and picture.notes == ()
 
     @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
     @pytest.mark.parametrize("mode", ["L", "LA"])
@@ -425,7 +444,7 @@ class TestExif:
     def test_damaged_exif_does_not_cost_the_picture(self):
         data = saved(Image.fromarray(colours(16, 16)), "JPEG", exif=b"Exif\0\0" + b"MM\0*" + b"\xff" * 40)
         picture = read_picture(data)
-        assert picture.size == (16, 16)
+        assert picture.size == (16, 16) and picture.exif == b""
 
     def test_too_long_for_jpeg(self):
         picture = read_picture(saved(Image.fromarray(colours(16, 16)), exif=exif_block(1, t37500=b"x" * 70000)))
@@ -433,6 +452,16 @@ class TestExif:
         buffer = io.BytesIO()
         notes = write_picture(Image.fromarray(colours(16, 16)), buffer, "JPEG", picture)
         assert "too long for JPEG" in notes[0] and not Image.open(buffer).getexif()
+
+    def test_at_the_limit_of_jpeg_the_block_is_lost_and_not_the_picture(self):
+        exif, kept = Image.Exif(), []
+        for length in range(65470, 65490):
+            exif[37500] = b"x" * length
+            buffer = io.BytesIO()
+            notes = write_picture(Image.new("L", (8, 8)), buffer, "JPEG", Picture(colours(), "L", "", exif=exif.tobytes()))
+            kept.append(bool(Image.open(buffer).getexif()))
+            assert kept[-1] != any("too long for JPEG" in note for note in notes)
+        assert kept[0] and not kept[-1]
 
 
 # ---------------------------------------------------------------------------------------------------- odd and bad files
@@ -602,6 +631,12 @@ class TestWriting:
         source.add_text("bomb", "0" * (1 << 26), zip=True)
         with pytest.raises(rs.InputError, match="cannot be read"):
             read_picture(saved(Image.fromarray(colours()), pnginfo=source))
+
+    def test_texts_longer_than_any_workflow_are_refused(self):
+        """By our own limit: Pillow itself stops at 64 MiB, after it has unpacked them."""
+        bomb = b"bomb\0\0" + zlib.compress(bytes(33 << 20))
+        with pytest.raises(rs.InputError, match="(?i)decompressed data too large"):
+            read_picture(png(1, 1, 8, 0, b"\0\0", after=bomb))
 
     def test_what_the_numbers_of_a_png_mean_is_kept(self, tmp_path):
         """Gamma 1 and wide primaries; with a profile, which says more, neither."""

@@ -241,6 +241,11 @@ class TestLoader:
         assert types["autoencoder"][0][-1] == "vae/vq.pth"
         assert host.part("nodes.folders").locate("vae/vq.pth") == host.vae_folder / "vq.pth"
 
+    def test_a_published_autoencoder_in_the_vae_folder_is_not_fetched_again(self, host):
+        path = host.vae_folder / REGISTRY["vq_f4"].file
+        path.write_bytes(b"x")
+        assert host.part("resshift_core.registry").REGISTRY["vq_f4"].find() == path
+
     def test_a_folder_of_ours_may_be_called_vae(self, host):
         folders = host.part("nodes.folders")
         path = folders.download_folder() / "vae" / "mine.safetensors"
@@ -404,6 +409,23 @@ class TestLoader:
             with pytest.raises(NotFound):
                 ask(path)
         assert len(resolved) == 1
+
+    def test_a_request_gets_nothing_from_outside_the_served_folder(self, host, tmp_path, monkeypatch):
+        web = types.SimpleNamespace(HTTPNotFound=LookupError, FileResponse=lambda path: path)
+        monkeypatch.setitem(sys.modules, "aiohttp", types.SimpleNamespace(web=web))
+        served = tmp_path / "web" / "sub"
+        served.mkdir(parents=True)
+        for path in (served / "x.js", tmp_path / "secret.js", tmp_path / "web2.js"):
+            path.write_text("")
+        serve = importlib.import_module(f"{host.pack.__name__}.nodes.routes")._files_of(tmp_path / "web")
+
+        def ask(path):
+            return asyncio.run(serve(types.SimpleNamespace(match_info={"path": path})))
+
+        assert ask("sub/x.js") == served / "x.js"
+        for path in ("../secret.js", "sub/../../secret.js", "../web2.js", "sub", "."):
+            with pytest.raises(LookupError):
+                ask(path)
 
     def test_text_on_a_node_is_no_markup(self, host):
         """Pages of 2025 put it into the page as it is."""
@@ -885,6 +907,13 @@ class TestFacts:
         schedule = rs.ShiftSchedule(15, 2.0, 0.3, 0.04)
         assert (facts["trained_steps"], facts["scale"], facts["multiple"]) == (15, 4, 64)
         assert facts["sqrt_eta_1"] == pytest.approx(schedule.sqrt_eta[0]) and facts["sqrt_eta_T"] == 0.99
+
+    def test_a_student_runs_in_fewer_steps_than_it_was_trained_with(self, host):
+        describe = importlib.import_module(f"{host.pack.__name__}.nodes.facts").describe
+        facts = describe("sinsr_x4_s1")
+        assert (facts["steps"], facts["trained_steps"]) == (1, 15)
+        built_in = describe("builtin")  # padded no further than its network needs
+        assert built_in["padding"] < built_in["multiple"]
 
     def test_memory_is_what_the_model_says(self, host):
         model = standin.small_model()

@@ -214,6 +214,12 @@ class TestNames:
         out, _ = capsys.readouterr()
         assert "\x1b" not in out and "?[2J?]0;owned?" in out
 
+    def test_nor_by_a_single_letter_that_begins_a_command(self, tmp_path, capsys):
+        """What ESC [ begins, one letter beyond ASCII begins as well."""
+        path = rs.save_model(standin.small_model(), tmp_path / "m.safetensors", {"note": "\x9b2J\x9d0;owned\x9c"})
+        assert main(["info", str(path)]) == 0
+        assert "?2J?0;owned?" in capsys.readouterr().out
+
     def test_a_line_break_in_a_name_makes_no_line(self, tmp_path, capsys):
         assert main(["info", str(tmp_path / "a\nerror: b.pth")]) == 1
         assert len(capsys.readouterr().err.splitlines()) == 1

@@ -117,6 +117,15 @@ def test_a_step_in_which_nothing_changes_has_no_weight():
     assert np.isfinite(weights[1:]).all() and (weights == 0).any()
 
 
+def test_a_chain_of_one_step_has_a_weight():
+    """`--eq8-weight` of a model that was trained with one step."""
+    assert np.isfinite(rs.ShiftSchedule(1).loss_weight()).all()
+
+
+def test_without_noise_the_curve_begins_where_it_would_with_little():
+    assert rs.ShiftSchedule(4, 0.0).sqrt_eta[0] == rs.ShiftSchedule(4, 0.5).sqrt_eta[0] == 0.04
+
+
 def test_input_scale():
     s = rs.ShiftSchedule(4, 2.0, 0.3, 0.2)
     assert s.input_scale(4) == pytest.approx(1 / math.sqrt(1 + 4 * 0.9801))

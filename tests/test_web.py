@@ -409,6 +409,23 @@ class TestPage:
         drawn = "graph.nodes[0].panels.resshift_curve.words.includes('as trained')"
         assert self.run(script, f"[...counts, asked.length > before, {drawn}]") == [1, 2, True, True]
 
+    def test_a_files_name_may_have_any_letters(self):
+        script = """
+          const loader = place('LoadResShiftModel', { model: 'a&b #1+2.safetensors' })
+          graph.links.set(1, { origin_id: loader.id, origin_slot: 0 })
+          place('ResShiftUpscaleImage', { steps: 0, kappa: 0, p: 0 }, [{ name: 'model', link: 1 }])
+        """
+        assert self.run(script, "await tick() ?? asked") == ["/resshift/model?name=a%26b%20%231%2B2.safetensors"]
+
+    def test_after_undo_the_slider_shows_what_the_last_run_gave(self):
+        """The node is a new one then, and nothing is executed."""
+        script = f"""
+          const slider = {self.TILED}.panels.resshift_compare, before = slider.hidden
+          window.comfyAPI.app.app.nodeOutputs['1'] = {{ resshift_compare: [JSON.stringify({self.PAIR})] }}; await tick()
+        """
+        expression = "[before, slider.hidden, slider.children.map((one) => one.src ?? '').join().match(/filename=./g)]"
+        assert self.run(script, expression) == [True, False, ["filename=b", "filename=a"]]
+
     def test_only_a_loaded_picture_has_a_size_that_is_known(self):
         script = f"""
           {self.FACTS}; const node = {self.TILED}

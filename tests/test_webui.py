@@ -95,6 +95,15 @@ class TestScript:
         host.load()
         assert (entry_names(host), {word: len(calls) for word, calls in host.callbacks.items()}) == once
 
+    def test_unloaded_it_leaves_the_hosts_own_script_as_it_was(self, host, monkeypatch):
+        script = type("Watched", (UpscaleScript,), {})
+        data, before = [SimpleNamespace(script_class=script)], script.process
+        monkeypatch.setattr(host.modules["modules.scripts"], "postprocessing_scripts_data", data, raising=False)
+        host.call("app_started", None, SimpleNamespace(routes=[]))
+        assert script.process is not before
+        host.call("script_unloaded")
+        assert script.process is before
+
     def test_loads_with_the_root_on_the_path_only_meanwhile(self, tmp_path):
         """As A1111 does it; afterwards the folder is gone from sys.path, and a run must still work."""
         code = f"""
@@ -570,6 +579,12 @@ class TestExtras:
         host.set(seed=0)
         third = host.extras(picture(), BUILTIN).image
         assert not np.array_equal(first, second) and np.array_equal(first, third)
+
+    def test_another_number_format_gives_a_new_picture(self, host, counted):
+        for runs, dtype in ((1, "fp32"), (2, "bf16"), (2, "bf16")):
+            host.set(dtype=dtype)
+            host.extras(picture(), BUILTIN)
+            assert counted == [runs]
 
     @pytest.mark.parametrize("before", [False, True])
     def test_where_the_accordion_is_switched_off(self, host, monkeypatch, before):
