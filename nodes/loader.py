@@ -28,7 +28,7 @@ PAUSE = 0.2  # seconds between two texts on a node
 def _fetch(name: str, with_autoencoder: bool, node_id: str | None) -> None:
     """Download what is missing of a model of the registry into ComfyUI's folder; the bar and the text show on the node."""
     bar, licence = comfy.utils.ProgressBar(1), REGISTRY[name].licence
-    shown = -math.inf
+    shown, licences = -math.inf, []
 
     def note(done: int, total: int | None) -> None:
         nonlocal shown
@@ -41,12 +41,17 @@ def _fetch(name: str, with_autoencoder: bool, node_id: str | None) -> None:
 
     def tell_licence(entry: Entry) -> bool:
         log.warning("%s is downloaded from %s. Its licence: %s.", entry.name, entry.url, entry.licence)
-        show_text(node_id, f"{entry.name}: {entry.licence}")
+        licences.append(f"{entry.name}: {entry.licence}")
+        show_text(node_id, "; ".join(licences))  # one line is all that a node has
         return True
 
-    download_missing(
-        name, with_autoencoder=with_autoencoder, on_progress=note, confirm=tell_licence, folder=download_folder()
-    )  # fmt: skip
+    try:
+        download_missing(
+            name, with_autoencoder=with_autoencoder, on_progress=note, confirm=tell_licence, folder=download_folder()
+        )  # fmt: skip
+    except rs.DownloadError:
+        show_text(node_id, f"{name} could not be downloaded.")
+        raise
     show_text(node_id, f"{name} has been downloaded.")
 
 

@@ -258,6 +258,7 @@ class TestLoader:
         def download(name, *, with_autoencoder, on_progress, confirm, folder):
             asked.update(name=name, with_autoencoder=with_autoencoder, folder=folder)
             assert confirm(core.registry.REGISTRY[name])
+            assert confirm(core.registry.REGISTRY["vq_f4"])  # a node has one line: both licences stand in it
             on_progress(10_000_000, 478_000_000)
             raise core.DownloadError("no network in a test")
 
@@ -267,7 +268,9 @@ class TestLoader:
         assert asked == {"name": "realsr_x4_s4", "with_autoencoder": True, "folder": host.base / "models" / "resshift"}
         assert host.texts == [
             "realsr_x4_s4: S-Lab License 1.0 (non-commercial)",
+            "realsr_x4_s4: S-Lab License 1.0 (non-commercial); vq_f4: S-Lab License 1.0 (non-commercial)",
             "Downloading realsr_x4_s4 (S-Lab License 1.0 (non-commercial)): 10 of 478 MB",
+            "realsr_x4_s4 could not be downloaded.",
         ]  # fmt: skip
         assert host.progress[-1][:2] == (10_000_000, 478_000_000)
 

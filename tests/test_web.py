@@ -397,6 +397,50 @@ class TestPage:
         """
         assert self.run(script, "[seen, Object.keys(store.nodePreviewImages)]") == [[[884, 650], [884, 650]], []]
 
+    RUNNING = f"""
+      const node = {TILED}, save = () => {{ const o = {{ size: node.size }}; node.onSerialize(o); return o.size[1] }}
+      const pair = (name) => ({{ resshift_compare: [JSON.stringify({PAIR}).replace('"a"', `"${{name}}"`)] }})
+      const preview = () => {{ node.widgets.push({{ name: '$$canvas-image-preview' }}); node.setSize([330, node.size[1] + 248]) }}
+    """
+
+    def test_the_height_is_the_same_after_many_short_runs(self):
+        """What the next run's previews take, within two seconds of the last, is not the slider's."""
+        script = f"""
+          {self.RUNNING}; node.setSize([330, 800]); const seen = []
+          for (let run = 0; run < 4; run++) {{
+            heard.execution_start(); preview(); await tick()
+            seen.push(save()); node.onExecuted(pair(run)); await tick(); seen.push(save())
+          }}
+        """
+        assert self.run(script, "seen") == [800] * 8
+
+    @pytest.mark.parametrize("kind", ["execution_error", "execution_interrupted"])
+    def test_what_a_run_without_end_has_shown_goes(self, kind):
+        script = f"""
+          {self.RUNNING}; node.onExecuted(pair('a')); await tick(); const before = save()
+          heard.execution_start(); preview(); heard.{kind}(); await tick()
+        """
+        assert self.run(script, "[before, save(), node.widgets.filter((one) => one.name.startsWith('$$')).length]") == [600, 600, 0]
+
+    def test_a_pair_that_comes_back_takes_the_preview_away(self):
+        """Deleted during the run, and brought back by Undo after it."""
+        script = f"""
+          {self.RUNNING}; heard.execution_start(); preview(); heard.execution_success(); await tick()
+          window.comfyAPI.app.app.nodeOutputs['1'] = pair('b'); await tick()
+        """
+        assert self.run(script, "[save(), node.widgets.filter((one) => one.name.startsWith('$$')).length]") == [600, 0]
+
+    def test_collapsed_nodes_keep_the_height_that_they_have_expanded(self):
+        """Nodes 2.0 gives them none meanwhile."""
+        script = f"""
+          {self.RUNNING}; node.setSize([330, 700]); node.flags = {{}}; node.onExecuted(pair('a')); await tick()
+          const high = node.size[1]; node.flags.collapsed = true; node.size = [225, 0]; await tick(); const seen = [save()]
+          node.flags.collapsed = false; node.size = [330, high]; await tick(); seen.push(save())
+          const other = {self.TILED}; other.flags = {{ collapsed: true }}; other.onExecuted(pair('b')); seen.push(other.size[1])
+          other.flags.collapsed = false; await tick(); seen.push(other.size[1])
+        """
+        assert self.run(script, "seen") == [0, 700, 600, 834]
+
     def test_a_model_that_is_not_there_is_asked_for_once_until_r_is_pressed(self):
         script = f"""
           place('ResShiftUpscaleImage', {{ steps: 0, kappa: 0, p: 0 }})

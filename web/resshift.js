@@ -14,6 +14,7 @@ const EXAMPLE = [960, 540] // pixels of a picture that is not known yet
 const AROUND = [24, 4] // pixels of a node's width and of a panel's height that the slider does not get
 const PAUSE_MS = 300
 const LATE_MS = 2000
+const PREVIEW = '$$canvas-image-preview' // the widget of live previews in the canvas renderer
 const AGAIN_MS = 10000 // until what could not be fetched is tried again
 
 const app = window.comfyAPI.app.app
@@ -159,6 +160,7 @@ function refresh() {
     try {
       putPanelsBack(node)
       showLastPair(node)
+      node.resshiftExpanded?.()
       node.resshiftSettle?.()
       const now = signature(node)
       if (now === node.resshiftDrawn) continue
@@ -244,16 +246,20 @@ function addSlider(node) {
   const resize = addPanel(node, 'resshift_compare', slider.element, 0)
   let grown = 0 // by how much the slider has made the node higher
   let settled = 0 // until when (ms) the page may still make it higher: Nodes 2.0 lays widgets out in its own way
+  let waiting // height of a slider that came while the node was collapsed, which has no height of its own then
   const make = (height) => {
     resize(height)
+    waiting = node.flags?.collapsed ? height : undefined
+    if (waiting !== undefined) return
     const [width, without] = [node.size[0], node.size[1] - grown]
     const [wide, high] = node.computeSize()
     grown = height ? Math.max(0, high - without) : 0
     node.setSize([Math.max(width, wide), without + grown])
     node.setDirtyCanvas?.(true, true)
     settled = height ? Date.now() + LATE_MS : 0
-    node.resshiftSettle = () => {
-      if (Date.now() < settled) grown = Math.max(0, node.size[1] - without)
+    node.resshiftSettle = (last = false) => {
+      if (Date.now() < settled && !node.flags?.collapsed && !hasPreview(node)) grown = Math.max(0, node.size[1] - without)
+      if (last) settled = 0
     }
   }
   const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
@@ -269,7 +275,11 @@ function addSlider(node) {
   node.onSerialize = function (saved) {
     serialize?.apply(this, arguments)
     node.resshiftSettle?.()
-    if (grown) saved.size = [saved.size[0], saved.size[1] - grown] // who opens it has no slider yet
+    const high = (hasPreview(node) && heights.get(node)) || saved.size[1]
+    if (high > grown) saved.size = [saved.size[0], high - grown] // who opens it has neither preview nor slider yet
+  }
+  node.resshiftExpanded = () => {
+    if (waiting !== undefined && !node.flags?.collapsed) make(waiting)
   }
   forwardMouse(slider.element)
 }
@@ -286,19 +296,28 @@ function pairOf(output) {
 /** After Undo, another tab and back, or a run that had nothing to do: the page still knows what the last run gave. */
 function showLastPair(node) {
   const pair = pairOf(app.nodeOutputs?.[locator(node)])
-  if (pair && pair.before.filename !== node.resshiftPair) node.resshiftShow?.(pair)
+  if (!pair || pair.before.filename === node.resshiftPair || !node.resshiftShow) return
+  if (!running) forgetPreview(node)
+  node.resshiftShow(pair)
 }
 
 const heights = new WeakMap() // node -> its height before the run
+let running = false // whether ComfyUI computes something for this page
 
 /** Nodes 2.0 keeps live previews in a store of its own, and has no call for packs to take one away. */
 function previewStore() {
   return document.querySelector('#vue-app')?.__vue_app__?.config.globalProperties.$pinia?._s?.get('nodeOutput')
 }
 
+/** Whether a live preview makes the node higher than it is. */
+function hasPreview(node) {
+  const inCanvas = node.imgs || node.widgets?.some((widget) => widget.name === PREVIEW)
+  return Boolean(inCanvas || previewStore()?.nodePreviewImages?.[locator(node)])
+}
+
 /** The slider takes the place of the last live preview, which ComfyUI would keep below it. */
 function forgetPreview(node) {
-  const preview = node.widgets?.findIndex((widget) => widget.name === '$$canvas-image-preview') ?? -1
+  const preview = node.widgets?.findIndex((widget) => widget.name === PREVIEW) ?? -1
   const store = previewStore()
   const held = preview >= 0 || store?.nodePreviewImages?.[locator(node)]
   if (preview >= 0) {
@@ -347,6 +366,12 @@ function forgetLatePreviews() {
   }
 }
 
+/** A run that came to no end: below a slider, its last preview would be taken for the slider's picture. */
+function forgetUnfinished() {
+  running = false
+  for (const node of shown) if (node.resshiftPair) forgetPreview(node)
+}
+
 function listen(node) {
   const before = node.onExecuted
   node.onExecuted = function (output) {
@@ -367,9 +392,15 @@ app.registerExtension({
     setInterval(forgetLatePreviews, PAUSE_MS)
     api.addEventListener('executing', forgetOldText)
     api.addEventListener('execution_start', () => {
+      running = true
       finished.clear()
-      for (const node of shown) heights.set(node, node.size[1])
+      for (const node of shown) {
+        node.resshiftSettle?.(true) // or the next live preview would count as the slider's
+        heights.set(node, node.size[1])
+      }
     })
+    api.addEventListener('execution_success', () => (running = false))
+    for (const kind of ['execution_error', 'execution_interrupted']) api.addEventListener(kind, forgetUnfinished)
   },
   refreshComboInNodes() {
     facts.clear() // R: files may have come, gone or changed
