@@ -397,6 +397,11 @@ class TestPage:
         """
         assert self.run(script, "[seen, Object.keys(store.nodePreviewImages)]") == [[[884, 650], [884, 650]], []]
 
+    def test_panels_are_as_wide_as_their_node(self):
+        """In the canvas renderer, the page's panel of parameters leaves a width of its own on widgets that it does not know."""
+        script = f"const own = {self.TILED}.widgets.filter((one) => one.element); for (const one of own) one.width = 268"
+        assert self.run(script, "own.map((one) => one.width ?? 0)") == [0, 0, 0]
+
     RUNNING = f"""
       const node = {TILED}, save = () => {{ const o = {{ size: node.size }}; node.onSerialize(o); return o.size[1] }}
       const pair = (name) => ({{ resshift_compare: [JSON.stringify({PAIR}).replace('"a"', `"${{name}}"`)] }})

@@ -190,6 +190,8 @@ function addPanel(node, name, content, height) {
   widget.computeLayoutSize = undefined
   widget.computeSize = () => [120, height]
   widget.label = '' // Nodes 2.0 would print the name
+  // as wide as the node: the canvas' panel of parameters sets its own width here, and leaves it
+  Object.defineProperty(widget, 'width', { get: () => undefined, set: () => {}, configurable: true, enumerable: true })
   const resize = (pixels) => {
     height = pixels
     holder.style.cssText = `box-sizing:border-box;width:100%;height:${height}px;min-height:${height}px;padding:${height ? 2 : 0}px 0;overflow:hidden`
