@@ -344,7 +344,9 @@ def _decode(image: Image.Image, layout: str, notes: list[str]) -> tuple[np.ndarr
 def _mend_transparent_colour(image: Image.Image, layout: str, notes: list[str]) -> None:
     """Pillow compares the transparent colour of a PNG, as it is stored, with samples of 8 bits."""
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int) and layout in ("L;2", "L;4"):
+    if isinstance(transparent, int) and image.mode == "1":
+        image.info["transparency"] = 255 if transparent else 0  # as newer versions of Pillow do
+    elif isinstance(transparent, int) and layout in ("L;2", "L;4"):
         image.info["transparency"] = transparent * 255 // (2 ** int(layout[2:]) - 1)
     elif transparent is not None and layout.startswith("RGB;16"):
         del image.info["transparency"]
