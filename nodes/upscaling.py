@@ -154,12 +154,13 @@ def run_node(model: ManagedModel, image: torch.Tensor, mask: torch.Tensor | None
     if fills and mask is None:
         name = model.model.config.name or "This model"
         raise rs.InputError(f"{name} fills what a mask marks. Connect a mask, white where the picture is to be filled in.")
-    if mask is not None and not fills and not marks_something(mask):
+    limited = mask is not None and not fills  # the model works on a part of the picture
+    if limited and not marks_something(mask):
         show_and_log(node_id, BLACK_MASK)
         result = blank_result(model.model, to_channels_first(image), settings.get("scale"))
     else:
         result = upscale_frames(model, image, mask if fills else None, **settings)
-    if mask is not None and not fills:
+    if limited:
         result = only_inside(mask, image, result, settings.get("wrap", "none"))
     return {"ui": compared(image, result), "result": (result,)}
 

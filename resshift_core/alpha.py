@@ -54,7 +54,8 @@ def resize_visible(images: torch.Tensor, size: tuple[int, int], wrap: str = "non
     """As `resize_around`, (B, C, H, W) -> (B, C, *size); where C = 4, the colours of `fill_hidden` do not bleed into others."""
     if images.shape[1] != 4:
         return resize_around(images, size, wrap)
-    filled, colors = fill_hidden_around(images, None, Torus.of(wrap, *images.shape[-2:], 1))
+    torus = Torus.of(wrap, *images.shape[-2:], 1) if wrap != "none" else None
+    filled, colors = fill_hidden_around(images, None, torus)
     resized, alpha = resize_around(filled, size, wrap), resize_around(images[:, 3:], size, wrap)
     put_back(resized, alpha, colors)
     return torch.cat([resized, alpha], dim=1)

@@ -27,7 +27,7 @@ from .detection import (
 from .device import cpu_by_default, is_out_of_memory, release_memory, resolve_device, resolve_dtype
 from .errors import CheckpointError, InputError, NotHere, OutOfMemory, brief
 from .limits import check_model
-from .model import ModelConfig, ResShiftModel
+from .model import PARTS, ModelConfig, ResShiftModel, stray_weights
 from .pins import check_pin
 from .registry import REGISTRY, VARIANTS, Entry, find_file, find_in, kind_not_model, models_dir, search_dirs
 from .unet import UNetConfig
@@ -37,7 +37,6 @@ log = logging.getLogger("resshift")
 
 CONFIG_KEY = "resshift_config"  # of the metadata: ModelConfig as JSON
 LONGEST_CONFIG = 65536  # letters; ours have 1,000
-PARTS = ("unet", "autoencoder")
 
 
 def _without(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -112,8 +111,7 @@ def check_parts(model: ResShiftModel, state: dict[str, torch.Tensor], name: str)
     Raises:
         CheckpointError: weights are missing, unknown, of another shape, or belong to no part.
     """
-    stray = [key for key in state if not key.startswith(tuple(f"{part}." for part in PARTS))]
-    if stray:
+    if stray := stray_weights(state):
         raise CheckpointError(f"{name} holds {len(stray)} weights that no part of a model uses (first: {stray[0]}).")
     for part in PARTS:
         check_state(getattr(model, part), _without(f"{part}.", state), name)

@@ -42,3 +42,9 @@ class OutOfMemory(ResShiftError, MemoryError):
 
 class Cancelled(ResShiftError):
     """The caller asked for a stop: `on_step` or a progress callback returned False, or a licence was declined."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without a full stop, or the error's kind if it has no text."""
+    text = getattr(error, "strerror", None) or str(error)
+    return text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__

@@ -17,11 +17,13 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from . import png
 from .atomic_file import atomic_path
-from .errors import InputError
+from .errors import InputError, first_line
+from .exif import exif_and_upright, exif_for
+from .modes import decode, layout_of, matching_profile
 
 WRITABLE = {
     ".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".jpe": "JPEG", ".jfif": "JPEG", ".webp": "WEBP", ".tif": "TIFF",
@@ -46,18 +48,7 @@ LONGEST_EXIF = {"JPEG": 65533 - 2}  # bytes
 WITHOUT_ALPHA = ("JPEG", "BMP")
 WITHOUT_METADATA = ("BMP",)
 
-ORIENTATION, EXIF_IFD, GPS_IFD, PIXEL_WIDTH, PIXEL_HEIGHT = 0x0112, 0x8769, 0x8825, 0xA002, 0xA003
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
-PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
 TILE_WIDTH, TILE_LENGTH = 322, 323
-# EXIF is a small TIFF: in a TIFF file these tags describe how *its* pixels lie, on pages and on maps, and must not travel.
-LAYOUT_TAGS = {
-    254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 297, 301, 317, 318, 319, 320, 322, 323, 324, 325, 330,
-    332, 333, 334, 336, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33550, 33723, 33922, 34264, 34377, 34675,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -175,12 +166,6 @@ def _with_long_texts(work: Callable):
         return work()
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without a full stop, or the error's kind if it has no text."""
-    text = getattr(error, "strerror", None) or str(error)
-    return text.strip().splitlines()[0].rstrip(".") if text.strip() else type(error).__name__
-
-
 def _existing(source: str | os.PathLike, name: str) -> Path:
     path = Path(source)
     if path.is_dir():
@@ -246,183 +231,21 @@ def _picture(image: Image.Image) -> Picture:
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD"):
         notes.append("It has several frames or pages; only the first is used.")  # to count them can take longer than all else
         image.seek(0)
-    layout = _layout(image)  # known until it is decoded
+    layout = layout_of(image)  # known until it is decoded
     image.load()
-    exif, upright = _exif_and_upright(image, notes)
-    pixels, mode, icc = _decode(upright, layout, notes)
-    icc = _matching_profile(icc, mode, notes)
+    exif, upright = exif_and_upright(image, notes)
+    pixels, mode, icc = decode(upright, layout, notes)
+    icc = matching_profile(icc, mode, notes)
     colour = png.colour_chunks(image.info) if image.format == "PNG" and icc is None else {}
     return Picture(pixels, mode, image.format or "", icc, exif, png.texts_of(image), colour, tuple(notes))
-
-
-def _layout(image: Image.Image) -> str:
-    """How samples lie in an opened file, in Pillow's words, such as "RGB;16B"; "" where it does not say."""
-    told = image.tile[0][3] if image.tile else ""
-    word, *more = told if isinstance(told, tuple) and told else (told,)  # beside it are offsets and lengths
-    if image.format == "PPM" and more and more[0] > 255:  # the largest sample
-        return f"{word};16B"
-    return word if isinstance(word, str) else ""
 
 
 def pixels_of(image: Image.Image) -> Picture:
     """A Pillow picture that a host has decoded and turned upright: pixels, mode and notes, without what lies beside them."""
     notes: list[str] = []
     image.load()
-    pixels, mode, _ = _decode(image, "", notes)
+    pixels, mode, _ = decode(image, "", notes)
     return Picture(pixels, mode, image.format or "", notes=tuple(notes))
-
-
-def _exif_and_upright(image: Image.Image, notes: list[str]) -> tuple[bytes, Image.Image]:
-    """The EXIF block without what belongs to this file's layout, orientation reset; and the picture turned upright."""
-    upright = image
-    try:
-        exif = image.getexif()
-        turn = UPRIGHT.get(exif.get(ORIENTATION))
-        # Pillow turns TIFF while it decodes; before Pillow 10 it forgot to say so
-        if turn is not None and image.format != "TIFF":
-            upright = image.transpose(turn)
-        if ORIENTATION in exif:
-            exif[ORIENTATION] = 1
-        for tag in LAYOUT_TAGS & set(exif):
-            del exif[tag]
-        return _exif_block(exif, notes), upright
-    except Exception as error:  # EXIF is written by anything, and read by anything
-        notes.append(f"Its EXIF data is damaged ({first_line(error)}) and is left out.")
-        return b"", upright
-
-
-class _Latin(str):
-    """Text of EXIF: Pillow reads it as Latin-1, byte by byte, and would write question marks for what is not ASCII."""
-
-    def encode(self, *_) -> bytes:
-        return str.encode(self, "latin-1", "replace")
-
-
-def _exif_block(exif: Image.Exif, notes: list[str]) -> bytes:
-    """The bytes of it; b"" where there is nothing. Tags that cannot be written are left out."""
-    folders = (exif, *(exif.get_ifd(folder) for folder in (EXIF_IFD, GPS_IFD) if folder in exif))
-    for tags in folders:
-        for tag, value in list(tags.items()):
-            if isinstance(value, str) and not value.isascii():
-                tags[tag] = _Latin(value)
-    try:
-        return exif.tobytes() if len(exif) else b""
-    except Exception as error:
-        notes.append(f"Some of its EXIF data is damaged ({first_line(error)}) and is left out.")
-    for tags in folders:
-        for tag, value in list(tags.items()):
-            alone = Image.Exif()
-            alone[tag] = value
-            try:
-                if tag not in (EXIF_IFD, GPS_IFD):
-                    alone.tobytes()
-            except Exception:
-                del tags[tag]
-    return exif.tobytes() if len(exif) else b""
-
-
-def _decode(image: Image.Image, layout: str, notes: list[str]) -> tuple[np.ndarray, str, bytes | None]:
-    """(pixels (H, W, C), mode to write, colour profile of those pixels) for any mode that Pillow has."""
-    icc = image.info.get("icc_profile")
-    _mend_transparent_colour(image, layout, notes)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_grey(image, layout, notes), "L", icc
-    if "16" in layout:
-        notes.append("It has 16 bits a channel; 8 are read and written.")
-    if image.mode in ("CMYK", "LAB", "YCbCr", "HSV", "RGBX"):
-        image, icc = _to_rgb(image, icc, notes)
-    alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
-    grey = image.mode in ("1", "L", "LA", "La") or layout.split(";")[0] == "LA"
-    grey = grey or (_has_grey_palette(image) and not (icc and icc[16:20] == b"RGB "))
-    if image.mode == "La":
-        image = image.convert("LA")
-    mode = ("LA" if grey else "RGBA") if alpha else ("L" if grey else "RGB")
-    pixels = np.array(image.convert("RGBA" if alpha else mode))
-    return pixels.reshape(*pixels.shape[:2], -1), mode, icc
-
-
-def _mend_transparent_colour(image: Image.Image, layout: str, notes: list[str]) -> None:
-    """Pillow compares the transparent colour of a PNG, as it is stored, with samples of 8 bits."""
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int) and image.mode == "1":
-        image.info["transparency"] = 255 if transparent else 0  # as newer versions of Pillow do
-    elif isinstance(transparent, int) and layout in ("L;2", "L;4"):
-        image.info["transparency"] = transparent * 255 // (2 ** int(layout[2:]) - 1)
-    elif transparent is not None and layout.startswith("RGB;16"):
-        del image.info["transparency"]
-        notes.append("Its transparent colour is not kept.")
-
-
-def _deep_grey(image: Image.Image, layout: str, notes: list[str]) -> np.ndarray:
-    """Grey of more than 8 bits as (H, W, 1) float32 in [0, 1]."""
-    values = np.asarray(image).astype(np.float64)
-    if layout.startswith("I;32") and "S" not in layout:
-        values %= 2**32  # Pillow has numbers with a sign alone
-    values = np.nan_to_num(values, posinf=values.max(where=np.isfinite(values), initial=0.0), neginf=0.0)
-    white = _white_of(image.mode, layout, float(values.max()))
-    if image.format == "TIFF" and image.mode.startswith("I;16") and image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO:
-        values = white - values  # Pillow does so with 8 bits alone
-    kind = "numbers with a decimal point" if image.mode == "F" else f"{_bits_of(image.mode, layout, white)} bits"
-    notes.append(f"It has {kind} a pixel, read as 0 to {white:g}; the result is written with 8 bits.")
-    if "transparency" in image.info:
-        notes.append("Its transparent grey is not kept.")
-    return (values / white).clip(0, 1).astype(np.float32)[..., None]
-
-
-def _bits_of(mode: str, layout: str, white: float) -> int:
-    """Of a sample: as the file says, else what Pillow's mode holds."""
-    told = re.match(r"I;(\d+)", layout)
-    return int(told.group(1)) if told else 16 if mode.startswith("I;16") or white <= 65535 else 32
-
-
-def _white_of(mode: str, layout: str, largest: float) -> float:
-    """The value that means white. 32 bits may hold less, and nothing in a file says so: there it is guessed from the largest."""
-    if mode == "I" and layout.startswith("I;32"):
-        whites = (255, 65535, 2**31 - 1, 2**32 - 1) if "S" in layout else (255, 65535, 2**32 - 1)
-        return next(white for white in whites if largest <= white)
-    if mode == "I" and largest > 65535:
-        return 2**31 - 1
-    if mode != "F":
-        return {"I;12": 4095, "I;16S": 32767, "I;16BS": 32767, "I;16NS": 32767}.get(layout, 65535)
-    beyond = {1.0: 2.0, 255.0: 1.02, 65535.0: 1.02}  # what was filtered goes past white; light may be up to twice as bright
-    return next((white for white, factor in beyond.items() if largest <= white * factor), largest)
-
-
-def _to_rgb(image: Image.Image, icc: bytes | None, notes: list[str]) -> tuple[Image.Image, bytes | None]:
-    """Another colour model as RGB: through the profile to sRGB if there is one that fits, else by Pillow's formula."""
-    if image.mode in ("YCbCr", "RGBX"):
-        return image.convert("RGB"), icc
-    notes.append(f"Its colours are {image.mode}; they are converted to sRGB.")
-    try:
-        if image.mode == "LAB":
-            profile = ImageCms.createProfile("LAB")
-        elif icc and image.mode == "CMYK" and icc[16:20] == b"CMYK":
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(icc))
-        else:
-            return image.convert("RGB"), None
-        return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB"), None
-    except (ImageCms.PyCMSError, OSError) as error:
-        notes.append(f"Its colour profile cannot be used ({first_line(error)}).")
-        return image.convert("RGB"), None
-
-
-def _has_grey_palette(image: Image.Image) -> bool:
-    """Whether all colours that a palette picture uses are grey."""
-    if image.mode not in ("P", "PA"):
-        return False
-    palette = np.array(image.convert("P").getpalette("RGB") if image.mode == "PA" else image.getpalette("RGB"))
-    used = np.flatnonzero(image.getchannel(0).histogram()[: len(palette) // 3])
-    colours = palette.reshape(-1, 3)[used]
-    return bool((colours == colours[:, :1]).all())
-
-
-def _matching_profile(icc: bytes | None, mode: str, notes: list[str]) -> bytes | None:
-    """A profile describes one colour model: a CMYK or RGB profile in a grey file makes other programs show wrong colours."""
-    wanted = b"GRAY" if mode in ("L", "LA") else b"RGB "
-    if icc and icc[16:20] != wanted:
-        notes.append("Its colour profile belongs to another colour model and is left out.")
-        return None
-    return icc or None
 
 
 # ---------------------------------------------------------------------------------------------------- writing
@@ -538,22 +361,9 @@ def _metadata(image: Image.Image, format: str, like: Picture | None, notes: list
         )
     elif like.icc:
         options["icc_profile"] = like.icc
-    exif = _exif_for(like.exif, image.size)
+    exif = exif_for(like.exif, image.size)
     if len(exif) > LONGEST_EXIF.get(format, len(exif)):
         notes.append(f"Its EXIF data, {len(exif)} bytes, is too long for {format} and is left out.")
     elif exif:
         options["exif"] = exif
     return options
-
-
-def _exif_for(block: bytes, size: tuple[int, int]) -> bytes:
-    """The EXIF block with the new size in pixels, where it tells one."""
-    if not block:
-        return block
-    exif = Image.Exif()
-    exif.load(block)
-    details = exif.get_ifd(EXIF_IFD)
-    for tag, pixels in zip((PIXEL_WIDTH, PIXEL_HEIGHT), size):
-        if tag in details:
-            details[tag] = pixels
-    return _exif_block(exif, [])

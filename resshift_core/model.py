@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 
 import torch
@@ -117,6 +118,14 @@ def _copied(weight: torch.nn.Parameter, device, dtype: torch.dtype) -> torch.nn.
     return torch.nn.Parameter(weight.detach().to(device, dtype, copy=True, memory_format=layout), weight.requires_grad)
 
 
+PARTS = ("unet", "autoencoder")  # of a ResShiftModel, and the words before their weights' names
+
+
+def stray_weights(names: Iterable[str]) -> list[str]:
+    """Names that belong to no part."""
+    return [name for name in names if not name.startswith(tuple(f"{part}." for part in PARTS))]
+
+
 class ResShiftModel:
     """What `load_model` returns and `upscale` takes.
 
@@ -196,11 +205,7 @@ class ResShiftModel:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Weights under `unet.` and `autoencoder.`."""
-        return {
-            f"{part}.{key}": value
-            for part in ("unet", "autoencoder")
-            for key, value in getattr(self, part).state_dict().items()
-        }
+        return {f"{part}.{key}": value for part in PARTS for key, value in getattr(self, part).state_dict().items()}
 
     def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
         """Strict inverse of `state_dict`.
@@ -208,10 +213,9 @@ class ResShiftModel:
         Raises:
             RuntimeError: weights are missing, have another shape, or belong to no part.
         """
-        stray = [key for key in state_dict if not key.startswith(("unet.", "autoencoder."))]
-        if stray:
+        if stray := stray_weights(state_dict):
             raise RuntimeError(f"{len(stray)} weights belong to no part of the model (first: {stray[0]})")
-        for part in ("unet", "autoencoder"):
+        for part in PARTS:
             own = {key[len(part) + 1 :]: value for key, value in state_dict.items() if key.startswith(part + ".")}
             getattr(self, part).load_state_dict(own, strict=True)
 

@@ -62,25 +62,9 @@ def _match_colors(out: torch.Tensor, rgb: torch.Tensor, mask: torch.Tensor | Non
 
 
 def _checked_and_run(
-    model,
-    images,
-    *,
-    steps,
-    kappa,
-    p,
-    seed,
-    sampler,
-    tile,
-    overlap,
-    tile_batch,
-    mask,
-    color_fix,
-    noise,
-    scale,
-    size,
-    wrap,
+    model, images, *, steps, kappa, p, seed, sampler, tile, overlap, tile_batch, mask, color_fix, noise, scale, size, wrap,
     on_step,
-) -> torch.Tensor:
+) -> torch.Tensor:  # fmt: skip
     """`upscale`, but for memory that is missing beside the tiles."""
     images = check_images(images)
     mask = check_mask(mask, images, model)

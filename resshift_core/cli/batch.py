@@ -18,14 +18,13 @@ import torch
 
 from ..atomic_file import remove_leftovers
 from ..device import PROCESSOR, first_that_fits
-from ..errors import InputError, ResShiftError
+from ..errors import InputError, ResShiftError, first_line
 from ..image_io import (
     MAX_PIXELS,
     READABLE,
     WRITABLE,
     Picture,
     check_side,
-    first_line,
     picture_size,
     read_picture,
     to_image,

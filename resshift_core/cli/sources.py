@@ -10,9 +10,9 @@ import unicodedata
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..hidden import is_hidden
-from ..image_io import HEIC, READABLE, WRITABLE, can_write, first_line, writable_format
+from ..image_io import HEIC, READABLE, WRITABLE, can_write, writable_format
 
 PIPE = "-"
 NEVER = '<>"|?*'  # in names, on Windows
