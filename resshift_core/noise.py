@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -22,6 +22,7 @@ STATES_BYTES = 64 * 2**20  # or a multiple of it, where so many steps are drawn 
 STATE_BYTES = 5056
 ROW_BYTES = 176 * 2**20  # a row of tiles whose noise is not larger has all of it drawn at once: five tiles of `builtin`
 BLOCK_BYTES = 136 * 2**20  # of others, so much is kept drawn, from the tile asked for on: three tiles
+FOR_TWO = 2**20  # so many numbers are worth a second thread
 BLOCK = 16  # torch fills normals in blocks of 16: a draw split at multiples of 16 gives the values of the whole draw
 
 
@@ -51,9 +52,13 @@ class NoiseField:
         self._blocks: dict[int, tuple[tuple[int, tuple, int, int], torch.Tensor]] = {}  # (draw, runs, left, right), values
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
             generator, shape = self.generator, self.shape
-            self._whole = self._of_every_draw(
-                lambda: torch.randn(shape, dtype=torch.float32, generator=generator, device="cpu")
-            )
+            small = draws * channels * height * width < FOR_TWO or channels * height * width % BLOCK
+            if self._beside or small or torch.get_num_threads() == 1:
+                self._whole = self._of_every_draw(
+                    lambda: torch.randn(shape, dtype=torch.float32, generator=generator, device="cpu")
+                )
+            else:
+                self._whole = list(_drawn_by_two(generator, (draws, *shape)))
         else:
             bands = draws * channels * height * STATE_BYTES / BAND_ROWS / STATES_BYTES
             self.band_rows = BAND_ROWS * max(1, math.ceil(bands))
@@ -116,13 +121,13 @@ class NoiseField:
         return values[:, :, left - start : right - start]
 
     def _redraw(self, out: torch.Tensor, draw: int, runs: tuple[tuple[int, int], ...], left: int) -> None:
-        """Fill out, (channels, rows, columns). Channels are shared out among torch's threads: filling with normals takes one."""
-        channels, states = self.shape[0], self.states(draw)
-        threads = min(torch.get_num_threads(), channels)
+        """Fill out, (channels, rows, columns). Bands are shared out among torch's threads: filling with normals takes one."""
+        states, bands = self.states(draw), self._bands_of(runs)
+        threads = min(torch.get_num_threads(), len(bands))
+        shared = iter(bands)  # whichever thread is free takes the next
 
-        @torch.inference_mode()  # of this thread; `out` may belong to one
-        def fill(part: int) -> None:
-            self._redraw_channels(out, range(part, channels, threads), states, runs, left)
+        def fill(_: int) -> None:
+            self._redraw_bands(out, shared, states, left)
 
         if threads > 1:
             try:
@@ -130,29 +135,40 @@ class NoiseField:
                     list(pool.map(fill, range(threads)))
                 return
             except RuntimeError:  # no more threads: there are too many, or the program is ending
-                pass
-        for part in range(threads):
-            fill(part)
+                shared = iter(bands)
+        fill(0)
 
-    def _redraw_channels(self, out: torch.Tensor, channels: range, states, runs, left: int) -> None:
+    def _bands_of(self, runs: tuple[tuple[int, int], ...]) -> list[tuple[int, int, int, int]]:
+        """(channel, first row, last row, its place in a block of these runs) of every band, or what the runs have of it."""
+        bands = []
+        for channel in range(self.shape[0]):
+            top = 0
+            for first, last in runs:
+                while first < last:
+                    end = min(last, (first // self.band_rows + 1) * self.band_rows)
+                    bands.append((channel, first, end, top))
+                    top += end - first
+                    first = end
+        return bands
+
+    @torch.inference_mode()  # of this thread; `out` may belong to one
+    def _redraw_bands(self, out: torch.Tensor, bands: Iterator, states, left: int) -> None:
         width, columns = self.shape[2], slice(left, left + out.shape[2])
         whole_rows = out.shape[2] == width
         generator = torch.Generator()
         # filled again and again: fresh memory takes longer than the numbers
         values = torch.empty(BAND_ROWS, width, dtype=torch.float32)
-        for channel in channels:
-            top = 0
-            for first, last in runs:
-                band, skipped = divmod(first, self.band_rows)
-                generator.set_state(states[channel][band])
-                _skip(generator, values, skipped)
-                for row in range(first, last, BAND_ROWS):
-                    rows = min(BAND_ROWS, last - row)
-                    drawn = out[channel, top : top + rows] if whole_rows else values[:rows]
-                    drawn.normal_(generator=generator)
-                    if not whole_rows:
-                        out[channel, top : top + rows] = drawn[:, columns]
-                    top += rows
+        for channel, first, last, top in bands:
+            band, skipped = divmod(first, self.band_rows)
+            generator.set_state(states[channel][band])
+            _skip(generator, values, skipped)
+            for row in range(first, last, BAND_ROWS):
+                rows = min(BAND_ROWS, last - row)
+                drawn = out[channel, top : top + rows] if whole_rows else values[:rows]
+                drawn.normal_(generator=generator)
+                if not whole_rows:
+                    out[channel, top : top + rows] = drawn[:, columns]
+                top += rows
 
 
 class _States:
@@ -176,6 +192,29 @@ class _States:
                 states[-1].append(self.generator.get_state())
                 _skip(self.generator, self.scratch, min(self.band_rows, height - row))
         return states
+
+
+def _drawn_by_two(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
+    """Normals, as many as a multiple of 16: a third by a thread that passes over the others, in the time of those."""
+    out = torch.empty(shape, dtype=torch.float32)
+    blocks = out.view(-1, BLOCK)
+    ours, theirs = blocks.tensor_split([len(blocks) * 2 // 3])
+    other = torch.Generator()
+    other.set_state(generator.get_state())
+
+    @torch.inference_mode()  # of the thread; `out` may belong to one
+    def draw_theirs() -> None:
+        _skip(other, theirs, len(ours))
+        theirs.normal_(generator=other)
+
+    with ThreadPoolExecutor(1, "noise") as pool:
+        try:
+            drawn = pool.submit(draw_theirs)
+        except RuntimeError:  # no more threads: there are too many, or the program is ending
+            return out.normal_(generator=generator)
+        ours.normal_(generator=generator)
+        drawn.result()
+    return out
 
 
 def _finished(result):

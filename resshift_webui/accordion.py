@@ -47,8 +47,7 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
         number = next(type(self).drawn)
         after = f"_{number}" if number > 1 else ""  # the host can show it in txt2img and img2img, too, and finds parts by id
         with _accordion(after) as enable:
-            steers = hasattr(scripts_postprocessing.ScriptPostprocessing, "process_firstpass")
-            gr.HTML(f"<p class='resshift-note'>{NOTE if steers else NOTE_WITHOUT_FIRST_PASS}</p>")
+            gr.HTML(f"<p class='resshift-note'>{NOTE if _sees_jobs_begin() else NOTE_WITHOUT_FIRST_PASS}</p>")
             with gr.Row():
                 names = [entry.name for entry in listed_or_builtins()]
                 model = gr.Dropdown(label="Model", choices=names, value=BUILTIN, elem_id=f"resshift_model{after}")
@@ -100,7 +99,8 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
 
     def _run(self, pp, model, scale, settings: Settings) -> None:
         factor, entry = check_scale(scale or 0), find_entry(model or BUILTIN)
-        result: Result | None = upscale_image(pp.image, entry, settings, scale=factor, owns_bar=True)
+        owns_bar = SESSION.in_extras() or not _sees_jobs_begin()
+        result: Result | None = upscale_image(pp.image, entry, settings, scale=factor, owns_bar=owns_bar)
         if result is None:  # stopped
             height, width = target_size(pp.image.height, pp.image.width, factor or entry.scale)
             pp.image = pp.image.resize((width, height), Image.Resampling.LANCZOS)
@@ -112,6 +112,11 @@ class ScriptPostprocessingResShift(scripts_postprocessing.ScriptPostprocessing):
 
     def image_changed(self):
         """Another picture was put into the tab; nothing of ours depends on that."""
+
+
+def _sees_jobs_begin() -> bool:
+    """A1111 before 1.7 and SD.Next do not tell."""
+    return hasattr(scripts_postprocessing.ScriptPostprocessing, "process_firstpass")
 
 
 def _size_before_crop(pp) -> tuple[int, int]:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+
 import gradio as gr
 from modules import shared, ui_components
 
 from resshift_core import registry
+from resshift_core.errors import InputError
 
 from .controls import LABELS, component
 from .entries import selectable
 from .loaded import DTYPE_WORDS
 from .settings import INPUTS, Settings
 
+log = logging.getLogger("resshift")
+
 SECTION = ("resshift", "ResShift")
+EXACT = 2**53 - 1  # the largest whole number that every browser holds exactly
 
 
 def add_options() -> None:
@@ -20,6 +26,8 @@ def add_options() -> None:
     defaults = Settings()
     for word, item in INPUTS.items():
         kind, arguments = component(item)
+        if word == "seed":
+            arguments |= {"minimum": item.minimum, "maximum": EXACT}
         _add(word, getattr(defaults, word), LABELS[word], kind, arguments, item.tooltip)
     _add(
         "dtype", "auto", "Number format", gr.Radio, {"choices": [*DTYPE_WORDS]}, "auto: bf16 or fp16 where the hardware has it"
@@ -47,10 +55,28 @@ def _several(choices: list[str]) -> tuple[type, dict]:
 
 
 def _add(word: str, default, label: str, kind, arguments: dict, hint: str) -> None:
+    key = f"resshift_{word}"
     # the host can show options beside its own, in a bar without sections
-    option = shared.OptionInfo(default, f"ResShift: {label}", kind, arguments, section=SECTION)
+    option = shared.OptionInfo(default, f"ResShift: {label}", kind, arguments, onchange=lambda: _refuse(key), section=SECTION)
     if hasattr(option, "info"):
         option = option.info(hint)
     if hasattr(option, "category_id"):
         option.category_id = "postprocessing"
-    shared.opts.add_option(f"resshift_{word}", option)
+    shared.opts.add_option(key, option)
+    if not _can_be_shown(shared.opts.data.get(key)):
+        log.warning("The saved %s is %s, which no page can show. It is %r again.", key, shared.opts.data[key], default)
+        shared.opts.data[key] = default
+
+
+def _refuse(key: str) -> None:
+    """The host sets an option, from the page or its API; an exception makes it take the old value back, and log the new one.
+
+    Raises:
+        InputError: the host could not make its pages any more, nor start again.
+    """
+    if not _can_be_shown(shared.opts.data.get(key)):
+        raise InputError(f"{key} is {shared.opts.data[key]}; pages can show whole numbers of 64 bits.")
+
+
+def _can_be_shown(value) -> bool:
+    return not isinstance(value, int) or -(2**63) <= value < 2**64

@@ -6,6 +6,8 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from resshift_core.errors import InputError
+
 from . import host
 from .settings import Settings, draw_seed
 
@@ -145,7 +147,10 @@ def settings_of_options() -> Settings:
     Raises:
         InputError: one is out of range; a sentence.
     """
-    return Settings.of({word: host.option(word, None) for word in Settings.__dataclass_fields__})
+    try:
+        return Settings.of({word: host.option(word, None) for word in Settings.__dataclass_fields__})
+    except InputError as error:
+        raise InputError(f"Settings > ResShift: {error}") from None
 
 
 SESSION = Session()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from modules import scripts
 
 from .session import SESSION
+from .settings import PREFIX
 
 
 class ScriptResShiftWords(getattr(scripts, "Script", object)):
@@ -18,6 +19,9 @@ class ScriptResShiftWords(getattr(scripts, "Script", object)):
 
     def process(self, p, *_) -> None:
         SESSION.enlarged = None
+        # scripts like X/Y/Z plot hand the words of one picture on to the next
+        for word in [word for word in p.extra_generation_params or () if word.startswith(PREFIX)]:
+            del p.extra_generation_params[word]
 
     def postprocess_image(self, p, pp, *_) -> None:
         if SESSION.enlarged is not None:

@@ -46,7 +46,7 @@ globalThis.document = {
 }
 globalThis.Image = class {}
 const app = { graph, nodeOutputs: {}, extensionManager: { setting: { get: (key) => settings[key] } }, registerExtension: (made) => { app.extension = made } }
-app.canvas = { graph: null, processMouseWheel: (event) => mouse.push(event.kind), processMouseDown: (event) => mouse.push(event.kind) }
+app.canvas = { graph, processMouseWheel: (event) => mouse.push(event.kind), processMouseDown: (event) => mouse.push(event.kind) }
 const api = {
   fetchApi: (address) => asked.push(address) && server.answer(),
   apiURL: (path) => path,

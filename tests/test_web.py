@@ -425,7 +425,11 @@ class TestPage:
           {self.RUNNING}; node.onExecuted(pair('a')); await tick(); const before = save()
           heard.execution_start(); preview(); heard.{kind}(); await tick()
         """
-        assert self.run(script, "[before, save(), node.widgets.filter((one) => one.name.startsWith('$$')).length]") == [600, 600, 0]
+        assert self.run(script, "[before, save(), node.widgets.filter((one) => one.name.startsWith('$$')).length]") == [
+            600,
+            600,
+            0,
+        ]
 
     def test_a_pair_that_comes_back_takes_the_preview_away(self):
         """Deleted during the run, and brought back by Undo after it."""
@@ -441,10 +445,28 @@ class TestPage:
           {self.RUNNING}; node.setSize([330, 700]); node.flags = {{}}; node.onExecuted(pair('a')); await tick()
           const high = node.size[1]; node.flags.collapsed = true; node.size = [225, 0]; await tick(); const seen = [save()]
           node.flags.collapsed = false; node.size = [330, high]; await tick(); seen.push(save())
-          const other = {self.TILED}; other.flags = {{ collapsed: true }}; other.onExecuted(pair('b')); seen.push(other.size[1])
-          other.flags.collapsed = false; await tick(); seen.push(other.size[1])
+          const other = {self.TILED}; other.flags = {{ collapsed: true }}; other.size = [225, 0]
+          other.onExecuted(pair('b')); seen.push(other.size[1])
+          other.flags.collapsed = false; other.size = [330, 600]; await tick(); seen.push(other.size[1])
         """
-        assert self.run(script, "seen") == [0, 700, 600, 834]
+        assert self.run(script, "seen") == [0, 700, 0, 834]
+
+    def test_a_slider_of_the_same_height_leaves_the_node_as_the_page_laid_it_out(self):
+        script = f"""
+          {self.RUNNING}; node.onExecuted(pair('a')); node.setSize([330, 884]); await tick(); const seen = [save()]
+          node.onExecuted(pair('b')); seen.push(node.size[1], save())
+        """
+        assert self.run(script, "seen") == [600, 884, 600]
+
+    def test_a_subgraph_is_laid_out_when_it_is_opened(self):
+        """Minutes after the run: what Nodes 2.0 then adds for the slider is the slider's."""
+        script = f"""
+          {self.RUNNING}; const canvas = window.comfyAPI.app.app.canvas, now = Date.now(); canvas.graph = {{ id: 'another' }}
+          node.onExecuted(pair('a')); await tick(); Date.now = () => now + 60000; await tick(); const seen = [save()]
+          canvas.graph = node.graph; node.setSize([330, 884]); await tick(); seen.push(save())
+          Date.now = () => now + 120000; node.setSize([330, 900]); await tick(); seen.push(save())
+        """
+        assert self.run(script, "seen") == [600, 600, 616]
 
     def test_a_model_that_is_not_there_is_asked_for_once_until_r_is_pressed(self):
         script = f"""

@@ -418,7 +418,8 @@ class TestUpscaler:
     )  # fmt: skip
     def test_wrong_options_are_sentences(self, host, word, value):
         host.set(**{word: value})
-        with pytest.raises(rs.InputError, match=word):
+        place = "" if word == "dtype" else "^Settings > ResShift: "
+        with pytest.raises(rs.InputError, match=place + word):
             host.extras(picture(), BUILTIN)
 
     def test_works_before_the_options_exist(self, host):
@@ -722,6 +723,18 @@ class TestExtras:
         second, _ = generate((20, 12))
         assert second["ResShift seed"] != first["ResShift seed"]
 
+    def test_words_do_not_pass_to_the_next_picture_of_a_script(self, host):
+        """X/Y/Z plot makes its pictures with one dictionary of words."""
+        words, data = part("words").ScriptResShiftWords(), host.shared.sd_upscalers[0]
+        p = SimpleNamespace(extra_generation_params={"Hires upscaler": "Other"})
+        words.process(p)
+        data.scaler.upscale(picture(), 4, data.data_path)
+        words.postprocess_image(p, None)
+        assert p.extra_generation_params["ResShift model"] == data.name
+        words.process(p)
+        words.postprocess_image(p, None)
+        assert p.extra_generation_params == {"Hires upscaler": "Other"}
+
     @pytest.mark.parametrize("how", [{"crop": (40, 40)}, {"second": "Other"}, {"crop": (40, 40), "second": "Other"}])
     def test_nor_what_upscale_cropped_or_blended(self, host, counted, monkeypatch, how):
         """It leaves another picture than the entry gave it."""
@@ -954,6 +967,22 @@ class TestUI:
         host.set(steps=2)
         host.load()
         assert host.shared.opts.resshift_steps == 2
+
+    @pytest.mark.parametrize("word", ["seed", "steps"])
+    def test_a_number_that_no_page_can_show_is_not_taken(self, host, word, caplog):
+        """The host could not start again with it."""
+        host.call("ui_settings")
+        options, key = host.shared.opts, f"resshift_{word}"
+        assert options.set(key, 5) and not options.set(key, 2**64) and not options.set(key, -(2**63) - 1)
+        assert options.data[key] == 5 and options.set(key, 2**64 - 1)
+        options.data[key] = 123456789012345678901  # as an earlier version saved it
+        host.call("ui_settings")
+        assert options.data[key] == 0 and f"The saved {key} is 123456789012345678901" in caplog.text
+
+    def test_seeds_of_the_options_page_are_those_that_browsers_hold(self, host):
+        host.call("ui_settings")
+        arguments = host.shared.opts.data_labels["resshift_seed"].component_args
+        assert (arguments["minimum"], arguments["maximum"], arguments["precision"]) == (-1, 2**53 - 1, 0)
 
     def test_settings_are_the_librarys(self, host):
         from resshift_core import inputs

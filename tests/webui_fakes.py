@@ -83,9 +83,11 @@ class State:
 
 
 class OptionInfo:
-    def __init__(self, default=None, label="", component=None, component_args=None, section=None, category_id=None):
+    def __init__(
+        self, default=None, label="", component=None, component_args=None, onchange=None, section=None, category_id=None
+    ):  # fmt: skip
         self.default, self.label, self.component, self.component_args = default, label, component, component_args
-        self.section, self.category_id, self.comment_after = section, category_id, ""
+        self.section, self.category_id, self.comment_after, self.onchange = section, category_id, "", onchange
 
     def info(self, text):
         self.comment_after += text
@@ -107,6 +109,15 @@ class Options:
     def add_option(self, key, info):
         self.data_labels[key] = info
         self.data.setdefault(key, info.default)
+
+    def set(self, key, value):
+        """Whether the option has changed; the option may refuse."""
+        before, self.data[key] = self.data[key], value
+        try:
+            self.data_labels[key].onchange()
+        except Exception:
+            self.data[key] = before
+        return self.data[key] != before
 
 
 class Upscaler:

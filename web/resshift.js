@@ -248,11 +248,15 @@ function addSlider(node) {
   const resize = addPanel(node, 'resshift_compare', slider.element, 0)
   let grown = 0 // by how much the slider has made the node higher
   let settled = 0 // until when (ms) the page may still make it higher: Nodes 2.0 lays widgets out in its own way
-  let waiting // height of a slider that came while the node was collapsed, which has no height of its own then
-  const make = (height) => {
-    resize(height)
-    waiting = node.flags?.collapsed ? height : undefined
+  let waiting // the proportions of a slider that came while the node was collapsed, which has no size of its own then
+  let made = 0 // the slider's height
+  const make = (proportions) => {
+    waiting = node.flags?.collapsed ? proportions : undefined
     if (waiting !== undefined) return
+    const height = proportions && Math.round(Math.min(280, Math.max(120, (node.size[0] - AROUND[0]) * proportions + AROUND[1])))
+    if (grown && height === made) return // Nodes 2.0 would not lay the node out again, and leave it the canvas' height
+    made = height
+    resize(height)
     const [width, without] = [node.size[0], node.size[1] - grown]
     const [wide, high] = node.computeSize()
     grown = height ? Math.max(0, high - without) : 0
@@ -260,6 +264,7 @@ function addSlider(node) {
     node.setDirtyCanvas?.(true, true)
     settled = height ? Date.now() + LATE_MS : 0
     node.resshiftSettle = (last = false) => {
+      if (settled && node.graph !== app.canvas?.graph) settled = Date.now() + LATE_MS // it is laid out when its graph is opened
       if (Date.now() < settled && !node.flags?.collapsed && !hasPreview(node)) grown = Math.max(0, node.size[1] - without)
       if (last) settled = 0
     }
@@ -269,8 +274,7 @@ function addSlider(node) {
   node.resshiftShow = (pair) => {
     node.resshiftPair = pair.before.filename
     node.resshiftSize = pair.picture
-    const height = ((node.size[0] - AROUND[0]) * pair.height) / pair.width + AROUND[1]
-    make(Math.round(Math.min(280, Math.max(120, height))))
+    make(pair.height / pair.width)
     slider.show(address(pair.before), address(pair.after))
   }
   const serialize = node.onSerialize
