@@ -18,6 +18,10 @@ LAYOUT_TAGS = {
 }  # fmt: skip
 
 
+# Of them, libtiff, which compresses, writes texts beyond ASCII and folders wrongly, or not at all.
+PLAIN_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432}
+
+
 def exif_and_upright(image: Image.Image, notes: list[str]) -> tuple[bytes, Image.Image]:
     """The EXIF block without what belongs to this file's layout, orientation reset; and the picture turned upright."""
     upright = image
@@ -73,8 +77,15 @@ def exif_for(block: bytes, size: tuple[int, int]) -> bytes:
         return block
     exif = Image.Exif()
     exif.load(block)
-    details = exif.get_ifd(EXIF_IFD)
+    details = exif.get_ifd(EXIF_IFD) if EXIF_IFD in exif else {}  # asked for it, Pillow makes one
     for tag, pixels in zip((PIXEL_WIDTH, PIXEL_HEIGHT), size):
         if tag in details:
             details[tag] = pixels
     return _exif_block(exif, [])
+
+
+def is_plain(block: bytes) -> bool:
+    """Whether a compressed TIFF can hold the EXIF block: resolution and names in ASCII, as of scanners."""
+    exif = Image.Exif()
+    exif.load(block)
+    return set(exif) <= PLAIN_TAGS and all(value.isascii() for value in exif.values() if isinstance(value, str))

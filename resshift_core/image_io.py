@@ -7,6 +7,7 @@ beside the upscaled pixels. Everything that could not be kept is said in `notes`
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from . import png
 from .atomic_file import atomic_path
 from .errors import InputError, first_line
-from .exif import exif_and_upright, exif_for
+from .exif import exif_and_upright, exif_for, is_plain
 from .modes import decode, layout_of, matching_profile
 
 WRITABLE = {
@@ -31,6 +32,8 @@ WRITABLE = {
 }  # fmt: skip
 READABLE = {*WRITABLE, ".gif", ".pbm", ".pgm", ".ppm", ".pnm", ".tga", ".jp2", ".ico", ".dds", ".mpo", ".apng"}
 HEIC = (".heic", ".heif")  # of phones; Pillow cannot read them
+RAW = (".dng", ".nef", ".cr2", ".cr3", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")  # of cameras; nor these
+UNREAD = {*HEIC, *RAW, ".jxl"}
 FOREIGN = ("EPS", "WMF")  # formats that another program decodes: Ghostscript, Windows
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs
 
@@ -44,11 +47,12 @@ OPTIONS = {
 }
 LONGEST_PATH = 259  # characters, on Windows as it is installed
 LONGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "AVIF": 65536}  # pixels that the format can hold
+LARGEST = {"TIFF": 2**32 - 2**20, "BMP": 2**32 - 2**20}  # bytes before compression: places in the file are numbers of 32 bits
 LONGEST_EXIF = {"JPEG": 65533 - 2}  # bytes
 WITHOUT_ALPHA = ("JPEG", "BMP")
 WITHOUT_METADATA = ("BMP",)
 
-TILE_WIDTH, TILE_LENGTH = 322, 323
+KIND, TILE_WIDTH, TILE_LENGTH = 254, 322, 323  # tags of a TIFF
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def read_picture(source: str | os.PathLike | bytes, name: str | None = None, max
     def read() -> Picture:
         with _open(io.BytesIO(source) if isinstance(source, bytes) else _existing(source, name)) as image:
             _check_size(image.size, name, max_pixels)
-            _check_tiles(image, name)
+            _check_tiff(image, name)
             return _picture(image)
 
     try:
@@ -191,6 +195,8 @@ def _not_a_picture(source, name: str) -> str:
         return f"{name} is empty (0 bytes)."
     if name.lower().endswith(HEIC):
         return f"{name} is a HEIC picture, which Pillow cannot read. Export it as JPEG or PNG first."
+    if name.lower().endswith(RAW):
+        return f"{name} is a raw file of a camera, which Pillow cannot read. Develop it, and save it as TIFF, JPEG or PNG."
     return f"{name} is not a picture that can be read. Known are PNG, JPEG, WebP, TIFF, AVIF, BMP, GIF and a few more."
 
 
@@ -201,14 +207,20 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
         raise InputError(_too_many(name, size, max_pixels))
 
 
-def _check_tiles(image: Image.Image, name: str) -> None:
-    """Refuse a TIFF whose tiles are far larger than it is: libtiff unpacks whole ones."""
+def _check_tiff(image: Image.Image, name: str) -> None:
+    """Refuse one whose tiles are far larger than it is: libtiff unpacks whole ones. And raw files, which are called TIFF, too."""
     if image.format != "TIFF":
         return
     try:
-        area = int(image.tag_v2.get(TILE_WIDTH, 0)) * int(image.tag_v2.get(TILE_LENGTH, 0))
+        kind, *sides = (int(image.tag_v2.get(tag, 0)) for tag in (KIND, TILE_WIDTH, TILE_LENGTH))
     except (TypeError, ValueError):
         return
+    if kind & 1:
+        raise InputError(
+            f"{name} begins with a small preview of its picture, as raw files of cameras do, and only that could be read. "
+            "Develop it, or save the picture itself, as TIFF, JPEG or PNG."
+        )
+    area = math.prod(sides)
     if area > 16 * image.width * image.height + (1 << 20):
         raise InputError(f"{name} cannot be read: it is stored in tiles of {_pixels(area)} pixels. Save it anew.")
 
@@ -278,7 +290,7 @@ def to_image(result: torch.Tensor, mode: str) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
 
 
-def check_side(name: str, format: str, size: tuple[int, int]) -> None:
+def check_room(name: str, format: str, size: tuple[int, int], mode: str) -> None:
     """
     Raises:
         InputError: a picture of that size, (width, height), cannot be written in that format.
@@ -286,6 +298,9 @@ def check_side(name: str, format: str, size: tuple[int, int]) -> None:
     longest = LONGEST_SIDE.get(format)
     if longest and max(size) > longest:
         raise InputError(f"{name}: a {format} picture can be {longest} pixels long, this one is {max(size)}. Write PNG.")
+    count = size[0] * size[1] * len(mode)
+    if count > LARGEST.get(format, count):
+        raise InputError(f"{name}: a {format} file can have 4 GiB, this picture is {count / 2**30:.1f} GiB. Write PNG.")
 
 
 def write_picture(
@@ -310,7 +325,7 @@ def write_picture(
         InputError: the picture is too large for the format, or the file cannot be written.
     """
     name = str(target) if isinstance(target, Path) else "The output"
-    check_side(name, format, image.size)
+    check_room(name, format, image.size, image.mode)
     notes: list[str] = []
     image = _without_alpha(image, notes) if format in WITHOUT_ALPHA else image
     options = OPTIONS[format] | _metadata(image, format, like, notes)
@@ -320,8 +335,8 @@ def write_picture(
         options["quality"] = quality
     if format == "PNG":
         options["pnginfo"] = png.to_write({**(like.text if like else {}), **(settings or {})}, like.colour if like else {})
-    elif format == "TIFF" and "exif" not in options:
-        options["compression"] = "tiff_adobe_deflate"  # libtiff cannot write the EXIF folder
+    elif format == "TIFF" and ("exif" not in options or is_plain(options["exif"])):
+        options["compression"] = "tiff_adobe_deflate"
     try:
         if isinstance(target, Path):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -349,6 +364,8 @@ def _metadata(image: Image.Image, format: str, like: Picture | None, notes: list
     options: dict[str, bytes] = {}
     if like is None:
         return options
+    if like.text and format != "PNG":
+        notes.append(f"{format} holds no texts of a PNG, such as prompts: they are left out. Write PNG to keep them.")
     if format in WITHOUT_METADATA:
         if like.icc or like.exif:
             notes.append(f"{format} holds no colour profile and no EXIF data: they are left out. Write PNG to keep them.")

@@ -260,11 +260,12 @@ def kind_not_model(name: str) -> str:
 def list_models() -> list[dict]:
     """The registry as dictionaries: name, file, task, scale, steps, size, sha256, licence, variant, url, present.
 
-    size: bytes, as published, else of the file on this machine, else None.
+    size: bytes, as published, else of the file on this machine, else None. present: a published file of another size is not.
     """
     return [_described(entry, entry.find()) for entry in REGISTRY.values()]
 
 
 def _described(entry: Entry, path: Path | None) -> dict:
-    size = entry.size or (path.stat().st_size if path else None)
-    return {**asdict(entry), "size": size, "present": path is not None}
+    size = path.stat().st_size if path else None
+    whole = path is not None and (entry.size in (None, size) or path.name.lower() != entry.file.lower())
+    return {**asdict(entry), "size": entry.size or size, "present": whole}

@@ -348,11 +348,14 @@ class TestFiles:
             Path(path).write_bytes(b"\0\0\0\x20ftypheic" + bytes(40))
         for word in ("in", "in/*"):
             assert upscale(word, "-o", "out", "--overwrite") == 0
-            said = f"note: left out 1 in the format HEIC, which Pillow cannot read ({Path('in/b.HEIC')})."
+            said = f"note: left out 1 that Pillow cannot read ({Path('in/b.HEIC')})."
             assert said in capsys.readouterr().err
         for word in ("other", "other/*.heif"):
             assert upscale(word) == 1
-            assert "there are only HEIC pictures" in capsys.readouterr().err
+            assert "there are only pictures that Pillow cannot read (.heif)" in capsys.readouterr().err
+        Path("other/e.NEF").write_bytes(b"")
+        Path("other/f.jxl").write_bytes(b"")
+        assert upscale("other") == 1 and "(.heif, .jxl, .nef)" in capsys.readouterr().err
 
     def test_links_to_pictures_have_results_of_their_own(self, upscale, folder, capsys):
         """As the frames of a film of which some are equal."""
@@ -362,6 +365,16 @@ class TestFiles:
         assert upscale("in", "-o", "out", "--suffix=") == 0
         assert listing("out") == ["000001.png", "000002.png", "000003.png"]
         assert upscale("in/000001.png", "./in/000001.png", "-o", "one") == 0 and listing("one") == ["000001_x4.png"]
+
+    def test_linked_folders_are_followed_once(self, upscale, folder, capsys):
+        picture("elsewhere/deep/a.png"), picture("in/b.png", 1)
+        link_or_skip(Path("in/album"), os.path.abspath("elsewhere"))
+        link_or_skip(Path("elsewhere/deep/back"), os.path.abspath("in"))
+        assert upscale("in", "-o", "out") == 0 and listing("out") == ["b_x4.png"]
+        assert upscale("in", "-o", "out", "--recursive") == 0
+        assert listing("out") == ["album/deep/a_x4.png", "b_x4.png"]
+        for place in ("album/deep/back", "album"):  # a folder within, twice
+            assert f"{place}/b.png" not in capsys.readouterr().err
 
     def test_once_each(self, upscale, folder, capsys):
         picture("a.png")
@@ -456,10 +469,25 @@ class TestFiles:
         assert "'0' is not a whole number from 1 to 100" in capsys.readouterr().err
 
     def test_two_that_want_one_name(self, upscale, folder, capsys):
-        picture("a.gif"), picture("a.png", 1), picture("b.png", 2)
-        assert upscale("a.gif", "a.png", "b.png") == 1
-        assert "a.png would be written to a_x4.png, and so would a.gif" in capsys.readouterr().err
-        assert listing(folder) == ["a.gif", "a.png", "a_x4.png", "b.png", "b_x4.png"]
+        picture("x/a.png"), picture("y/a.png", 1), picture("b.png", 2)
+        assert upscale("x/a.png", "y/a.png", "b.png", "-o", "out") == 1
+        said = capsys.readouterr().err.replace(os.sep, "/")
+        assert "y/a.png would be written to out/a_x4.png, and so would x/a.png" in said
+        assert listing("out") == ["a_x4.png", "b_x4.png"]
+
+    def test_two_that_differ_in_their_endings_alone(self, upscale, folder, capsys):
+        """The one that keeps its ending has the name, whichever comes first; results are no inputs of the next run."""
+        inputs = [picture("a.gif"), picture("a.png", 1), picture("a.bmp", 2)]
+        for _ in range(2):
+            assert upscale("a.gif", "a.png", "a.bmp", "--format", "png", "--json") == 0
+            records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            assert [record["output"] for record in records] == ["a_gif_x4.png", "a_x4.png", "a_bmp_x4.png"]
+        assert upscale(".") == 0
+        made = ["a_bmp_x4.png", "a_gif_x4.png", "a_x4.bmp", "a_x4.png"]
+        assert listing(folder) == ["a.bmp", "a.gif", "a.png", *made]
+        for number, name in enumerate(["a_gif_x4.png", "a_x4.png", "a_bmp_x4.png"]):
+            small = np.asarray(Image.fromarray(pixels_of(name)).resize((15, 13), Image.Resampling.BOX)).astype(int)
+            assert np.argmin([np.abs(small - given).mean() for given in inputs]) == number
 
     def test_the_input_is_not_overwritten(self, upscale, folder, capsys):
         picture("a.png")
@@ -1200,7 +1228,9 @@ class TestRanks:
 class TestModels:
     def test_table(self, folder, capsys, models_dir):
         models_dir.mkdir(parents=True)
-        (models_dir / "autoencoder_vq_f4.pth").write_bytes(b"x")
+        for name, size in (("autoencoder_vq_f4.pth", registry.REGISTRY["vq_f4"].size), ("resshift_realsrx4_s4_v3.pth", 5000)):
+            (models_dir / name).touch()  # the second is another file, or a part
+            os.truncate(models_dir / name, size)
         assert main(["models"]) == 0
         out, err = capsys.readouterr()
         lines = out.splitlines()

@@ -270,7 +270,7 @@ class Metrics:
 def measure(candidate: Candidate, samples: Sequence[Sample], metrics: Metrics, keep: Path | None = None) -> dict:
     """A row of the table: means over the samples, and seconds per picture (the first one warms up and is not timed)."""
     values, seconds = [], []
-    for sample in tqdm(samples, desc=candidate.name, leave=False):
+    for sample in tqdm(samples, desc=candidate.name, leave=False, disable=None):
         began = time.perf_counter()
         result = candidate.upscale(sample.lq, sample.hole).cpu()
         seconds.append(time.perf_counter() - began)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from tqdm import tqdm
 from resshift_core.atomic_file import atomic_path
 
 log = logging.getLogger("resshift.training")
+
+LINE_EVERY = 30  # seconds, where there is no bar
 
 
 def memory_text(device: torch.device) -> str:
@@ -77,8 +80,8 @@ class Table:
         if not path.is_file():
             return []
         rows = []
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(line.replace("\0", "") for line in file):
                 try:
                     rows.append({name: float(value) for name, value in row.items() if name and value})
                 except (TypeError, ValueError):
@@ -96,7 +99,7 @@ def _tensorboard(folder: Path, iteration: int):
 
 
 class Report:
-    """Progress bar, OUTPUT/log.csv, OUTPUT/validation.csv, OUTPUT/validation/*.png, OUTPUT/tensorboard. First process only."""
+    """Progress bar (in a file of output, a line now and then), OUTPUT/log.csv, OUTPUT/validation.csv, OUTPUT/validation/*.png, OUTPUT/tensorboard. First process only."""
 
     def __init__(self, output: Path, iterations: int, iteration: int, loss_names: list[str]):
         self.output, self.iterations = output, iterations
@@ -104,7 +107,8 @@ class Report:
         self.losses = Table(output / "log.csv", columns, iteration)
         self.scores = Table(output / "validation.csv", ["psnr", "ssim", "lpips"], iteration)
         self.board = _tensorboard(output / "tensorboard", iteration)
-        self.bar = tqdm(total=iterations, initial=iteration, desc="training", dynamic_ncols=True, unit="it")
+        self.bar = tqdm(total=iterations, initial=iteration, desc="training", dynamic_ncols=True, unit="it", disable=None)
+        self.told = time.monotonic()
 
     def step(self, device: torch.device, values: dict[str, float], images_per_second: float) -> None:
         self.bar.update()
@@ -114,6 +118,10 @@ class Report:
 
     def write(self, iteration: int, values: dict[str, float]) -> None:
         self.losses.add(iteration, values)
+        if self.bar.disable and time.monotonic() - self.told > LINE_EVERY:
+            self.told = time.monotonic()
+            rate = values["images_per_second"]
+            self.say(f"iteration {iteration} of {self.iterations}: loss {values['loss']:.5f}, {rate:.1f} images/s")
         if self.board is not None:
             for name, value in values.items():
                 self.board.add_scalar(f"training/{name}", value, iteration)
@@ -129,6 +137,7 @@ class Report:
 
     def say(self, text: str) -> None:
         tqdm.write(text)
+        sys.stdout.flush()  # a file of output would keep it for later
 
     def close(self) -> None:
         self.bar.close()

@@ -214,7 +214,7 @@ def _inspect_all(paths: list[Path], memory: Path | None, quiet: bool) -> list[Pi
     done, written = [], time.monotonic()
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         try:
-            for picture in tqdm(pool.map(one, paths), total=len(paths), desc="checking pictures", disable=quiet, leave=False):
+            for picture in tqdm(pool.map(one, paths), total=len(paths), desc="checking pictures", disable=quiet or None, leave=False):
                 done.append(picture)
                 if time.monotonic() - written > REMEMBER_EVERY:
                     _remember(memory, _with_new(known, done))

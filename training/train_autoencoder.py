@@ -245,7 +245,7 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
     table = Table(settings.output / "log.csv", ["loss", "l1", "codebook", "lpips", "discriminator", "psnr"], trainer.iteration)
     positions = Positions(trainer.iteration, settings.batch_size, 0, 1)
     batches = interrupts.passing(load_batches(crops, positions, workers, pin=device.type == "cuda"))
-    with closing(table), tqdm(total=settings.iterations, initial=trainer.iteration, desc="training") as bar:
+    with closing(table), tqdm(total=settings.iterations, initial=trainer.iteration, desc="training", disable=None) as bar:
         for _, batch in batches:
             if trainer.iteration >= settings.iterations:
                 trainer.save()  # a run may have been killed between its last state and its file
@@ -259,6 +259,7 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
             if trainer.iteration % settings.save_every == 0 or done:
                 values["psnr"] = trainer.show(image)
                 trainer.save()
+                bar.write(f"saved at {trainer.iteration}: loss {values['loss']:.4f}, PSNR {values['psnr']:.2f} dB")
             if trainer.iteration % 10 == 0 or done:
                 table.add(trainer.iteration, values)
             if interrupts.asked and not done:

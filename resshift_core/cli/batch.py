@@ -24,7 +24,7 @@ from ..image_io import (
     READABLE,
     WRITABLE,
     Picture,
-    check_side,
+    check_room,
     picture_size,
     read_picture,
     to_image,
@@ -155,7 +155,8 @@ class Batch:
             picture = read_picture(job.source.data, "Standard input", self.handling.max_pixels)
         width, height = picture.size
         size = target_size(height, width, self.arguments.get("scale") or self.model.scale)
-        check_side(job.target_label, job.format or _format_like(picture), size[::-1])  # before the work, not after it
+        format = job.format or _format_like(picture)
+        check_room(job.target_label, format, size[::-1], picture.mode)  # before the work, not after it
         return Loaded(picture, self._hole(job, picture))
 
     def _hole(self, job: Job, picture: Picture) -> torch.Tensor | None:

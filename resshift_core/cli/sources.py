@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..errors import InputError, first_line
 from ..hidden import is_hidden
-from ..image_io import HEIC, READABLE, WRITABLE, can_write, writable_format
+from ..image_io import READABLE, UNREAD, WRITABLE, can_write, writable_format
 
 PIPE = "-"
 NEVER = '<>"|?*'  # in names, on Windows
@@ -84,23 +84,23 @@ def find_sources(words: list[str], recursive: bool, leave_out: Path | None) -> F
     unknown: list[Path] = []
     folders = [word for word in words if word != PIPE and os.path.isdir(word)]
     for word in words:
-        heic: list[Path] = []
+        unread: list[Path] = []
         if word == PIPE:
             found = [Source(None, Path("stdin"), _standard_input())]
         elif os.path.isdir(word):
-            found, unread = _in_folder(Path(word), recursive, leave_out, len(folders) > 1, heic)
-            problems += unread
-            if unread and not found:
+            found, closed = _in_folder(Path(word), recursive, leave_out, len(folders) > 1, unread)
+            problems += closed
+            if closed and not found:
                 continue
         elif glob.has_magic(word) and not os.path.exists(word):  # the shell of Windows hands patterns on as they are
-            found, skipped = _matching(word, leave_out, heic)
+            found, skipped = _matching(word, leave_out, unread)
             inside += skipped
         else:
             found = [Source(Path(word), Path(Path(word).name))]
         if not found:
-            problems.append(Problem(word, _nothing_found(word, recursive, heic)))
-            heic = []
-        unknown += heic
+            problems.append(Problem(word, _nothing_found(word, recursive, unread)))
+            unread = []
+        unknown += unread
         sources += found
     return Findings(_without_repetition(sources), inside, problems, unknown)
 
@@ -122,13 +122,17 @@ def _in_folder(
     `unknown` gets those that nobody here can read.
     """
     top = Path(folder.resolve().name) if several else Path()
-    found, unread = [], []
+    found, closed, seen = [], [], set()
 
     def note(error: OSError) -> None:
         place = error.filename or str(folder)
-        unread.append(Problem(place, f"The folder {place} cannot be opened ({first_line(error)}). Check its permissions."))
+        closed.append(Problem(place, f"The folder {place} cannot be opened ({first_line(error)}). Check its permissions."))
 
-    for place, folders, files in os.walk(folder, onerror=note):
+    for place, folders, files in os.walk(folder, onerror=note, followlinks=True):
+        if (identity := _identity(Path(place))) in seen:  # a link leads back
+            folders.clear()
+            continue
+        seen.add(identity)
         folders[:] = sorted(
             name for name in folders if recursive and not is_hidden(name) and not _same(Path(place, name), leave_out)
         )
@@ -136,9 +140,9 @@ def _in_folder(
             path = Path(place, name)
             if path.suffix.lower() in READABLE and not is_hidden(name):
                 found.append(Source(path, top / path.relative_to(folder)))
-            elif path.suffix.lower() in HEIC and not is_hidden(name):
+            elif path.suffix.lower() in UNREAD and not is_hidden(name):
                 unknown.append(path)
-    return found, unread
+    return found, closed
 
 
 def _matching(pattern: str, leave_out: Path | None, unknown: list[Path]) -> tuple[list[Source], list[Path]]:
@@ -150,7 +154,7 @@ def _matching(pattern: str, leave_out: Path | None, unknown: list[Path]) -> tupl
     depth = next((depth for depth in range(len(parts) - 1) if not os.path.exists(Path(*parts[: depth + 1]))), len(parts) - 1)
     fixed = Path(*parts[:depth])
     paths = sorted(map(Path, glob.glob(os.path.join(glob.escape(str(fixed)), *parts[depth:]), recursive=True)))
-    unknown += [path for path in paths if path.suffix.lower() in HEIC]
+    unknown += [path for path in paths if path.suffix.lower() in UNREAD]
     paths = [path for path in paths if path.suffix.lower() in READABLE and path.is_file()]
     outer = None if leave_out is None else Path(_identity(leave_out))
     inside = [] if outer is None or _lies_in(fixed, outer) else [path for path in paths if _lies_in(path, outer)]
@@ -158,9 +162,13 @@ def _matching(pattern: str, leave_out: Path | None, unknown: list[Path]) -> tupl
     return [Source(path, path.relative_to(fixed)) for path in paths if path not in left_out], inside
 
 
+def _endings(paths: list[Path]) -> str:
+    return ", ".join(sorted({path.suffix.lower() for path in paths}))
+
+
 def _nothing_found(word: str, recursive: bool, left_out: list[Path]) -> str:
     if left_out:
-        return f"{word}: there are only HEIC pictures, which Pillow cannot read. Export them as JPEG or PNG first."
+        return f"{word}: there are only pictures that Pillow cannot read ({_endings(left_out)}). Export them as JPEG or PNG first."
     if not os.path.isdir(word):
         return f"No picture matches {word}."
     deeper = not recursive and any(entry.is_dir() for entry in Path(word).iterdir())
@@ -263,13 +271,20 @@ class Naming:
             raise InputError(f"-o {output} is the whole name of the output. Leave --suffix out, or give a folder.")
         return cls(file=Path(output), compare=compare)
 
-    def target(self, source: Source, scale: float) -> Path | None:
-        """`<stem>_x4.<ending>`, or what -o and --suffix say; None = standard output."""
+    def ending(self, source: Source) -> str:
+        """Of the result."""
+        given = source.below.suffix
+        return self.suffix or (given if can_write(given) else ".png")
+
+    def target(self, source: Source, scale: float, apart: bool = False) -> Path | None:
+        """`<stem>_x4.<ending>`, or what -o and --suffix say; None = standard output.
+
+        apart: the input's ending is in the name, too.
+        """
         if self.pipe or self.file is not None:
             return self.file
-        given = source.below.suffix
-        suffix = self.suffix or (given if can_write(given) else ".png")
-        name = f"{source.below.stem}{f'_x{scale:g}' if self.mark is None else self.mark}{suffix}"
+        stem = stem_with_ending(source.below) if apart else source.below.stem
+        name = f"{stem}{f'_x{scale:g}' if self.mark is None else self.mark}{self.ending(source)}"
         if self.folder is not None:
             return self.folder / source.below.parent / name
         return source.path.parent / name
@@ -289,12 +304,17 @@ class Naming:
             return None
         return source.path.parent if self.folder is None else self.folder / source.below.parent
 
-    def job(self, index: int, source: Source, scale: float) -> Job:
-        target = self.target(source, scale)
+    def job(self, index: int, source: Source, scale: float, apart: bool = False) -> Job:
+        target = self.target(source, scale, apart)
         if target is None:
             return Job(index, source, None, writable_format("x" + self.suffix) if self.suffix else "")
         sheet = target.with_name(f"{target.stem}_compare.png") if self.compare else None
         return Job(index, source, target, writable_format(target), sheet)
+
+
+def stem_with_ending(path: Path) -> str:
+    """a_gif, of a.gif: for the result where that of a.png is a_x4.png."""
+    return f"{path.stem}_{path.suffix[1:].lower()}"
 
 
 def _is_one(word: str) -> bool:
@@ -319,10 +339,12 @@ def split_earlier_outputs(sources: list[Source], naming: Naming, overwrite: bool
     known = set()
     for source in sources:
         if source.path is not None:
-            known.add((_identity(source.path.parent), _spelling(source.path.stem)))
+            folders = {_identity(source.path.parent)}
             folder = None if overwrite else naming.folder_of(source)
             if folder is not None:
-                known.add((_identity(folder), _spelling(source.below.stem)))
+                folders.add(_identity(folder))
+            stems = source.below.stem, stem_with_ending(source.below)
+            known |= {(place, _spelling(stem)) for place in folders for stem in stems}
 
     def is_output(source: Source) -> bool:
         stem = naming.stem_of_input(source.path.stem) if source.path is not None else None
@@ -336,13 +358,21 @@ def split_earlier_outputs(sources: list[Source], naming: Naming, overwrite: bool
 
 
 def plan(sources: list[Source], naming: Naming, scale: float) -> tuple[list[Job], list[Problem]]:
-    """Jobs for the sources; two that would write the same file, or one that would write over an input, are problems."""
-    jobs: list[Job] = []
+    """Jobs for the sources, in their order. One that would write over an input is a problem, as are two with one target.
+
+    Of a.gif and a.png, whose results are both called a_x4.png, the second has it, and the first a_gif_x4.png.
+    """
+    jobs: dict[int, Job] = {}
     problems: list[Problem] = []
     inputs = {_identity(source.path): source for source in sources if source.path is not None}
     taken: dict[str, Source] = {}
-    for source in sources:
-        job = naming.job(len(jobs), source, scale)
+    places = range(len(sources))
+    for place in sorted(places, key=lambda place: naming.ending(sources[place]) != sources[place].below.suffix):
+        source = sources[place]
+        job = naming.job(place, source, scale)
+        other = taken.get(_identity(job.target)) if job.target is not None else None
+        if other is not None and other.below.suffix.lower() != source.below.suffix.lower():
+            job = naming.job(place, source, scale, apart=True)
         if job.compare is not None and _identity(job.compare) in taken:  # a.jpg and a.png
             ending = job.target.suffix[1:].lower()
             job = replace(job, compare=job.target.with_name(f"{job.target.stem}_{ending}_compare.png"))
@@ -354,8 +384,8 @@ def plan(sources: list[Source], naming: Naming, scale: float) -> tuple[list[Job]
             problems.append(Problem(source.label, clash))
             continue
         taken.update(dict.fromkeys(written, source))
-        jobs.append(job)
-    return jobs, problems
+        jobs[place] = job
+    return [replace(jobs[place], index=index) for index, place in enumerate(sorted(jobs))], problems
 
 
 def _clash(job: Job, written: dict[str, str], taken: dict[str, Source], inputs: dict[str, Source]) -> str:

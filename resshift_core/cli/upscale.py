@@ -191,7 +191,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         (console.warn if named else console.say)(f"{'' if named else 'note: '}left out {_earlier(len(outputs))} ({some}).")
     for paths, why in (
         (found.inside, "that lie in the output folder"),
-        (found.unknown, "in the format HEIC, which Pillow cannot read"),
+        (found.unknown, "that Pillow cannot read"),
     ):
         if paths and rank.index == 0:
             console.say(f"note: left out {len(paths)} {why} ({paths[0]}{' ...' if len(paths) > 1 else ''}).")
