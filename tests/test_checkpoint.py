@@ -21,6 +21,7 @@ from resshift_core.checkpoint import CONFIG_KEY, load_autoencoder, resolve_path
 from resshift_core.cli.model_file import describe_file
 from resshift_core.detection import published_unet
 from resshift_core.device import free_bytes, is_out_of_memory, resolve_device, resolve_dtype
+from resshift_core.limits import check_model
 from resshift_core.registry import REGISTRY, VARIANTS
 
 from .standin import fill, small_model, standin_unet
@@ -202,6 +203,14 @@ def test_full_size(published_model, tmp_path, variant):
 
 
 # --------------------------------------------------------------------------------------------------- models of our own
+
+
+@pytest.mark.parametrize("letters", ["<b>", "a > b", "two\nlines", "x" * 201])
+def test_names_and_licences_are_plain_short_texts(letters):
+    """They are shown on pages and in terminals, and come from strangers."""
+    for word in ("name", "licence"):
+        with pytest.raises(ValueError, match=f"{word} is .*not a text of at most 200 letters"):
+            check_model(replace(small_model().config, **{word: letters}))
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ from resshift_core import registry, sheet
 from resshift_core.cli import batch, doctor, main
 from resshift_core.cli import upscale as upscale_module
 from resshift_core.cli.console import Console
+from resshift_core.cli.sources import Naming
 from resshift_core.cli.stop import raise_if_stopped
 from resshift_core.hidden import is_hidden
 from resshift_core.image_io import Picture
@@ -429,6 +430,11 @@ class TestFiles:
         assert "left out 6 earlier outputs" in capsys.readouterr().err
         assert upscale("in/a.png", "in/a large.png", "-o", "two", "--suffix", "") == 0  # with another suffix it is an input
         assert listing("two") == ["a large.png", "a.png"]
+
+    @pytest.mark.parametrize("compare, stem", [(True, "a"), (False, None)])
+    def test_without_suffix_sheets_alone_are_results_and_only_where_they_are_made(self, compare, stem):
+        assert Naming(mark="", compare=compare).stem_of_input("a_compare") == stem
+        assert Naming(mark="", compare=compare).stem_of_input("a") is None
 
     def test_no_suffix_keeps_the_names(self, upscale, folder, capsys):
         picture("in/a.png"), picture("in/sub/a.jpg", 1)
@@ -931,6 +937,11 @@ class TestCompare:
         (left,), (right,) = (self.panels(sheet, part) for part in enlarged)
         assert left[0] == right[0] and left[1] + 540 <= right[1]
 
+    def test_one_that_just_fits_is_shown_whole(self, upscale, folder):
+        Image.fromarray(colours(20, 140)).save("a.png")
+        assert upscale("a.png", "--compare") == 0
+        assert len(self.panels(pixels_of("a_x4_compare.png"), pixels_of("a_x4.png"))) == 1  # 560 wide
+
     def test_details_of_a_large_one(self, upscale, folder):
         pixels = np.full((40, 200, 3), 90, np.uint8)
         pixels[10:30, 150:180] = colours(20, 30)  # the only detail
@@ -950,6 +961,12 @@ class TestCompare:
         pixels[:, 300:, :3], pixels[..., 150:, 3] = colours(200, 100) // 4, 255
         places = sheet._detailed_boxes(Picture(pixels, "RGBA", "PNG"), (1600, 800))
         assert all(box.left + box.width > 1200 for box in places)
+
+    def test_places_lie_apart_and_the_upper_one_comes_first(self, folder):
+        pixels = np.full((1000, 1000, 3), 90, np.uint8)
+        pixels[100:200, 100:200], pixels[700:900, 700:900] = colours(100, 100) // 4, colours(200, 200)
+        upper, lower = sheet._detailed_boxes(Picture(pixels, "RGB", "PNG"), (4000, 4000))
+        assert upper.top < 800 and upper.left < 800 and lower.top > 2700 and lower.left > 2700
 
     @pytest.mark.parametrize(
         "mode, size", [("RGBA", (20, 18)), ("LA", (150, 15)), ("L", (1, 1)), ("RGB", (3, 150)), ("I;16", (9, 9))]

@@ -285,6 +285,16 @@ def test_the_batched_codec_leads_to_the_same_pictures():
     assert realesrgan(images, range(4), 0, codec="blocks").shape == (4, 3, 24, 24)
 
 
+def test_the_batched_codec_clips_light_and_repeats_borders_as_libjpeg_does():
+    """Of yellow stripes the light overshoots; a picture's last block is filled up from its border."""
+    y, x = torch.meshgrid(torch.arange(37) / 37, torch.arange(43) / 43, indexing="ij")
+    stripes, ramp = torch.zeros(1, 3, 64, 64), torch.stack([x, y, 1 - x])[None]
+    stripes[:, :2, :, ::3] = 1
+    for image, quality, part in ((stripes, 10, slice(None)), (ramp, 30, slice(-5, None))):
+        ours, theirs = (jpeg(Canvas.of(image), [quality], codec=codec).pixels for codec in ("blocks", "libjpeg"))
+        assert float((ours - theirs)[..., part, :].abs().mean()) * 255 < 1.3
+
+
 def test_the_batched_codec_takes_a_quality_per_picture():
     images = photo(64, 64).repeat(2, 1, 1, 1)
     both = jpeg(Canvas.of(images), [30, 90], codec="blocks").pixels
@@ -334,6 +344,15 @@ def test_mixed_is_half_of_each():
     assert all(a != b for a, b in zip(like_heavy, like_light)) and 10 <= sum(like_heavy) <= 30
 
 
+def test_the_damaged_share_of_mixed_is_half_of_each_too():
+    images, numbers = torch.rand(60, 3, 32, 32, generator=torch.Generator().manual_seed(0)), list(range(60))
+    kinds = ("mixed", "bicubic", "realesrgan", "everyday")
+    mixed, *others = (make_degradation(kind, 4, 3, 0.5)(images, numbers) for kind in kinds[:2])
+    others += (make_degradation(kind, 4, 3)(images, numbers) for kind in kinds[2:])
+    plain, heavy, light = (sum(torch.equal(a, b) for a, b in zip(mixed, other)) for other in others)
+    assert plain + heavy + light == 60 and 20 <= plain <= 40 and min(heavy, light) >= 6
+
+
 def test_everyday_noise_reaches_the_picture_where_no_jpeg_follows():
     numbers = [n for n in range(200) if not draw_everyday(random_for(0, n, 1))[1]][:8]
     plans = [draw_everyday(random_for(0, n, 1))[0] for n in numbers]
@@ -352,6 +371,17 @@ def test_the_second_stage_is_relative_to_the_final_size(monkeypatch):
     twice = [plan for plan in plans if plan.second is not None]
     assert 0 < len(twice) < 12 and called[1] == tuple(max(4, round(24 * plan.second.factor)) for plan in twice)
     assert {*called[2], *called[3]} == {24}
+
+
+def test_the_last_jpeg_comes_once_before_or_after_the_sinc_filter(monkeypatch):
+    asked = []
+    monkeypatch.setattr(degradation, "jpeg", lambda canvas, qualities, which, codec: asked.append(which) or canvas)
+    realesrgan(torch.rand(24, 3, 64, 64), range(24), 0)
+    plans = [degradation.draw_plan(random_for(0, number, 1)) for number in range(24)]
+    first = [plan.jpeg_first for twice in (True, False) for plan in plans if (plan.second is not None) == twice]
+    last = [which for which in asked if which]
+    before, after = (sum(last[start::2], []) for start in (0, 1))
+    assert before == first and after == [not word for word in first]
 
 
 def test_which_pictures_are_damaged_says_nothing_about_how():

@@ -20,6 +20,7 @@ from training.resize import add_estimator, resize_trunk, widen
 from training.scan import read_rgb
 from training.settings import SettingsError
 from training.state import sha256_of
+from training.trainer import NotFinite
 
 from . import standin
 from .training_run import arguments, make_pictures, save_tiny_model
@@ -174,7 +175,7 @@ def test_networks_that_nothing_could_be_put_through_are_refused():
 def test_around_a_hole_nothing_is_estimated():
     model = standin.small_model(model_channels=8, trunk_blocks=2)
     unet = replace(model.config.unet, mask=True)
-    with pytest.raises(ValueError, match="hole"):
+    with pytest.raises(ValueError, match="estimates around a hole"):
         check_model(replace(model.config, unet=replace(unet, degradation_channels=6), task="inpaint"))
     model.config = replace(model.config, unet=unet, task="inpaint")
     with pytest.raises(SettingsError, match="hole"):
@@ -215,14 +216,54 @@ def test_descriptions_are_what_was_drawn():
         plan, compressed = draw_everyday(random_for(seed, number, 1))
         assert words["compressed"] == compressed and words[plan.mode] == 1
         assert words["area"] + words["bilinear"] + words["bicubic"] == 1
-        if compressed:
-            assert words["coarseness"] == pytest.approx((100 - plan.quality) / 70)
+        assert words["coarseness"] == pytest.approx((100 - plan.quality) / 70 if compressed else 0)
         if plan.noise.kind == "gaussian":
             assert 2 ** (5 * words["noise"]) - 1 == pytest.approx(plan.noise.strength, abs=1e-3)
+        if plan.noise.kind == "poisson":  # of a middle grey
+            assert 2 ** (5 * words["noise"]) - 1 == pytest.approx(plan.noise.strength * 128**0.5, abs=1e-3)
+        assert words["shot"] == (plan.noise.kind == "poisson") and words["grey"] == (plan.noise.grey and words["noise"] > 0)
+        sigmas = (plan.kernel.sigma_x, plan.kernel.sigma_y) if plan.kernel.kind != "none" else (0, 0)
+        assert words["blur"] == pytest.approx(np.sqrt(np.mean(np.square(sigmas))))
     assert 10 < clean < 40
     assert not descriptions("bicubic", numbers, seed, 1.0).any()
     with pytest.raises(ValueError, match="realesrgan"):
         descriptions("realesrgan", [0], 0, 1.0)
+
+
+def test_three_bad_steps_in_a_row_stop_the_estimator(tmp_path):
+    class Batches(list):
+        settings = train_estimator.EstimatorSettings(tmp_path, tmp_path, learning_rate=1e-3)
+
+    estimator = told_model().unet.degradation.train().requires_grad_(True)
+    good, bad = ((torch.full((2, 3, 64, 64), value), torch.zeros(2, len(DESCRIPTION))) for value in (0.0, torch.nan))
+    train_estimator.learn(estimator, Batches([bad, bad, good, bad, bad]))
+    assert all(bool(torch.isfinite(weight).all()) for weight in estimator.parameters())
+    with pytest.raises(NotFinite, match="3 steps in a row"):
+        train_estimator.learn(estimator, Batches([good, bad, bad, bad]))
+
+
+def test_what_never_varies_has_no_share_that_is_explained():
+    wanted = torch.zeros(4, len(DESCRIPTION))
+    wanted[:2, 0], wanted[:, 1] = 1, 1
+    batches = [(wanted[:3], wanted[:3]), (wanted[3:], wanted[3:])]
+    assert train_estimator.explained(lambda lq: lq, batches) == {DESCRIPTION[0]: 1}
+    assert train_estimator.explained(lambda lq: torch.full_like(lq, 0.5), batches) == {DESCRIPTION[0]: 0}
+
+
+def test_crops_that_are_only_looked_at_are_no_runs_and_every_repeat_has_its_own_damage(tmp_path, monkeypatch):
+    class Crops:
+        def __getitem__(self, number):
+            looked_at.append(number)
+            return {"hr": torch.rand(3, 32, 32)}
+
+    looked_at, damaged = [], []
+    settings = train_estimator.EstimatorSettings(tmp_path, tmp_path, degradation="everyday", batch_size=2, repeats=3)
+    batches = train_estimator.Batches(settings, Crops(), 4, torch.device("cpu"))
+    monkeypatch.setattr(batches, "degrade", lambda hr, numbers: damaged.extend(numbers) or hr[..., ::4, ::4])
+    first, *rest = batches.held()
+    assert len(rest) == train_estimator.HELD - 1 and [len(part) for part in first] == [6, 6]
+    assert looked_at == list(range(10**9, 10**9 + 2 * train_estimator.HELD))
+    assert len(set(damaged)) == len(damaged) == 6 * train_estimator.HELD
 
 
 def test_an_estimator_is_trained_and_finetune_leaves_it_as_it_is(tmp_path, capsys):

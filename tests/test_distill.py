@@ -59,11 +59,15 @@ def test_the_losses_are_sinsrs():
     """With a network that returns y0 (residual 0), every loss has a closed form."""
     teacher, chain, points = setting()
 
+    asked = []
+
     def nothing(x, t, lq, mask=None):
+        asked.append(t.tolist())
         return torch.zeros_like(x)
 
     chain.model.unet.forward = nothing
     _, parts, _ = losses(chain, teacher, truth=1)(nothing, points)
+    assert asked == [[3, 3], [0, 0], [0, 0], [3, 3]]  # the way back is that of t = 1
     x_T = points.y0 + chain.model.schedule.prior(points.y0)[1] * points.noise[1]
     assert float(parts["inverse"]) == pytest.approx(float((points.y0 - x_T).square().mean()), rel=1e-4)
     assert float(parts["truth"]) == pytest.approx(float((points.y0 - points.x0).square().mean()), rel=1e-4)

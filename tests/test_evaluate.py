@@ -216,6 +216,44 @@ def test_texture_is_energy_beyond_the_small_picture():
     assert texture(coarse, truth, 8) == pytest.approx(0.5, rel=1e-3)
 
 
+def test_of_a_flat_truth_the_rounding_of_its_levels_is_the_texture():
+    flat = torch.full((1, 3, 96, 96), 0.5)
+    half_a_level = flat + 0.5 / 255 * torch.randn(1, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    assert texture(flat, flat, 4) < 1e-6 and 0.5 < texture(half_a_level, flat, 4) < 1
+
+
+def test_holes_are_all_that_inpainting_is_measured_on(place, tmp_path):
+    samples = evaluate.load_samples(evaluate.EvaluationSettings(tmp_path, truth=place[0]), 1, holes=True)
+    assert len(samples) == 3 and len({float(sample.hole.sum()) for sample in samples}) > 1
+    assert all(torch.equal(sample.lq, sample.truth * (1 - sample.hole)) for sample in samples)
+
+
+def test_pictures_that_differ_by_their_endings_keep_them(tmp_path):
+    names = ("a.png", "a.jpg", "b/a.png", "c.png")
+    assert evaluate._names_below(tmp_path, [tmp_path / name for name in names]) == ["a.png", "a.jpg", "b/a", "c"]
+
+
+def test_no_noise_is_called_none_in_the_table(tmp_path):
+    settings = evaluate.EvaluationSettings(tmp_path, kappa=(0.0, 0.5))
+    assert [row.kappa for row in evaluate._own_candidates(settings, standin.small_model(kappa=2.0), "one")] == ["0", "0.5"]
+
+
+@pytest.mark.parametrize("count, seconds", [(1, 10), (3, 3)])
+def test_the_first_picture_warms_up_and_is_not_timed(monkeypatch, count, seconds):
+    clock = iter([0, 10, 20, 22, 30, 34])
+    monkeypatch.setattr(evaluate, "time", types.SimpleNamespace(perf_counter=clock.__next__))
+    candidate = evaluate.Candidate("one", "", "", "", lambda lq, hole: lq)
+    samples = [evaluate.Sample(str(n), torch.rand(1, 3, 8, 8), None) for n in range(count)]
+    assert evaluate.measure(candidate, samples, lambda result, truth: {"musiq": 1.0})["seconds"] == seconds
+
+
+def test_results_are_measured_as_a_file_holds_them():
+    seen, sample = [], evaluate.Sample("one", torch.rand(1, 3, 8, 8), None)
+    candidate = evaluate.Candidate("one", "", "", "", lambda lq, hole: lq)
+    evaluate.measure(candidate, [sample], lambda result, truth: seen.append(result) or {"musiq": 1.0})
+    assert torch.equal(seen[0], sample.lq.mul(255).round().div(255))
+
+
 def test_labels_of_the_plot_say_what_differs():
     rows = [{"steps": steps, "kappa": "2", "p": p, "psnr": float(steps), "ssim": 0.5} for steps in "14" for p in ("0.3", "1")]
     assert evaluate._labels(rows, "ssim") == {(1.0, 0.5): "T=1 p=0.3\nT=1 p=1", (4.0, 0.5): "T=4 p=0.3\nT=4 p=1"}

@@ -109,6 +109,26 @@ def test_a_forked_process_does_not_wait_for_its_parent_s_run(calls):
         assert os.waitpid(child, 0)[1] == 0
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows does not fork")
+def test_a_forked_process_has_the_threads_of_its_own_runs_alone(calls):
+    begun, ends = threading.Event(), threading.Event()
+
+    def beside():
+        with kept_memory(CPU):
+            begun.set(), ends.wait()
+
+    thread = threading.Thread(target=beside)
+    thread.start(), begun.wait()
+    child = os.fork()
+    if not child:
+        calls.clear()
+        with kept_memory(CPU):
+            pass
+        os._exit(0 if calls == [*KEPT.items(), *USUAL.items()] else 1)
+    ends.set(), thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_a_run_elsewhere_tells_the_processor_s_memory_nothing(calls):
     with kept_memory(torch.device("meta")):
         pass

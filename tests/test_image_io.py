@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 
 import resshift_core as rs
-from resshift_core import image_io
+from resshift_core import image_io, modes
 from resshift_core.image_io import Picture, picture_size, read_picture, to_image, write_picture
 
 MAKE, ORIENTATION, EXIF_IFD, TAKEN, WIDTH, HEIGHT, GPS_IFD = 0x010F, 0x0112, 0x8769, 0x9003, 0xA002, 0xA003, 0x8825
@@ -442,6 +442,15 @@ class TestExif:
         kept = Image.open(buffer).getexif()
         assert kept[315].encode("latin-1").decode() == kept.get_ifd(EXIF_IFD)[0xA434].encode("latin-1").decode() == words
 
+    def test_letters_beyond_ascii_of_a_place(self):
+        exif, datum = Image.Exif(), 18
+        exif[GPS_IFD] = {datum: "M_nster"}
+        block = exif.tobytes().replace(b"M_nster", "Münster".encode("latin-1"))
+        picture = read_picture(saved(Image.fromarray(colours(16, 16)), "JPEG", exif=block))
+        buffer = io.BytesIO()
+        write_picture(Image.fromarray(colours(64, 64)), buffer, "JPEG", picture)
+        assert Image.open(buffer).getexif().get_ifd(GPS_IFD)[datum] == "Münster"
+
     def test_damaged_exif_does_not_cost_the_picture(self):
         data = saved(Image.fromarray(colours(16, 16)), "JPEG", exif=b"Exif\0\0" + b"MM\0*" + b"\xff" * 40)
         picture = read_picture(data)
@@ -469,6 +478,11 @@ class TestExif:
 
 
 class TestOddFiles:
+    def test_the_white_of_numbers_is_guessed_from_the_largest(self):
+        """What was filtered goes a little past white, and light may be up to twice as bright."""
+        largest = [0.5, 1.9, 2.1, 255, 259, 300, 66000, 70000]
+        assert [modes._white_of("F", "", number) for number in largest] == [1, 1, 255, 255, 255, 65535, 65535, 70000]
+
     @pytest.mark.parametrize("format", ["GIF", "TIFF", "WEBP"])
     def test_the_first_of_several_frames(self, format):
         frames = [Image.fromarray(colours(seed=i)) for i in range(3)]

@@ -74,12 +74,13 @@ def test_other_ways_of_computing_are_torchs(calls):
     assert torch.allclose(torch.func.jvp(linear, (x,), (x,))[1], F.linear(x, linear.weight), atol=1e-5)
     with torch.backends.mkldnn.flags(enabled=False):
         assert torch.allclose(linear(x), expected, atol=1e-5)
-    for wrong in (x.double(), x[:, :100]):
+    for wrong in (x.double(), x[:, :100], torch.randn(4, 256)):
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             linear(wrong)
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert linear(mode.from_tensor(x)).shape == (4, 128)
     assert torch.allclose(torch.jit.trace(linear, x, check_trace=False)(x), expected, atol=1e-5)
+    assert matmul.only_computing(x.detach()) and not matmul.only_computing(x.detach(), x.to("meta"))
     assert not calls
 
 

@@ -779,6 +779,17 @@ class TestUpscale:
         assert sizes == {(683, 1024)} and (pair["width"], pair["height"]) == (800, 1200)
         assert pair["picture"] == [200, 300]
 
+    def test_the_slider_shows_colours_without_alpha_and_grey_in_their_own_size(self, host):
+        from PIL import Image
+
+        colour = torch.tensor([0.9, 0.3, 0.1, 0.5]).expand(1, 16, 24, 4)
+        answer = host.part("nodes.comparison").compared(colour, torch.full((1, 16, 24, 1), 0.4))
+        pair = json.loads(answer["resshift_compare"][0])
+        for word, wanted in (("before", (0.9, 0.3, 0.1)), ("after", (0.4, 0.4, 0.4))):
+            with Image.open(host.base / "temp" / pair[word]["filename"]) as image:
+                assert image.size == (24, 16)
+                assert [level / 255 for level in image.getpixel((12, 8))] == pytest.approx(wanted, abs=0.02)
+
     def test_a_full_disk_costs_the_slider_only(self, host, monkeypatch):
         from PIL import Image
 

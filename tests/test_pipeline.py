@@ -760,6 +760,21 @@ def test_what_an_inpainting_run_keeps_it_keeps_under_transparent_pixels_too(smal
     assert torch.equal(out * (1 - mask), image * (1 - mask))
 
 
+def test_tiles_that_overflowed_alone_are_done_again(monkeypatch):
+    asked = []
+
+    def run(model, jobs, shared, progress):
+        asked.append(jobs)
+        return torch.tensor([10.0 * job + len(asked) for job in jobs]), torch.tensor([job != 2 for job in jobs]) | (
+            len(asked) > 1
+        )
+
+    monkeypatch.setattr(tile_runs, "_run_tiles", run)
+    shared = SimpleNamespace(in_float32=lambda model: model)
+    result = tile_runs._run_tiles_safely(SimpleNamespace(computes_in_half=True), [1, 2, 3], shared, None)
+    assert result.tolist() == [11, 22, 31] and asked == [[1, 2, 3], [2]]
+
+
 def test_previews_of_narrow_pictures():
     """torch mixes up the rows of what shrinks to one column."""
     ramp = torch.linspace(0, 1, 4000).view(1, 4000, 1).expand(3, 4000, 6)
@@ -783,7 +798,7 @@ def test_what_is_to_be_gone_does_not_fill_transparent_pixels(small_model, wrap):
         image[:, :3, :, 8:24] = torch.tensor(color).view(1, 3, 1, 1)
         image[:, :3, :, 24:30] = color[0]  # another colour than the transparent rest
         filled, _ = fill_hidden(image, mask)
-        assert torch.allclose(filled[..., 30:], torch.tensor(0.3))
+        assert torch.allclose(filled[..., 30:], torch.tensor(0.3)) and torch.equal(fill_hidden(image, mask / 2)[0], filled)
         results.append(rs.upscale(inpainting, image, mask=mask, wrap=wrap))
     assert torch.equal(*results)
     mask[..., :30] = 1  # nothing is left to fill from

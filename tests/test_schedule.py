@@ -126,6 +126,10 @@ def test_without_noise_the_curve_begins_where_it_would_with_little():
     assert rs.ShiftSchedule(4, 0.0).sqrt_eta[0] == rs.ShiftSchedule(4, 0.5).sqrt_eta[0] == 0.04
 
 
+def test_without_noise_and_residual_the_guess_is_the_input():
+    assert not rs.ShiftSchedule(4, kappa=0.0).residual_gain(0.0).any()
+
+
 def test_input_scale():
     s = rs.ShiftSchedule(4, 2.0, 0.3, 0.2)
     assert s.input_scale(4) == pytest.approx(1 / math.sqrt(1 + 4 * 0.9801))

@@ -9,6 +9,10 @@ from hypothesis import strategies as st
 from resshift_core.tiles import lay_axis, mirror_index, reflect_index
 
 
+def test_no_more_than_half_of_a_tile_overlaps_the_next():
+    assert lay_axis(300, 64, 33) == lay_axis(300, 64, 64) == lay_axis(300, 64, 100) == lay_axis(300, 64, 32)
+
+
 @settings(deadline=None)  # processors may be shared
 @given(
     length=st.integers(1, 900), multiple=st.sampled_from([8, 16, 64]), tiles=st.integers(1, 4), share=st.floats(0, 0.5),

@@ -29,7 +29,7 @@ from resshift_core.file_lock import file_lock
 from training import finetune, sole
 from training.data import START
 from training.interrupts import Interrupts
-from training.report import Report, Table, write_summary
+from training.report import Report, Table, before_and_after, write_summary
 from training.trainer import Trainer
 
 from . import standin
@@ -195,9 +195,10 @@ def test_a_recipe_says_nothing_of_another_models_kind_and_licence(place, tmp_pat
     assert (config.licence, config.predict, config.name) == ("of theirs", "x0", "two")
 
 
-def test_a_validation_that_was_broken_off_is_made_up_for(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("every", [2, 3])
+def test_a_validation_that_was_broken_off_is_made_up_for(place, tmp_path, monkeypatch, every):
     output, real = tmp_path / "run", finetune.Run.validate
-    words = arguments(place[0], output, place[1], "--iterations", 4, "--validate-every", 2, "--save-every", 2)
+    words = arguments(place[0], output, place[1], "--iterations", 4, "--validate-every", every, "--save-every", 2)
 
     def interrupted(run, *args):
         if run.trainer.position.iteration == 4:
@@ -209,7 +210,7 @@ def test_a_validation_that_was_broken_off_is_made_up_for(place, tmp_path, monkey
     monkeypatch.setattr(finetune.Run, "validate", real)
     assert finetune.main([*words, "--resume", "auto"]) == 0
     with open(output / "validation.csv", newline="") as file:
-        assert [row["iteration"] for row in csv.DictReader(file)] == ["0", "2", "4"]
+        assert [row["iteration"] for row in csv.DictReader(file)] == ["0", str(every), "4"]
 
 
 def test_the_best_model_is_not_remembered_before_it_is_written(place, tmp_path, monkeypatch):
@@ -584,6 +585,21 @@ def test_a_table_that_a_spreadsheet_holds_gets_its_rows_later(tmp_path, monkeypa
     assert "log.csv cannot be written (Permission denied); its last rows, 1, are lost" in caplog.text
     table.close()  # the last row of a run waits for no other one
     assert [(row["iteration"], row["loss"]) for row in Table.read(table.path)] == [*rows, (5, 0.0)]
+
+
+@pytest.mark.parametrize("count, size", [(1, 132), (2, 132), (3, 264)])
+def test_before_and_after_takes_any_number_of_pictures(tmp_path, count, size):
+    places = [tmp_path / name for name in ("first.png", "last.png")]
+    for place, level in zip(places, (40, 200)):
+        Image.new("L", (3 * 256, count * 256), level).save(place)
+    picture = before_and_after(*places)
+    assert picture.shape == (size, 2 * (4 * 132 + 12), 3)
+    assert [int(picture[66, 66 + 132 * i, 0]) for i in range(4)] == [40, 40, 200, 200]
+
+
+def test_torn_rows_of_a_table_are_left_out(tmp_path):
+    (tmp_path / "log.csv").write_text("iteration,loss\n1,0.5\n,0.25\n2,x\n3,")
+    assert Table.read(tmp_path / "log.csv") == [{"iteration": 1, "loss": 0.5}, {"iteration": 3}]
 
 
 def test_the_tables_of_a_run_are_closed_with_it(tmp_path, monkeypatch):

@@ -118,6 +118,11 @@ def test_a_step_that_is_not_finite_changes_no_weight(tmp_path):
     assert all(map(torch.equal, before, after))
     trainer.step(torch.rand(2, 3, 32, 32) * 2 - 1)
     assert not any(map(torch.equal, before, after[:1])) and all(bool(torch.isfinite(weight).all()) for weight in after)
+    shown = trainer.show(picture := torch.rand(2, 3, 32, 32) * 2 - 1)
+    trainer.net.decoder.conv_out.weight.data.zero_()
+    assert trainer.show(picture) == shown  # by the average
+    for share in (torch.nan, torch.nan, 1, torch.nan, torch.nan):  # never three in a row
+        trainer.step(torch.rand(2, 3, 32, 32) * share)
 
 
 def test_a_signal_saves_and_stops(tmp_path, monkeypatch, capsys):
@@ -150,6 +155,8 @@ def test_levels_must_match(tmp_path, capsys):
     data = make_pictures(tmp_path / "pictures", 1, 48)
     assert train_autoencoder.main(words(data, tmp_path / "run", "--ch-mult", 1, 2, 4)) == 2
     assert "ch_mult and num_res_blocks need one number per level; they have 3 and 2" in capsys.readouterr().err
+    assert train_autoencoder.main(words(data, tmp_path / "run", "--num-res-blocks", 1, 1, 1, "--iterations", 1)) == 2
+    assert "they have 2 and 3" in capsys.readouterr().err
     assert train_autoencoder.main(words(data, tmp_path / "run", "--crop", 47)) == 2
     assert "--crop is 47; it must be a multiple of 2" in capsys.readouterr().err
 

@@ -20,7 +20,8 @@ from PIL import Image
 import resshift_core as rs
 from training import distributed, frames, leaves
 from training.data import START, Crops, CropSettings, PairedCrops, Positions, default_workers, load_batches, match_pairs
-from training.dataset import prepare_data, scan_validation
+from training.dataset import _held_out, degradation_of, prepare_data, scan_validation
+from training.degradation import make_degradation
 from training.distributed import Processes
 from training.drawings import draw_hole, draw_page, usable_fonts
 from training.frames import draw_frame
@@ -30,7 +31,7 @@ from training.scan import DataError, Picture, find_images, inspect, read_rgb, sc
 from training.settings import PRESETS, SettingsError, parse, read_config, resolve, to_dict, typed
 from training.settings import TrainSettings as Settings
 from training.trainer import make_scheduler
-from training.validation import hold_out, make_pairs, middle
+from training.validation import given_pairs, hold_out, make_pairs, middle
 
 from . import standin
 from .linked_folder import link_folder
@@ -166,6 +167,11 @@ def test_a_crop_depends_on_its_number_alone(folder):
     for n in (0, 7, 10**9):
         assert torch.equal(one[n]["hr"], other[n]["hr"])
     assert not torch.equal(one[0]["hr"], Crops(pictures(folder), settings, seed=5)[0]["hr"])
+
+
+def test_large_pictures_are_drawn_more_often_by_the_root_of_their_area():
+    found = [Picture(f"{width}.png", "", 90, width) for width in (40, 160, 360)]
+    assert Crops(found, CropSettings(32)).weights == pytest.approx([2 / 12, 4 / 12, 6 / 12])
 
 
 def test_a_crop_is_a_piece_of_a_picture(folder):
@@ -311,6 +317,14 @@ def test_a_picture_that_vanishes_is_named_and_replaced(tmp_path, caplog):
         crops[0]
 
 
+def test_a_picture_as_large_as_a_crop_is_used(folder):
+    found = scan(find_images(folder), 72).used
+    crop = Crops(found, CropSettings(72, turns=False))[0]["hr"] * 255
+    assert any(
+        torch.equal(way, read_rgb(picture.path).float()) for picture in found for way in (crop.round(), crop.round().flip(2))
+    )
+
+
 def test_the_cache_keeps_what_fits(folder, monkeypatch):
     crops = Crops(pictures(folder), CropSettings(32), cache_mib=1)  # a picture has 15.2 KiB
     assert crops.store.keep == 6
@@ -318,6 +332,12 @@ def test_the_cache_keeps_what_fits(folder, monkeypatch):
     monkeypatch.setattr("training.data.read_rgb", lambda path: pytest.fail("decoded again"))
     crops[0]
     assert Crops(pictures(folder), CropSettings(32), cache_mib=0).store.keep == 0
+
+
+def test_both_sides_of_pairs_share_the_cache_by_their_sizes():
+    found, small = [Picture(f"{n}.png", "", 64, 64) for n in range(8)], [Path(f"{n}.bmp") for n in range(8)]
+    crops = PairedCrops(found, small, 4, CropSettings(32), cache_mib=5.5 * 3 * (64 * 64 + 16 * 16) / 2**20)
+    assert (crops.store.keep, crops.small.keep) == (5, 5)
 
 
 def test_workers_started_anew_share_the_cache(tmp_path, monkeypatch):
@@ -378,6 +398,25 @@ def test_a_pair_of_which_one_vanishes_is_named_and_replaced(tmp_path, caplog, mo
     for n in range(8):
         assert kept[n]["lq"].shape == (3, 8, 8)
     assert decoded == {low / "picture_0.png"}  # gone, and looked for again; the others are kept
+
+
+def test_a_pair_of_which_one_has_changed_its_size_is_not_used(folder, tmp_path):
+    (found, *_), small = pictures(folder), tmp_path / "a.png"
+    crops = PairedCrops([found], [small], 4, CropSettings(32))
+    Image.new("RGB", (18, 18)).save(small)
+    assert crops[0]["lq"].shape == (3, 8, 8)
+    Image.new("RGB", (20, 18)).save(small)
+    with pytest.raises(DataError, match="in a row cannot be read"):
+        crops[0]
+
+
+def test_the_middles_of_given_pairs_show_the_same(folder, tmp_path):
+    (found, *_), small = pictures(folder), tmp_path / "a.png"
+    with Image.open(found.path) as image:
+        image.resize((18, 18), Image.Resampling.BOX).save(small)
+    (pair,) = given_pairs([found], [small], 4, 40)
+    assert pair.truth.shape == (1, 3, 40, 40) and pair.lq.shape == (1, 3, 10, 10)
+    assert float((torch.nn.functional.avg_pool2d(pair.truth, 4) - pair.lq).abs().max()) < 1.01 / 255
 
 
 def test_pairs_that_do_not_fit_are_named(folder, tmp_path):
@@ -472,11 +511,19 @@ def test_held_out_pictures_are_chosen_by_content(folder):
     assert len(held) == 2 and not {p.path for p in train} & {p.path for p in held}
     assert hold_out(found[::-1])[1] == held[::-1]
     assert hold_out(found[:3]) == (found[:3], [])
+    many = [Picture(f"{n}.png", "", 64, 64, digest=f"{n:03}") for n in range(400)]
+    assert [len(hold_out(many[:count])[1]) for count in (4, 100, 400)] == [2, 5, 16]
 
 
 def test_the_middle_has_the_right_multiple():
     assert middle(torch.rand(3, 70, 131), 64, 4).shape == (3, 64, 64)
     assert middle(torch.rand(3, 30, 33), 64, 4).shape == (3, 28, 32)
+
+
+def test_the_middle_of_a_pair_is_cut_at_whole_pixels_of_the_small_one():
+    small = torch.rand(3, 19, 33)
+    large = small.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    assert torch.equal(middle(large, 64, 4), middle(small, 16, 1).repeat_interleave(4, 1).repeat_interleave(4, 2))
 
 
 # ---------------------------------------------------------------------------------------------------- settings
@@ -563,6 +610,8 @@ def test_what_is_left_open_is_chosen_for_the_model():
     assert (published.crop, published.learning_rate, published.loss, published.rollout_share) == (256, 5e-5, "mse", 0)
     builtin = rs.ModelConfig.from_dict(read_config(ROOT / "training/configs/builtin.json")["model"])
     assert resolve(parse(line()), builtin).crop == 160
+    often = [resolve(parse(line("--iterations", count)), builtin) for count in (100, 5001, 50000)]
+    assert [(run.validate_every, run.save_every) for run in often] == [(50, 50), (501, 501), (5000, 1000)]
     with pytest.raises(SettingsError, match="--crop is 200; this network needs a multiple of 256"):
         resolve(parse(line("--crop", 200)), rs.ModelConfig())
 
@@ -582,6 +631,8 @@ def test_models_made_larger_warm_up():
         make_scheduler(optimizer, settings).step_update(5)
         first[bool(word)] = optimizer.param_groups[0]["lr"]
     assert first[True] < 0.3 < 0.9 < first[False]
+    make_scheduler(optimizer, replace(settings, iterations=10, width=64)).step_update(5)  # half of a short run at most
+    assert optimizer.param_groups[0]["lr"] > 0.4
 
 
 @pytest.mark.parametrize(("loss", "least"), [("--spectrum", 16), ("--adversarial", 9)])
@@ -638,6 +689,19 @@ def test_what_is_validated_on_is_checked_aloud(folder, tmp_path, capsys):
     assert len(scan_validation(settings, Processes(0, 1, torch.device("cpu"))).used) == 2
     assert "To validate on, 2 pictures can be used.\n1 cannot be read" in capsys.readouterr().out
     assert scan_validation(Settings(folder, tmp_path / "out"), Processes(0, 1, torch.device("cpu"))) is None
+
+
+def test_as_many_crops_are_damaged_as_the_settings_say():
+    hr = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    plain = make_degradation("bicubic", 4, 0)(hr, range(4))
+    damaged = [degradation_of(parse(line("--degradation", "everyday", "--damaged-share", share)), 4) for share in (0, 1)]
+    assert [torch.equal(degrade(hr, range(4)), plain) for degrade in damaged] == [True, False]
+
+
+def test_something_is_left_beside_what_is_validated_on(folder):
+    found = scan(find_images(folder), 32)
+    with pytest.raises(DataError, match="are those to validate on"):
+        _held_out(list(found.used), found, folder)
 
 
 def test_a_folder_is_not_both_pictures_and_output(tmp_path):
@@ -755,6 +819,8 @@ def test_held_out_pairs_are_those_of_their_own_folder(data_set, data, pairs, mor
     model = rs.load_model("builtin", device="cpu", dtype="fp32")
     found = prepare_data(settings, model, Processes(0, 1, torch.device("cpu")))
     assert found.count == 3 and len(found.pairs) == 3
+    few = prepare_data(replace(settings, validation_count=2), model, Processes(0, 1, torch.device("cpu")))
+    assert [len(part) for part in (few.pairs, few.held)] == [2, 2] and few.held == found.held[:2]
     for pair in found.pairs:
         small = torch.nn.functional.avg_pool2d(pair.truth, 4)
         assert float((small - pair.lq).abs().max()) < 1.01 / 255

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -46,6 +47,7 @@ from training.trainer import (
     NotFinite,
     Trainer,
     ema_decay,
+    load_moments,
     make_average,
     make_optimizer,
     recompute_activations,
@@ -131,6 +133,17 @@ def test_a_picture_that_overflows_is_encoded_again_in_float32():
     assert torch.equal(chain.encode(crops(1, 64)["hr"]), exact) and exact.isfinite().all()
 
 
+def test_the_network_learns_to_fill_holes_that_are_black_as_upscale_leaves_them():
+    unet = rs.UNetConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1, swin_channels=32, lq_stages=2, mask=True)
+    vqgan = rs.VQGANConfig(ch=32, ch_mult=(1, 1, 1), num_res_blocks=(1, 1, 1), n_embed=64)
+    chain = Chain(standin.standin_model(rs.ModelConfig(unet, vqgan, scale=1, task="inpaint")), None, 0, 0.0, "cpu")
+    hr, hole = crops(2, 64)["hr"], torch.zeros(2, 1, 64, 64)
+    hole[:, :, 10:30, 20:50] = 1
+    points = chain.draw(range(2), {"hr": hr, "lq": hr, "hole": hole})
+    assert torch.equal(points.lq, torch.where(hole > 0, -1.0, 2 * hr - 1)) and torch.equal(points.mask, 2 * hole - 1)
+    assert torch.equal(points.hr, 2 * hr - 1) and torch.equal(points.y0, chain.encode(points.lq))
+
+
 def test_the_share_of_last_steps():
     chain = Chain(tiny(steps=4), make_degradation("bicubic", 4, 0), 0, 0.6, "cpu")
     t, _, _ = chain._random(range(1000), (1,))
@@ -212,8 +225,14 @@ def test_distances_are_torchs():
     assert float(distance("mse", a, b).mean()) == pytest.approx(float(F.mse_loss(a, b)))
     assert float(distance("l1", a, b).mean()) == pytest.approx(float(F.l1_loss(a, b)))
     assert float(distance("charbonnier", a, b).mean()) == pytest.approx(float(F.l1_loss(a, b)), rel=1e-2)
+    assert float(distance("charbonnier", a, a).mean()) == pytest.approx(1e-3)
     with pytest.raises(ValueError, match="loss is 'huber'"):
         distance("huber", a, b)
+
+
+def test_what_is_told_of_psnr_is_decibels(tmp_path):
+    values = trainer_for(tiny(), tmp_path, loss="psnr").step([0, 1, 2, 3], crops())
+    assert values["psnr"] == pytest.approx(-values["loss"]) and values["psnr"] > 0
 
 
 def test_psnr_is_minus_the_mean_of_decibels():
@@ -478,6 +497,18 @@ def test_optimisers_that_draw_go_on_exactly(tmp_path):
     assert torch.equal(*results)
 
 
+def test_moments_are_taken_over_with_the_settings_of_now():
+    weight = nn.Parameter(torch.ones(2))
+    before, now = (torch.optim.AdamW([weight], rate, (beta, 0.99), eps, decay) for rate, beta, eps, decay in
+                   ((1e-3, 0.9, 1e-8, 0.1), (1e-4, 0.5, 1e-6, 0.2)))  # fmt: skip
+    weight.sum().backward()
+    before.step()
+    load_moments(now, before.state_dict())
+    (group,) = now.param_groups
+    assert (group["lr"], group["betas"], group["eps"], group["weight_decay"]) == (1e-4, (0.5, 0.99), 1e-6, 0.2)
+    assert torch.equal(now.state[weight]["exp_avg"], before.state[weight]["exp_avg"]) and now.state[weight]["exp_avg"].all()
+
+
 @pytest.mark.parametrize("name", ["adan", "adahessian"])
 def test_optimisers_of_other_kinds(tmp_path, name):
     """Of three betas, and one that wants derivatives of gradients."""
@@ -508,6 +539,40 @@ def test_steps_know_the_next_one_where_that_helps():
         return list(finetune.Run.steps(run, iter("abc")))
 
     assert steps("cuda") == [("a", "b"), ("b", "c")] and steps("cpu") == [("a", None), ("b", None), ("c", None)]
+
+
+@pytest.mark.parametrize(
+    "best_by, scores, best",
+    [("psnr", [math.nan, 30, math.nan, 29, 31], [30, 31]), ("lpips", [math.inf, 0.4, 0.5, 0.3], [0.4, 0.3])],
+)
+def test_the_best_is_the_best_of_the_scores_that_are_numbers(best_by, scores, best):
+    left, found = iter(scores), []
+    run = SimpleNamespace(
+        settings=SimpleNamespace(best_by=best_by),
+        trainer=SimpleNamespace(position=SimpleNamespace(iteration=0), averaged_model=lambda: None),
+        validator=lambda model: SimpleNamespace(scores={best_by: next(left)}, grid=None),
+        report=SimpleNamespace(validated=lambda iteration, told, grid: last.append(told[best_by])),
+        export=lambda name: found.append(len(last)),
+        best=None,
+    )
+    last: list[float] = []
+    for _ in scores:
+        finetune.Run.validate(run, SimpleNamespace(breakable=contextlib.nullcontext))
+    assert [scores[i] for i in found] == best
+
+
+def test_the_last_step_is_logged_validated_and_saved_whatever_its_number():
+    done: list[tuple[str, int]] = []
+    run = SimpleNamespace(
+        settings=SimpleNamespace(iterations=7, log_every=3, validate_every=4, save_every=5),
+        trainer=SimpleNamespace(position=SimpleNamespace(iteration=0), device=None),
+        report=SimpleNamespace(step=lambda *_: None, write=lambda iteration, values: done.append(("log", iteration))),
+        validate=lambda _: done.append(("validate", run.trainer.position.iteration)),
+        save=lambda: done.append(("save", run.trainer.position.iteration)),
+    )
+    for run.trainer.position.iteration in range(1, 8):
+        finetune.Run._after_step(run, {"loss": 1.0}, 2.0, None)
+    assert done == [("log", 3), ("validate", 4), ("save", 5), ("log", 6), ("log", 7), ("validate", 7), ("save", 7)]
 
 
 @pytest.mark.parametrize("make", [vq_model, small_told_model], ids=["published kind", "without norms, told"])
@@ -796,6 +861,12 @@ def test_a_state_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
     monkeypatch.setattr(state_files, "replace", lambda *paths: done.append("named") or real(*paths))
     save_state(tmp_path, 1, {"n": 1})
     assert done == ["written", "named"]
+
+
+def test_the_pictures_that_lost_most_are_shown_first():
+    lost = (0.1, 0.5, 0.2, 0.0, 0.4, 0.3)
+    pairs = [Pair(torch.full((1, 3, 32, 32), value), torch.zeros(1, 3, 8, 8)) for value in lost]
+    assert Validator(pairs).shown == [1, 4, 5, 2]
 
 
 def test_every_validation_has_the_same_noise():

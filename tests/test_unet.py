@@ -8,6 +8,7 @@ from safetensors import safe_open
 
 from benchmarks.timing import operations
 from resshift_core import SwinUNet, UNetConfig, winograd
+from resshift_core.normalization import GroupNorm, PositionNorm
 from resshift_core.unet import ResBlock, TimestepEmbedding, Trunk
 
 from .standin import GOLDEN, UNETS, standin_unet
@@ -20,6 +21,19 @@ def recording(name: str) -> dict[str, torch.Tensor]:
 
 def relative(a, b) -> float:
     return ((a - b).norm() / b.norm()).item()
+
+
+def test_norms_of_groups_have_as_many_as_divide_the_channels():
+    assert [GroupNorm(channels).num_groups for channels in (20, 32, 48, 320)] == [4, 32, 16, 32]
+
+
+@pytest.mark.parametrize("dtype, size, tolerance", [(torch.float32, 1e-3, 1e-5), (torch.float16, 300, 2e-3)])
+def test_the_norm_of_positions_is_its_formula_for_small_values_and_large_ones(dtype, size, tolerance):
+    """Squares of what half precision holds are too large for it."""
+    norm, x = PositionNorm(8).requires_grad_(False), size * torch.randn(2, 8, 4, 5)
+    norm.weight.copy_(torch.rand(8))
+    expected = x.double() / (x.double().square().mean(1, keepdim=True) + 1e-6).sqrt() * norm.weight[:, None, None]
+    assert relative(norm.to(dtype)(x.to(dtype)).double(), expected) < tolerance
 
 
 @pytest.mark.parametrize(

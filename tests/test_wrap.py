@@ -101,6 +101,11 @@ class TestAround:
             resize_around(image, size, "both"), endless[..., 20:40, 27:54].clamp(0, 1), atol=1e-5, rtol=0
         )
 
+    def test_shrinking_sees_as_far_beyond_the_side_as_it_looks(self):
+        image, size = picture(6, 120), (6, 5)
+        endless = F.interpolate(image.repeat(1, 1, 1, 3), size=(6, 15), mode="bicubic", antialias=True, align_corners=False)
+        torch.testing.assert_close(resize_around(image, size, "x"), endless[..., 5:10].clamp(0, 1), atol=1e-5, rtol=0)
+
     @pytest.mark.parametrize("wrap", ["x", "y", "both"])
     @pytest.mark.parametrize("size", [(13, 31), (7, 23), (9, 50), (12, 19)])  # that share no factor with those of the picture
     def test_resizing_in_parts(self, monkeypatch, wrap, size):
