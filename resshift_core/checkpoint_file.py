@@ -120,10 +120,12 @@ def _check_archive(path: Path, name: str) -> None:
             )
         if damaged := archive.testzip():  # torch does not look at the checksums
             raise CheckpointError(f"{name} is damaged: the checksum of {brief(damaged)} in it is wrong. Get it again.")
-        for member in archive.infolist():
-            if member.filename.endswith(".pkl"):
-                with archive.open(member) as pickle:
-                    check_pickles(pickle, 1)
+        pickles = [member for member in archive.infolist() if member.filename.endswith(".pkl")]
+        if not pickles:
+            raise CheckpointError(f"{name} is an archive of files, not of weights. Unpack it: the model may lie in it.")
+        for member in pickles:
+            with archive.open(member) as pickle:
+                check_pickles(pickle, 1)
 
 
 def _ends_like_an_archive(file: BinaryIO, size: int) -> bool:

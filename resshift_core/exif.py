@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 from PIL import Image
 
 from .errors import first_line
@@ -18,7 +20,7 @@ LAYOUT_TAGS = {
 }  # fmt: skip
 
 
-# Of them, libtiff, which compresses, writes texts beyond ASCII and folders wrongly, or not at all.
+# The others, and folders of tags, libtiff, which compresses, writes wrongly, or not at all.
 PLAIN_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432}
 
 
@@ -50,11 +52,7 @@ class _Latin(str):
 
 def _exif_block(exif: Image.Exif, notes: list[str]) -> bytes:
     """The bytes of it; b"" where there is nothing. Tags that cannot be written are left out."""
-    folders = (exif, *(exif.get_ifd(folder) for folder in (EXIF_IFD, GPS_IFD) if folder in exif))
-    for tags in folders:
-        for tag, value in list(tags.items()):
-            if isinstance(value, str) and not value.isascii():
-                tags[tag] = _Latin(value)
+    folders = _with_letters(exif)
     try:
         return exif.tobytes() if len(exif) else b""
     except Exception as error:
@@ -71,6 +69,16 @@ def _exif_block(exif: Image.Exif, notes: list[str]) -> bytes:
     return exif.tobytes() if len(exif) else b""
 
 
+def _with_letters(exif: Image.Exif) -> tuple[MutableMapping, ...]:
+    """Its folders of tags, whose texts will be written as they are."""
+    folders = (exif, *(exif.get_ifd(folder) for folder in (EXIF_IFD, GPS_IFD) if folder in exif))
+    for tags in folders:
+        for tag, value in list(tags.items()):
+            if isinstance(value, str) and not value.isascii():
+                tags[tag] = _Latin(value)
+    return folders
+
+
 def exif_for(block: bytes, size: tuple[int, int]) -> bytes:
     """The EXIF block with the new size in pixels, where it tells one."""
     if not block:
@@ -84,8 +92,10 @@ def exif_for(block: bytes, size: tuple[int, int]) -> bytes:
     return _exif_block(exif, [])
 
 
-def is_plain(block: bytes) -> bool:
-    """Whether a compressed TIFF can hold the EXIF block: resolution and names in ASCII, as of scanners."""
+def tiff_options(block: bytes) -> dict:
+    """Pillow's, to write a TIFF with the EXIF block: compressed where that can hold it, as the resolution and names of scans."""
     exif = Image.Exif()
     exif.load(block)
-    return set(exif) <= PLAIN_TAGS and all(value.isascii() for value in exif.values() if isinstance(value, str))
+    _with_letters(exif)
+    compressed = {"compression": "tiff_adobe_deflate"} if set(exif) <= PLAIN_TAGS else {}
+    return {"exif": exif, **compressed}

@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 from . import png
 from .atomic_file import atomic_path
 from .errors import InputError, first_line
-from .exif import exif_and_upright, exif_for, is_plain
+from .exif import exif_and_upright, exif_for, tiff_options
 from .modes import decode, layout_of, matching_profile
 
 WRITABLE = {
@@ -335,8 +335,8 @@ def write_picture(
         options["quality"] = quality
     if format == "PNG":
         options["pnginfo"] = png.to_write({**(like.text if like else {}), **(settings or {})}, like.colour if like else {})
-    elif format == "TIFF" and ("exif" not in options or is_plain(options["exif"])):
-        options["compression"] = "tiff_adobe_deflate"
+    elif format == "TIFF":
+        options |= tiff_options(options.pop("exif", b""))
     try:
         if isinstance(target, Path):
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import struct
+import zipfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -289,6 +290,14 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
+
+
+def test_an_archive_of_files_is_to_be_unpacked(tmp_path):
+    path = tmp_path / "model.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("model/readme.txt", "words")
+        archive.writestr("model/model.safetensors", bytes(100))
+    refused(path, "model.pth is an archive of files, not of weights. Unpack it" if TORCH >= (2, 6) else "Update torch")
 
 
 @pytest.mark.parametrize("container", ["zip", "legacy", "bare pickle"])

@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin
 
 import resshift_core as rs
 from resshift_core import image_io, modes
-from resshift_core.image_io import Picture, picture_size, read_picture, to_image, write_picture
+from resshift_core.image_io import Picture, check_room, picture_size, read_picture, to_image, write_picture
 
 MAKE, ORIENTATION, EXIF_IFD, TAKEN, WIDTH, HEIGHT, GPS_IFD = 0x010F, 0x0112, 0x8769, 0x9003, 0xA002, 0xA003, 0x8825
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -609,6 +609,46 @@ class TestOddFiles:
 
 
 class TestWriting:
+    def test_a_scan_is_compressed_with_its_resolution(self):
+        flat = Image.new("RGB", (300, 200), (9, 90, 200))
+        scan = read_picture(
+            saved(flat, "TIFF", dpi=(300, 300), compression="tiff_lzw", tiffinfo={271: "J?ger"}).replace(b"J?ger", b"J\xe4ger")
+        )
+        buffer = io.BytesIO()
+        assert write_picture(flat, buffer, "TIFF", scan) == () and len(buffer.getvalue()) < 10_000
+        with Image.open(buffer) as image:
+            assert (image.info["compression"], image.info["dpi"]) == ("tiff_adobe_deflate", (300, 300))
+            assert image.getexif()[271] == "J\xe4ger" and 34665 not in image.getexif()
+
+    @pytest.mark.parametrize("more", [{271: "J\u00e4ger"}, {34665: {36867: "2024:05:06 07:08:09"}}, {40091: b"a\0\0\0"}])
+    def test_what_a_compressed_tiff_cannot_hold_is_kept_without(self, more):
+        flat, exif = Image.new("RGB", (300, 200), (9, 90, 200)), Image.Exif()
+        exif.update({272: "A model", **more})
+        block = exif.tobytes().replace(b"J?ger", b"J\xe4ger")  # Pillow itself writes ASCII
+        like, buffer = read_picture(saved(flat, "JPEG", exif=block)), io.BytesIO()
+        assert write_picture(flat, buffer, "TIFF", like) == ()
+        exif = Image.Exif()
+        exif.load(read_picture(buffer.getvalue()).exif)
+        folder = exif.get_ifd(34665) if 34665 in exif else {}
+        found = {**exif, 34665: folder}
+        assert {tag: found[tag] for tag in (272, *more)} == {272: "A model", **more}
+
+    @pytest.mark.parametrize("format", ["TIFF", "BMP"])
+    def test_what_does_not_fit_into_4_gib_is_refused(self, format):
+        check_room("a", format, (37000, 37000), "RGB")
+        check_room("a", format, (50000, 50000), "L")
+        check_room("a", "PNG", (50000, 50000), "RGB")
+        with pytest.raises(rs.InputError, match=f"a {format} file can have 4 GiB, this picture is 7.0 GiB. Write PNG"):
+            check_room("a", format, (50000, 50000), "RGB")
+
+    @pytest.mark.parametrize("format", ["JPEG", "WEBP", "TIFF", "BMP"])
+    def test_texts_that_only_a_png_holds_are_missed(self, format):
+        source = PngImagePlugin.PngInfo()
+        source.add_text("parameters", "a cat")
+        like = read_picture(saved(Image.fromarray(colours()), pnginfo=source))
+        (note,) = write_picture(Image.fromarray(colours()), io.BytesIO(), format, like)
+        assert note == f"{format} holds no texts of a PNG, such as prompts: they are left out. Write PNG to keep them."
+
     def test_rounding(self):
         values = torch.tensor([0.0, 0.49, 0.51, 127.4, 254.6, 255.0, 300.0, -7.0]) / 255
         image = to_image(values.reshape(1, 1, 8), "L")
@@ -634,6 +674,14 @@ class TestWriting:
         data = tiff(tags, 1, 1, 8, zlib.compress(bytes(4096 * 4096)), places=(324, 325))
         with pytest.raises(rs.InputError, match="stored in tiles of 17 million pixels"):
             read_picture(data)
+
+    def test_the_preview_in_a_raw_file_is_not_the_picture(self):
+        """A DNG or NEF is a TIFF whose first page is a thumbnail; the picture lies where Pillow does not look."""
+        with pytest.raises(rs.InputError, match="begins with a small preview of its picture, as raw files of cameras do"):
+            read_picture(tiff([(254, 4, 1)], 4, 3, 8, bytes(12)))
+        assert read_picture(tiff([(254, 4, 2)], 4, 3, 8, bytes(12))).size == (4, 3)  # a page of several
+        with pytest.raises(rs.InputError, match="is a raw file of a camera, which Pillow cannot read"):
+            read_picture(b"FUJIFILMCCD-RAW 0201", "a.RAF")
 
     def test_long_texts_are_no_damage(self, tmp_path):
         """A workflow of 3 MB that takes a few kB in the file; Pillow's own limit is one."""

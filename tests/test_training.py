@@ -598,8 +598,23 @@ def test_before_and_after_takes_any_number_of_pictures(tmp_path, count, size):
 
 
 def test_torn_rows_of_a_table_are_left_out(tmp_path):
-    (tmp_path / "log.csv").write_text("iteration,loss\n1,0.5\n,0.25\n2,x\n3,")
+    (tmp_path / "log.csv").write_bytes(
+        b"iteration,loss\n1,0.5\n,0.25\n2,x\n\xff\xfe4,0.4\n3,\n\0\0\0\0"
+    )  # zeros: power was lost
     assert Table.read(tmp_path / "log.csv") == [{"iteration": 1, "loss": 0.5}, {"iteration": 3}]
+
+
+def test_a_file_of_output_gets_lines_instead_of_a_bar(tmp_path, monkeypatch, capsys):
+    report = Report(tmp_path, 300, 0, [])
+    clock = iter((31.0, 31.0, 60.0, 62.0, 62.0))
+    report.told = 0.0
+    monkeypatch.setattr("training.report.time.monotonic", lambda: next(clock))
+    for iteration in (10, 20, 30):
+        report.step(torch.device("cpu"), {"loss": 0.5}, 7.0)
+        report.write(iteration, {"loss": 0.5, "images_per_second": 7.0})
+    report.close()
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"iteration {i} of 300: loss 0.50000, 7.0 images/s" for i in (10, 30)] and err == ""
 
 
 def test_the_tables_of_a_run_are_closed_with_it(tmp_path, monkeypatch):

@@ -168,7 +168,9 @@ def _endings(paths: list[Path]) -> str:
 
 def _nothing_found(word: str, recursive: bool, left_out: list[Path]) -> str:
     if left_out:
-        return f"{word}: there are only pictures that Pillow cannot read ({_endings(left_out)}). Export them as JPEG or PNG first."
+        return (
+            f"{word}: there are only pictures that Pillow cannot read ({_endings(left_out)}). Export them as JPEG or PNG first."
+        )
     if not os.path.isdir(word):
         return f"No picture matches {word}."
     deeper = not recursive and any(entry.is_dir() for entry in Path(word).iterdir())
