@@ -304,6 +304,8 @@ class TestApi:
         ]
         webui.options(steps=3)
         assert webui.get("/resshift/v1/settings")["steps"] == 3
+        webui.options(steps=2**70)  # with which the host could neither show its pages nor start again
+        assert webui.get("/resshift/v1/settings")["steps"] == 3
 
     def test_upscale_with_every_parameter(self, webui):
         body = {
