@@ -22,20 +22,23 @@ PATH = "/resshift/model"
 def add_routes(pack: Path) -> None:
     """Register the routes with ComfyUI's server; called once, when the pack in the folder `pack` is imported."""
     routes = PromptServer.instance.routes
-
-    @routes.get(PATH)
-    async def model_facts(request):
-        try:
-            facts = await asyncio.to_thread(describe, request.query.get("name", ""))
-            return web.json_response(facts)
-        except (ResShiftError, OSError, ValueError) as error:
-            log.debug("The page asked for a model that cannot be described: %s", error)  # with the names of folders
-            return web.json_response({"error": "unknown"}, status=404)
-
+    if any(getattr(route, "path", None) == PATH for route in routes):  # with two of one path the server would not start
+        log.warning("ResShift is there twice: ComfyUI takes its nodes from %s. Remove one of the copies.", pack)
+    else:
+        routes.get(PATH)(_model_facts)
     if quote(pack.name) != pack.name:  # aiohttp 3.11 and later: static folders whose names need quoting are never found
         name = f"{{pack:{re.escape(pack.name)}}}"
         routes.get(f"/extensions/{name}/{{path:.+}}")(_files_of(pack / "web"))
         routes.get(f"/workflow_templates/{name}/{{path:.+}}")(_files_of(pack / "example_workflows"))
+
+
+async def _model_facts(request):
+    try:
+        facts = await asyncio.to_thread(describe, request.query.get("name", ""))
+        return web.json_response(facts)
+    except (ResShiftError, OSError, ValueError) as error:
+        log.debug("The page asked for a model that cannot be described: %s", error)  # with the names of folders
+        return web.json_response({"error": "unknown"}, status=404)
 
 
 def _files_of(folder: Path):

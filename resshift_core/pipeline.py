@@ -85,7 +85,10 @@ def _checked_and_run(
     original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
     rgb, hidden, alpha = original, [], None
     if channels == 4:
-        alpha, share = _upscaled_alpha(model, images[:, 3:].float(), size, wrap, on_step)
+        opacity = (
+            images[:, 3:].float() if mask is None else torch.maximum(images[:, 3:].float(), mask)
+        )  # what is filled in is seen
+        alpha, share = _upscaled_alpha(model, opacity, size, wrap, on_step)
         on_step = part_of_run(on_step, share, 1)
         rgb, hidden = fill_hidden_around(images, mask, torus)
 

@@ -165,11 +165,21 @@ class Comfy:
         )
 
     def _server(self) -> types.ModuleType:
-        routes = types.SimpleNamespace(get=lambda path: lambda handler: handler)
         instance = types.SimpleNamespace(
-            send_progress_text=lambda text, node_id, sid=None: self.texts.append(text), client_id="page", routes=routes
+            send_progress_text=lambda text, node_id, sid=None: self.texts.append(text), client_id="page", routes=Routes()
         )
         return self._module("server", PromptServer=types.SimpleNamespace(instance=instance))
+
+
+class Routes(list):
+    """The server's, which it takes over when all packs are imported; two of one path end it."""
+
+    def get(self, path):
+        def register(handler):
+            self.append(types.SimpleNamespace(path=path, handler=handler))
+            return handler
+
+        return register
 
 
 def import_pack(folder: Path) -> types.ModuleType:

@@ -430,6 +430,16 @@ class TestLoader:
             with pytest.raises(LookupError):
                 ask(path)
 
+    def test_a_second_copy_of_the_pack_lets_the_server_start(self, host, monkeypatch, caplog):
+        """A backup beside it, or the Manager's and a clone."""
+        monkeypatch.setitem(sys.modules, "aiohttp", types.SimpleNamespace(web=types.SimpleNamespace()))
+        routes = importlib.import_module(f"{host.pack.__name__}.nodes.routes")
+        for folder in ("resshift", "resshift old"):
+            routes.add_routes(Path(folder))
+        paths = [route.path for route in sys.modules["server"].PromptServer.instance.routes]
+        assert len(set(paths)) == len(paths) == 3 and paths[0] == "/resshift/model"
+        assert "ResShift is there twice: ComfyUI takes its nodes from resshift old" in caplog.text
+
     def test_text_on_a_node_is_no_markup(self, host):
         """Pages of 2025 put it into the page as it is."""
         host.part("nodes.told").show_text("7", '<img src=x onerror="f()"> & [[1,2]]')

@@ -749,6 +749,18 @@ def test_hidden_pixels_get_the_colours_around_them():
     assert torch.equal(filled[1, :, :, 56:], images[1, :3, :, 56:])
 
 
+def test_what_is_filled_in_is_seen(small_model):
+    """A hole in a picture is often one in its alpha, which hosts take for the mask."""
+    inpainting = small_model(task="inpaint", scale=1, lq_stages=2, mask=True)
+    image, mask = picture(40, 40, channels=4), torch.zeros(1, 1, 40, 40)
+    image[:, 3] = 0.6
+    mask[..., 8:24, 10:30] = 1
+    mask[..., 30:, 30:] = 0.8
+    image[:, 3, 10:20, 10:20] = 0
+    alpha = rs.upscale(inpainting, image, mask=mask)[:, 3:]
+    assert torch.equal(alpha, torch.where(mask > 0, mask, torch.tensor(0.6)))
+
+
 def test_what_an_inpainting_run_keeps_it_keeps_under_transparent_pixels_too(small_model):
     inpainting = small_model(task="inpaint", scale=1, lq_stages=2, mask=True)
     image, mask = picture(40, 56, channels=4), torch.zeros(1, 1, 40, 56)

@@ -345,6 +345,42 @@ class TestPage:
         expression = "[removed, nodes.map((node, i) => high[i] - node.size[1])]"
         assert self.run(script, expression) == [[1, 3], [60, 0, 60, 0]]
 
+    @pytest.mark.parametrize("room, texted", [(0, 660), (40, 660), (90, 690)])
+    def test_a_text_that_goes_leaves_the_room_that_the_node_had(self, room, texted):
+        """The page makes the node higher only by what does not fit into it."""
+        script = f"""
+          const node = {self.TILED}, plain = node.computeSize, text = (one) => one.name === '$$node-text-preview'
+          node.computeSize = () => [330, plain()[1] + (node.widgets.some(text) ? 60 : 0)]; node.setSize([330, 600 + {room}])
+          const seen = []
+          for (let run = 0; run < 3; run++) {{
+            heard.execution_start(); heard.executing({{ detail: '1' }})
+            node.widgets.push({{ name: '$$node-text-preview' }}); node.setSize([330, {texted}]); seen.push(node.size[1])
+          }}
+          heard.execution_start(); heard.executing({{ detail: '1' }})
+        """
+        assert self.run(script, "[...new Set(seen), node.size[1]]") == [texted, 600 + room]
+
+    @pytest.mark.parametrize("kind", ["LoadResShiftModel", "TiledResShiftUpscaleImage", "ResShiftInpaint"])
+    def test_texts_are_not_saved_among_the_values_of_inputs(self, kind):
+        """Pages of 2025 do, after what our panels leave empty."""
+        script = f"""
+          const node = place('{kind}', {{ model: 'a', dtype: 'auto' }}); node.widgets.push({{ name: '$$node-text-preview', value: 'words' }})
+          const saved = {{ size: node.size, widgets_values: node.widgets.map((one) => one.value ?? null) }}; node.onSerialize(saved)
+          const other = {{ size: node.size }}; node.onSerialize(other)
+        """
+        assert self.run(script, "[saved.widgets_values, other.widgets_values ?? null]") == [["a", "auto"], None]
+
+    def test_previews_of_pages_of_2025_go_too(self):
+        """Their store revokes by another name."""
+        script = f"""
+          const node = {self.TILED}, store = {{ nodePreviewImages: {{ 1: ['address'] }} }}
+          const pinia = {{ _s: new Map([['nodeOutput', store]]) }}
+          document.querySelector = () => ({{ __vue_app__: {{ config: {{ globalProperties: {{ $pinia: pinia }} }} }} }})
+          heard.execution_start(); node.onExecuted({{ resshift_compare: [JSON.stringify({self.PAIR})] }})
+          const saved = {{ size: node.size }}; node.onSerialize(saved)
+        """
+        assert self.run(script, "[Object.keys(store.nodePreviewImages), saved.size[1]]") == [[], 600]
+
     def test_a_new_node_is_as_high_as_its_panels_need(self):
         assert self.run(f"const node = {self.TILED}", "node.size") == [330, 600]
 
@@ -419,10 +455,12 @@ class TestPage:
         """
         assert self.run(script, "seen") == [800] * 8
 
+    @pytest.mark.parametrize("first", ["node.onExecuted(pair('a'))", "0"])
     @pytest.mark.parametrize("kind", ["execution_error", "execution_interrupted"])
-    def test_what_a_run_without_end_has_shown_goes(self, kind):
+    def test_what_a_run_without_end_has_shown_goes(self, kind, first):
+        """Below a slider, and in a node that has none yet."""
         script = f"""
-          {self.RUNNING}; node.onExecuted(pair('a')); await tick(); const before = save()
+          {self.RUNNING}; {first}; await tick(); const before = save()
           heard.execution_start(); preview(); heard.{kind}(); await tick()
         """
         assert self.run(script, "[before, save(), node.widgets.filter((one) => one.name.startsWith('$$')).length]") == [

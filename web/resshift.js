@@ -15,6 +15,7 @@ const AROUND = [24, 4] // pixels of a node's width and of a panel's height that 
 const PAUSE_MS = 300
 const LATE_MS = 2000
 const PREVIEW = '$$canvas-image-preview' // the widget of live previews in the canvas renderer
+const TEXT = '$$node-text-preview' // and of texts that a run writes on a node (nodes/told.py)
 const AGAIN_MS = 10000 // until what could not be fetched is tried again
 
 const app = window.comfyAPI.app.app
@@ -331,22 +332,42 @@ function forgetPreview(node) {
     node.widgets.splice(preview, 1)
   }
   node.imgs = undefined
-  store?.revokePreviewsByLocatorId?.(locator(node))
+  if (store?.revokePreviewsByLocatorId) store.revokePreviewsByLocatorId(locator(node))
+  else if (store?.nodePreviewImages) delete store.nodePreviewImages[locator(node)] // pages of 2025
   if (app.nodePreviewImages) delete app.nodePreviewImages[node.id]
   if (held) node.setSize([node.size[0], Math.max(node.computeSize()[1], heights.get(node) ?? 0)]) // it had made the node taller
 }
 
 /** A line that the last run wrote on the node (nodes/told.py). The server cannot take it away: the page ignores empty ones. */
 function forgetText(node) {
-  const place = node.widgets?.findIndex((widget) => widget.name === '$$node-text-preview') ?? -1
+  const place = node.widgets?.findIndex((widget) => widget.name === TEXT) ?? -1
   if (place < 0) return
   const before = node.computeSize()[1]
   node.widgets[place].onRemove?.()
   node.widgets.splice(place, 1)
   const after = node.computeSize()[1]
-  node.setSize([node.size[0], Math.max(after, node.size[1] - before + after)])
+  // the page made the node higher by what of the text did not fit into the room that it had
+  node.setSize([node.size[0], Math.max(after + (rooms.get(node) ?? 0), node.size[1] - before + after)])
   if (heights.has(node)) heights.set(node, node.size[1])
 }
+
+const rooms = new WeakMap() // node -> by how much it was higher than it had to be, before a text came
+
+function measureRoom(node) {
+  if (!node.widgets?.some((widget) => widget.name === TEXT)) rooms.set(node, Math.max(0, node.size[1] - node.computeSize()[1]))
+}
+
+/** Pages of 2025 save the text among the values of inputs, by place: an input of a later version would take it for its own. */
+function saveInputsAlone(node) {
+  const serialize = node.onSerialize
+  node.onSerialize = function (saved) {
+    serialize?.apply(this, arguments)
+    const inputs = this.widgets?.findIndex((widget) => widget.serialize === false || widget.name === TEXT) ?? -1
+    if (inputs >= 0 && saved.widgets_values?.length > inputs) saved.widgets_values.length = inputs
+  }
+}
+
+const writesText = (node) => node.comfyClass === LOADER || CURVED.includes(node.comfyClass)
 
 function* nodesBelow(graph) {
   for (const node of graph?.nodes ?? graph?._nodes ?? []) {
@@ -359,7 +380,7 @@ function* nodesBelow(graph) {
 function forgetOldText({ detail }) {
   const id = String(detail?.node ?? detail ?? '').split(':').pop() // in subgraphs it begins with the nodes around it
   for (const node of nodesBelow(app.rootGraph ?? app.graph)) {
-    if (String(node.id) === id && (node.comfyClass === LOADER || CURVED.includes(node.comfyClass))) forgetText(node)
+    if (String(node.id) === id && writesText(node)) forgetText(node)
   }
 }
 
@@ -372,10 +393,10 @@ function forgetLatePreviews() {
   }
 }
 
-/** A run that came to no end: below a slider, its last preview would be taken for the slider's picture. */
+/** A run that came to no end: its last preview would be taken for a result, and its height for the node's. */
 function forgetUnfinished() {
   running = false
-  for (const node of shown) if (node.resshiftPair) forgetPreview(node)
+  for (const node of shown) forgetPreview(node)
 }
 
 function listen(node) {
@@ -404,6 +425,7 @@ app.registerExtension({
         node.resshiftSettle?.(true) // or the next live preview would count as the slider's
         heights.set(node, node.size[1])
       }
+      for (const node of nodesBelow(app.rootGraph ?? app.graph)) if (writesText(node)) measureRoom(node)
     })
     api.addEventListener('execution_success', () => (running = false))
     for (const kind of ['execution_error', 'execution_interrupted']) api.addEventListener(kind, forgetUnfinished)
@@ -414,6 +436,7 @@ app.registerExtension({
     for (const node of shown) node.resshiftDrawn = undefined
   },
   nodeCreated(node) {
+    if (writesText(node)) saveInputsAlone(node)
     if (CURVED.includes(node.comfyClass)) addDrawing(node, 'resshift_curve', 100, redrawCurve)
     if (node.comfyClass === TILED) addDrawing(node, 'resshift_tiles', 148, redrawTiles)
     if (COMPARED.includes(node.comfyClass)) {
