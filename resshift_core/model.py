@@ -99,7 +99,10 @@ class ModelConfig:
         values = dict(values)
         unet = _dataclass_from(UNetConfig, values.pop("unet"))
         autoencoder = dict(values.pop("autoencoder"))
-        _, config = AUTOENCODERS[autoencoder.pop("kind")]
+        kind = autoencoder.pop("kind", None)
+        if kind not in AUTOENCODERS:
+            raise ValueError(f"the autoencoder's kind is {kind!r}; it must be one of {', '.join(AUTOENCODERS)}")
+        _, config = AUTOENCODERS[kind]
         made = _dataclass_from(cls, {**values, "unet": unet, "autoencoder": _dataclass_from(config, autoencoder)})
         check_model(made)
         return made

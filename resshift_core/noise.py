@@ -22,7 +22,6 @@ STATES_BYTES = 64 * 2**20  # or a multiple of it, where so many steps are drawn 
 STATE_BYTES = 5056
 ROW_BYTES = 176 * 2**20  # a row of tiles whose noise is not larger has all of it drawn at once: five tiles of `builtin`
 BLOCK_BYTES = 136 * 2**20  # of others, so much is kept drawn, from the tile asked for on: three tiles
-FOR_TWO = 2**20  # so many numbers are worth a second thread
 BLOCK = 16  # torch fills normals in blocks of 16: a draw split at multiples of 16 gives the values of the whole draw
 
 
@@ -52,13 +51,9 @@ class NoiseField:
         self._blocks: dict[int, tuple[tuple[int, tuple, int, int], torch.Tensor]] = {}  # (draw, runs, left, right), values
         if draws * channels * height * width * 4 <= KEEP_BYTES or width % BLOCK:
             generator, shape = self.generator, self.shape
-            small = draws * channels * height * width < FOR_TWO or channels * height * width % BLOCK
-            if self._beside or small or torch.get_num_threads() == 1:
-                self._whole = self._of_every_draw(
-                    lambda: torch.randn(shape, dtype=torch.float32, generator=generator, device="cpu")
-                )
-            else:
-                self._whole = list(_drawn_by_two(generator, (draws, *shape)))
+            self._whole = self._of_every_draw(
+                lambda: torch.randn(shape, dtype=torch.float32, generator=generator, device="cpu")
+            )
         else:
             bands = draws * channels * height * STATE_BYTES / BAND_ROWS / STATES_BYTES
             self.band_rows = BAND_ROWS * max(1, math.ceil(bands))
@@ -192,29 +187,6 @@ class _States:
                 states[-1].append(self.generator.get_state())
                 _skip(self.generator, self.scratch, min(self.band_rows, height - row))
         return states
-
-
-def _drawn_by_two(generator: torch.Generator, shape: tuple[int, ...]) -> torch.Tensor:
-    """Normals, as many as a multiple of 16: a third by a thread that passes over the others, in the time of those."""
-    out = torch.empty(shape, dtype=torch.float32)
-    blocks = out.view(-1, BLOCK)
-    ours, theirs = blocks.tensor_split([len(blocks) * 2 // 3])
-    other = torch.Generator()
-    other.set_state(generator.get_state())
-
-    @torch.inference_mode()  # of the thread; `out` may belong to one
-    def draw_theirs() -> None:
-        _skip(other, theirs, len(ours))
-        theirs.normal_(generator=other)
-
-    with ThreadPoolExecutor(1, "noise") as pool:
-        try:
-            drawn = pool.submit(draw_theirs)
-        except RuntimeError:  # no more threads: there are too many, or the program is ending
-            return out.normal_(generator=generator)
-        ours.normal_(generator=generator)
-        drawn.result()
-    return out
 
 
 def _finished(result):

@@ -208,6 +208,10 @@ def test_a_state_of_another_network_is_said(tmp_path, capsys):
     assert distill.main([*words, "--trunk-blocks", "2"]) == 0
     assert distill.main([*words, "--trunk-blocks", "3", "--resume", "auto"]) == 2
     assert "of another network" in capsys.readouterr().err
+    before = (tmp_path / "run" / "last.safetensors").read_bytes()
+    assert finetune.main([*words, "--trunk-blocks", "2", "--iterations", "4", "--resume", "auto"]) == 2
+    assert "is of another program" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize(

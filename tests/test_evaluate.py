@@ -65,6 +65,40 @@ def test_every_combination_has_a_row(place, tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
+def test_of_a_folder_with_a_manifest_what_is_held_out_is_measured(place, tmp_path, capsys):
+    truth = shutil.copytree(place[0], tmp_path / "truth")
+    names = sorted(path.name for path in truth.iterdir())
+    settings = evaluate.EvaluationSettings(tmp_path / "out", truth=truth)
+    (truth / "MANIFEST.csv").write_text("file,split\n" + "".join(f"{name},train\n" for name in names))
+    assert len(evaluate.load_samples(settings, 4)) == 3
+    (truth / "MANIFEST.csv").write_text("file,split\n" + f"{names[0]},train\n{names[1]},val\n")
+    assert [sample.name for sample in evaluate.load_samples(settings, 4)] == [Path(names[1]).stem]
+    assert "only the pictures of its split val are measured" in capsys.readouterr().out
+
+
+def test_a_file_that_says_what_it_is_takes_no_variant(place, capsys):
+    settings = evaluate.EvaluationSettings(Path("out"), variant="realsr_x4_s4", device="cpu")
+    assert evaluate._load(str(place[1]), settings).scale == 4
+    assert "leaves nothing open: --variant is not used" in capsys.readouterr().out
+    with pytest.raises(rs.CheckpointError, match="no_such"):
+        evaluate._load("no_such.safetensors", settings)
+    with pytest.raises(rs.InputError, match="of_mine"):
+        evaluate._load(str(place[1]), evaluate.EvaluationSettings(Path("out"), variant="of_mine", device="cpu"))
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_pictures_that_no_similarity_can_be_told_of_are_named(place, tmp_path, capsys, scale):
+    truth = shutil.copytree(place[0], tmp_path / "truth")
+    Image.new("RGB", (7, 4)).save(truth / "icon.png")
+    samples = evaluate.load_samples(evaluate.EvaluationSettings(tmp_path / "out", truth=truth), scale)
+    assert len(samples) == 3 and "icon.png" in capsys.readouterr().out
+    Image.new("RGB", (6, 6)).save(truth / "icon.png")
+    (sample,) = (
+        s for s in evaluate.load_samples(evaluate.EvaluationSettings(tmp_path / "out", truth=truth), scale) if s.name == "icon"
+    )
+    assert ssim(sample.truth, sample.truth) == pytest.approx(1)
+
+
 def test_pairs_give_the_numbers_of_the_formula(place, tmp_path):
     truth, model = place
     low = tmp_path / "low"

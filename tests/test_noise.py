@@ -23,39 +23,7 @@ def test_values_and_order_are_those_of_the_global_generator():
         assert torch.equal(field.block(draw, 0, 64), expected)
 
 
-@pytest.mark.parametrize("threads, drawing", [(1, 1), (2, 2), (8, 2)])
-@pytest.mark.parametrize("channels, side", [(3, 64), (5, 12), (48, 4), (1, 4)])
-def test_two_threads_share_the_draws(monkeypatch, channels, side, threads, drawing):
-    monkeypatch.setattr(noise, "FOR_TWO", 0)
-    monkeypatch.setattr(noise, "_processors", lambda: threads)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    passing = []
-    in_the_way(monkeypatch, "_skip", lambda: passing.append(threading.get_ident()))
-    field = NoiseField(7, 4, channels, side, side)
-    for draw, expected in enumerate(reference(7, 4, channels, side, side)):
-        assert torch.equal(field.block(draw, 0, side), expected)
-    assert len(passing) == drawing - 1 and threading.get_ident() not in passing
-
-
-def test_where_no_second_thread_is_to_be_had_one_draws_all(monkeypatch):
-    monkeypatch.setattr(noise, "FOR_TWO", 0)
-    monkeypatch.setattr(noise, "_processors", lambda: 2)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    asked = []
-
-    def refused(pool, function):
-        asked.append(function)
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(noise.ThreadPoolExecutor, "submit", refused)
-    field = NoiseField(7, 3, 3, 64, 64)
-    assert len(asked) == 1
-    for draw, expected in enumerate(reference(7, 3, 3, 64, 64)):
-        assert torch.equal(field.block(draw, 0, 64), expected)
-
-
-def test_a_draw_of_any_number_of_values_is_that_of_the_global_generator(monkeypatch):
-    monkeypatch.setattr(noise, "FOR_TWO", 0)
+def test_a_draw_of_any_number_of_values_is_that_of_the_global_generator():
     field = NoiseField(7, 3, 3, 5, 7)
     for draw, expected in enumerate(reference(7, 3, 3, 5, 7)):
         assert torch.equal(field.block(draw, 0, 5), expected)

@@ -273,6 +273,13 @@ def test_a_dry_run_trains_nothing(place, tmp_path, capsys):
     assert sorted(path.name for path in output.iterdir()) == ["contact_sheet.png", "scan.json"]
 
 
+def test_a_dry_run_tells_the_time_of_what_is_left(place, tmp_path, capsys):
+    words = arguments(place[0], tmp_path / "run", place[1])
+    assert finetune.main([*words, "--iterations", "2"]) == 0
+    assert finetune.main([*words, "--iterations", "1002", "--resume", "auto", "--dry-run", "True"]) == 0
+    assert "hours for 1000 updates" in capsys.readouterr().out
+
+
 # ---------------------------------------------------------------------------------------------------- resume
 
 

@@ -10,7 +10,9 @@ import torch
 from resshift_core.checkpoint import load_autoencoder, read_file
 from resshift_core.vqgan import VQGAN
 from training import train_autoencoder
+from training.report import Table
 from training.scan import find_images, read_rgb
+from training.state import save_state
 from training.train_autoencoder import codebook_loss
 
 from .training_run import make_pictures
@@ -73,6 +75,20 @@ def test_weights_that_are_none_are_said(tmp_path, capsys, word):
     data = make_pictures(tmp_path / "pictures", 2, 48)
     assert train_autoencoder.main(words(data, tmp_path / "out", *word)) == 2
     assert f"{word[0]} is" in (said := capsys.readouterr().err) and "must be 0 or a number above it" in said
+
+
+def test_every_psnr_is_in_the_log(tmp_path):
+    data = make_pictures(tmp_path / "pictures", 2, 48)
+    assert train_autoencoder.main(words(data, tmp_path / "run", "--iterations", 4, "--save-every", 3, "--adversarial", 0)) == 0
+    rows = Table.read(tmp_path / "run" / "log.csv")
+    assert [(row["iteration"], row["psnr"] > 0) for row in rows] == [(3, True), (4, True)]
+
+
+def test_a_state_of_another_program_is_a_sentence(tmp_path, capsys):
+    data = make_pictures(tmp_path / "pictures", 2, 48)
+    save_state(tmp_path / "run" / "state", 1, {"trainer": {}, "settings": "{}"})
+    assert train_autoencoder.main(words(data, tmp_path / "run", "--resume", "auto")) == 2
+    assert "is of another program. Choose another --output" in capsys.readouterr().err
 
 
 def test_the_file_does_not_say_where_the_pictures_lay(tmp_path):

@@ -537,14 +537,28 @@ def test_order_of_preset_file_and_command_line(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("training:\n  micro_batch: 3\n  learning_rate: 1e-3\n  betas: [0.8, 0.9]\n", encoding="utf-8")
     settings = parse(line("--preset", "12gb", "--config", file, "--learning-rate", 0.5))
-    assert settings.checkpointing and settings.micro_batch == 3 and settings.learning_rate == 0.5
+    assert settings.checkpointing and settings.learning_rate == 0.5
+    assert settings.micro_batch == PRESETS["12gb"]["micro_batch"]  # the file may be one that a run wrote, with all settings
     assert settings.betas == (0.8, 0.9) and settings.preset == "12gb"
+    assert parse(line("--preset", "12gb", "--config", file, "--micro-batch", 5)).micro_batch == 5
+    assert parse(line("--config", file)).micro_batch == 3
     for name in PRESETS:
         assert parse(line("--preset", name)).micro_batch == PRESETS[name]["micro_batch"]
     file.write_text("training:\n  preset: 12gb\n  checkpointing: false\n")
     settings = parse(line("--config", file))
     assert settings.preset == "12gb" and settings.micro_batch == PRESETS["12gb"]["micro_batch"] and not settings.checkpointing
     assert parse(line("--config", file, "--preset", "80gb")).micro_batch == 32
+
+
+@pytest.mark.parametrize(
+    "names", [("scan.json", "config.json"), ("scan.json", "autoencoder.safetensors"), ("table.csv", "table.md"), ("table.csv",)]
+)
+def test_what_our_programs_show_is_not_trained_on(tmp_path, names):
+    make_pictures(tmp_path, 2, 48)
+    made = make_pictures(tmp_path / "OUT" / "pictures", 1, 48)
+    for name in names:
+        (made.parent / name).write_text("")
+    assert len(find_images(tmp_path)) == (2 if len(names) == 2 else 3)
 
 
 def test_a_new_network_and_a_model_to_start_from_are_one_too_many(tmp_path):

@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 import resshift_core as rs
 from resshift_core.device import is_out_of_memory, resolve_device
+from resshift_core.registry import VARIANTS
 from training.data import match_pairs
 from training.degradation import make_degradation
 from training.losses import make_lpips
@@ -196,6 +197,14 @@ def _names_below(root: Path, paths: Sequence[Path]) -> list[str]:
     return [name if bare.count(name) == 1 else path.as_posix() for name, path in zip(bare, inner)]
 
 
+def _pictures_below(root: Path, output: Path) -> list[Path]:
+    """Those that its MANIFEST.csv keeps for this, if it has one that does: what was trained on says nothing."""
+    held = find_images(root, "val") if (root / "MANIFEST.csv").is_file() else []
+    if held:
+        print(f"{root / 'MANIFEST.csv'}: only the pictures of its split val are measured.")
+    return held or find_images(root, without=output)
+
+
 def load_samples(settings: EvaluationSettings, scale: int, holes: bool = False) -> list[Sample]:
     """The pictures, degraded or paired; `holes`: with a hole in each.
 
@@ -205,7 +214,8 @@ def load_samples(settings: EvaluationSettings, scale: int, holes: bool = False) 
     if settings.truth is None and settings.lq is None:
         raise SettingsError("Give --truth, a folder of pictures to be degraded and restored, or --lq, or both as pairs.")
     root = settings.truth or settings.lq
-    found = scan(find_images(root, without=settings.output), 1 if settings.truth is None else scale * 2, quiet=False)
+    smallest = 1 if settings.truth is None else max(scale * 2, SSIM_WINDOW // 2 + 1)  # which mirrors so much
+    found = scan(_pictures_below(root, settings.output), smallest, quiet=False)
     if found.unreadable or found.tiny or found.duplicate:
         print(found.report())
     pictures = sorted(found.used, key=lambda picture: picture.path)[: settings.limit or None]
@@ -348,6 +358,18 @@ def write_plot(rows: Sequence[dict], path: Path) -> bool:
     return True
 
 
+def _load(word: str, settings: EvaluationSettings) -> rs.ResShiftModel:
+    words = {"autoencoder": settings.autoencoder, "device": settings.device, "dtype": settings.dtype}
+    try:
+        return rs.load_model(word, variant=settings.variant, **words)
+    except rs.InputError:  # of a file that says itself what it is, among others
+        if settings.variant not in VARIANTS:
+            raise
+    model = rs.load_model(word, **words)
+    print(f"{word} leaves nothing open: --variant is not used.")
+    return model
+
+
 def run(settings: EvaluationSettings) -> list[dict]:
     """Measure everything and write the files; returns the rows.
 
@@ -358,12 +380,7 @@ def run(settings: EvaluationSettings) -> list[dict]:
         raise SettingsError("--crop, --limit, --seed and --border must not be negative.")
     if 0 < settings.crop < CROP_LEAST:
         raise SettingsError(f"--crop is {settings.crop}; it must be 0 or at least {CROP_LEAST}.")
-    models = [
-        rs.load_model(
-            word, autoencoder=settings.autoencoder, variant=settings.variant, device=settings.device, dtype=settings.dtype
-        )
-        for word in settings.models
-    ]
+    models = [_load(word, settings) for word in settings.models]
     scales = {model.scale for model in models} or {4}
     if len(scales) != 1:
         raise SettingsError(f"The models have the scales {sorted(scales)}; all rows of a table must have one.")

@@ -61,7 +61,7 @@ from training.resize import resize
 from training.settings import SettingsError, TrainSettings, describe, parse, resolve, tell_changes, to_dict
 from training.sole import alone_in
 from training.start import Start, load_start
-from training.state import load_state, save_state, saved
+from training.state import first_mismatch, load_state, save_state, saved
 from training.trainer import Trainer
 from training.validation import Validator
 
@@ -115,6 +115,8 @@ class Run:
                 )
             return False
         state = load_state(self.states)
+        if state is not None and ("trainer" not in state or state.get("kind", self.kind) != self.kind):
+            raise SettingsError(f"The state in {self.states} is of another program. Choose another --output.")
         found = -1 if state is None else state["trainer"]["position"]["iteration"]
         if self.processes.agree(found, "min") != self.processes.agree(found, "max"):
             raise SettingsError(
@@ -132,9 +134,8 @@ class Run:
         try:
             self.trainer.load_state_dict(state["trainer"], before["optimizer"], before["weight_decay"])
         except RuntimeError as error:
-            first = " ".join(str(error).split("\n\t")[:2])  # which network, and the first of its weights that does not fit
             raise SettingsError(
-                f"The state in {self.states} is of another network than this run's ({brief(first)}). Give the settings that it was "
+                f"The state in {self.states} is of another network than this run's ({first_mismatch(error)}). Give the settings that it was "
                 "started with, or choose another --output."
             ) from error
         if state.get("yardstick") in (None, self.yardstick) or self.finished():
@@ -157,6 +158,11 @@ class Run:
             return False
         with safe_open(path, "pt") as file:
             return (file.metadata() or {}).get("steps_trained") == str(self.trainer.position.iteration)
+
+    @property
+    def kind(self) -> str:
+        """Of run; a fine-tuned model would not go on as a one-step student."""
+        return type(self.settings).__name__
 
     @property
     def yardstick(self) -> list[str]:
@@ -182,6 +188,7 @@ class Run:
             "trainer": self.trainer.state_dict(),
             "best": self.best,
             "yardstick": self.yardstick,
+            "kind": self.kind,
             "settings": json.dumps(to_dict(self.settings)),
             "data": self.data.fingerprint,
         }
@@ -345,6 +352,7 @@ def draw_contact_sheet(trainer: Trainer, crops: Crops, output: Path, count: int 
 def dry_run(run: Run, steps: int = 3) -> None:
     """A few steps that nothing remembers: speed and memory."""
     trainer, started = run.trainer, None
+    left = max(0, run.settings.iterations - trainer.position.iteration)
     for done, ((numbers, crops), following) in enumerate(run.steps(run.batches())):
         if done == 1:
             started = time.perf_counter()  # the first step warms up
@@ -353,10 +361,10 @@ def dry_run(run: Run, steps: int = 3) -> None:
             break
     if run.processes.first:
         seconds = (time.perf_counter() - started) / steps
-        hours = seconds * run.settings.iterations / 3600
+        hours = seconds * left / 3600
         rate = run.settings.batch_size / seconds
         print(
-            f"{seconds:.2f} s per update, {rate:.1f} images/s, about {hours:.1f} hours for {run.settings.iterations} updates, "
+            f"{seconds:.2f} s per update, {rate:.1f} images/s, about {hours:.1f} hours for {left} updates, "
             f"{memory_text(trainer.device)} of memory at most."
         )
 

@@ -25,6 +25,7 @@ from resshift_core.hidden import is_hidden
 log = logging.getLogger("resshift.training")
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".jfif", ".webp", ".tif", ".tiff", ".bmp", ".avif"}
+OF_RUNS = ("config.json", "contact_sheet.png", "autoencoder.safetensors", "estimator.safetensors")  # beside scan.json
 REMEMBER_EVERY = 60.0  # seconds between two writings of what a check has found so far
 NAMED = 10  # files named in a report on the terminal
 
@@ -146,8 +147,13 @@ def _below(root: Path, without: Path | None) -> Iterator[Path]:
 
 
 def _is_of_a_run(folder: Path) -> bool:
-    """Whether a training run wrote it: what it shows are the pictures again, those to validate on included."""
-    ours = (folder / "scan.json").is_file() and any((folder / name).is_file() for name in ("config.json", "contact_sheet.png"))
+    """Whether a program of ours wrote it: what it shows are the pictures again, those to validate on included."""
+
+    def has(name: str) -> bool:
+        return (folder / name).is_file()
+
+    trained = has("scan.json") and any(map(has, OF_RUNS))
+    ours = trained or has("table.csv") and has("table.md")  # of evaluate.py
     if ours:
         log.warning("%s is the folder of a run: its pictures are left out.", folder)
     return ours
@@ -214,7 +220,9 @@ def _inspect_all(paths: list[Path], memory: Path | None, quiet: bool) -> list[Pi
     done, written = [], time.monotonic()
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         try:
-            for picture in tqdm(pool.map(one, paths), total=len(paths), desc="checking pictures", disable=quiet or None, leave=False):
+            for picture in tqdm(
+                pool.map(one, paths), total=len(paths), desc="checking pictures", disable=quiet or None, leave=False
+            ):
                 done.append(picture)
                 if time.monotonic() - written > REMEMBER_EVERY:
                     _remember(memory, _with_new(known, done))

@@ -209,7 +209,7 @@ def _number(value):
 
 
 def parse(argv=None, doc: str = "", cls: type[TrainSettings] = TrainSettings) -> TrainSettings:
-    """Settings of the command line: defaults, then the preset, then the file's `training`, then what is given.
+    """Settings: defaults, then the file's preset and its `training`, then --preset, then what else the command line gives.
 
     cls: TrainSettings, or a dataclass that adds to it.
 
@@ -227,10 +227,9 @@ def parse(argv=None, doc: str = "", cls: type[TrainSettings] = TrainSettings) ->
             f"{known.config} has a 'model', which is trained from nothing, and --model is given as well. Leave out one of them."
         )
     training = typed(cls, values.get("training") or {}, str(known.config))
-    preset = known.preset or training.get("preset")
     base = cls(data=tyro.MISSING, output=tyro.MISSING, config=known.config)
-    base = replace(base, **PRESETS.get(preset, {}))
-    base = replace(base, **{**training, "preset": preset})
+    for preset, more in ((training.get("preset"), training), (known.preset, {})):
+        base = replace(base, **{**PRESETS.get(preset, {}), **more})
     settings = tyro.cli(cls, default=base, args=argv, description=doc, config=(tyro.conf.FlagConversionOff,))
     check(settings)
     return settings

@@ -13,11 +13,17 @@ import torch
 
 from resshift_core.atomic_file import replace
 from resshift_core.checkpoint_file import sha256_of
+from resshift_core.errors import brief
 
 log = logging.getLogger("resshift.training")
 
 KEPT = 2
 NAME = re.compile(r"(\d{9})-([0-9a-f]{16})\.pt")  # iteration, first digits of the file's sha256
+
+
+def first_mismatch(error: RuntimeError) -> str:
+    """Of those that `load_state_dict` lists: which network, and the first of its weights that does not fit."""
+    return brief(" ".join(str(error).split("\n\t")[:2]))
 
 
 class StateError(RuntimeError):

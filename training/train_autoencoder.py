@@ -33,7 +33,6 @@ from tqdm import tqdm
 import resshift_core as rs
 from resshift_core.checkpoint_file import save_weights
 from resshift_core.device import resolve_device, resolve_dtype
-from resshift_core.errors import brief
 from resshift_core.limits import check_settings
 from resshift_core.ranks import Rank
 from training.data import Crops, CropSettings, Positions, default_workers, load_batches
@@ -46,7 +45,7 @@ from training.report import Table, save_picture
 from training.scan import find_images, scan
 from training.settings import NOT_NEGATIVE, POSITIVE, SHARE, SettingsError, check_ranges, tell_changes, to_dict
 from training.sole import alone_in
-from training.state import load_state, save_state, saved
+from training.state import first_mismatch, load_state, save_state, saved
 from training.trainer import BAD_STEPS, NotFinite, load_moments, make_average
 
 log = logging.getLogger("resshift.training")
@@ -197,6 +196,10 @@ class AutoencoderTrainer:
         state = load_state(self.settings.output / "state")
         if state is None:
             return False
+        if not set(self.parts()) <= set(state):
+            raise SettingsError(
+                f"The state in {self.settings.output / 'state'} is of another program. Choose another --output."
+            )
         if "settings" in state:  # a run may be older than this note
             tell_changes(json.loads(state["settings"]), self.settings)
         try:
@@ -207,7 +210,7 @@ class AutoencoderTrainer:
                     part.load_state_dict(state[name])
         except RuntimeError as error:
             raise SettingsError(
-                f"The state in {self.settings.output / 'state'} is of another autoencoder than this run's ({brief(error)}). Give "
+                f"The state in {self.settings.output / 'state'} is of another autoencoder than this run's ({first_mismatch(error)}). Give "
                 "the settings that it was started with, or choose another --output."
             ) from error
         self.iteration = state["iteration"]
@@ -260,7 +263,7 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
                 values["psnr"] = trainer.show(image)
                 trainer.save()
                 bar.write(f"saved at {trainer.iteration}: loss {values['loss']:.4f}, PSNR {values['psnr']:.2f} dB")
-            if trainer.iteration % 10 == 0 or done:
+            if trainer.iteration % 10 == 0 or "psnr" in values:
                 table.add(trainer.iteration, values)
             if interrupts.asked and not done:
                 raise KeyboardInterrupt
