@@ -85,9 +85,9 @@ def _checked_and_run(
     original = images[:, :3] if channels != 1 else images.expand(-1, 3, -1, -1)
     rgb, hidden, alpha = original, [], None
     if channels == 4:
-        opacity = (
-            images[:, 3:].float() if mask is None else torch.maximum(images[:, 3:].float(), mask)
-        )  # what is filled in is seen
+        opacity = images[:, 3:].float()
+        if mask is not None:
+            opacity = torch.maximum(opacity, mask)  # what is filled in is seen
         alpha, share = _upscaled_alpha(model, opacity, size, wrap, on_step)
         on_step = part_of_run(on_step, share, 1)
         rgb, hidden = fill_hidden_around(images, mask, torus)
@@ -187,7 +187,7 @@ def upscale(
         tile: low-resolution pixels; "auto" = the model's constant, None or 0 = the whole picture at once.
         overlap: low-resolution pixels that neighbouring tiles share; None = the model's own.
         tile_batch: tiles that go together; None = as many as free memory allows on an NVIDIA or AMD GPU, elsewhere 1.
-        mask: (B, 1, H, W) in [0, 1], 1 = fill in; inpainting models only.
+        mask: (B, 1, H, W) in [0, 1], 1 = fill in, and make visible where there is alpha; inpainting models only.
         color_fix: "none", "wavelet" (low frequencies of the original) or "adain" (its mean and contrast).
         noise: "per_image"; "shared": all pictures of the batch use `seed` itself, for frames of a film; "periodic": shared,
             and repeating every 480 pixels, for hosts that cut tiles and do not say where they lie; not with `wrap`.
