@@ -297,7 +297,7 @@ def test_an_archive_of_files_is_to_be_unpacked(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("model/readme.txt", "words")
         archive.writestr("model/model.safetensors", bytes(100))
-    refused(path, "model.pth is an archive of files, not of weights. Unpack it" if TORCH >= (2, 6) else "Update torch")
+    refused(path, "model.pth is an archive of files, not of weights. Unpack it")
 
 
 @pytest.mark.parametrize("container", ["zip", "legacy", "bare pickle"])
