@@ -211,10 +211,7 @@ def _check_tiff(image: Image.Image, name: str) -> None:
     """Refuse one whose tiles are far larger than it is: libtiff unpacks whole ones. And raw files, which are called TIFF, too."""
     if image.format != "TIFF":
         return
-    try:
-        kind, *sides = (int(image.tag_v2.get(tag, 0)) for tag in (KIND, TILE_WIDTH, TILE_LENGTH))
-    except (TypeError, ValueError):
-        return
+    kind, *sides = (_number(image.tag_v2.get(tag)) for tag in (KIND, TILE_WIDTH, TILE_LENGTH))
     if kind & 1:
         raise InputError(
             f"{name} begins with a small preview of its picture, as raw files of cameras do, and only that could be read. "
@@ -223,6 +220,14 @@ def _check_tiff(image: Image.Image, name: str) -> None:
     area = math.prod(sides)
     if area > 16 * image.width * image.height + (1 << 20):
         raise InputError(f"{name} cannot be read: it is stored in tiles of {_pixels(area)} pixels. Save it anew.")
+
+
+def _number(value) -> int:
+    """Of a tag; 0 where it holds none."""
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        return 0
 
 
 def _pixels(count: int) -> str:

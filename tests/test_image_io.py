@@ -674,6 +674,11 @@ class TestWriting:
         data = tiff(tags, 1, 1, 8, zlib.compress(bytes(4096 * 4096)), places=(324, 325))
         with pytest.raises(rs.InputError, match="stored in tiles of 17 million pixels"):
             read_picture(data)
+        odd = tiff(
+            [(254, 2, 0x78), *tags], 1, 1, 8, zlib.compress(bytes(4096 * 4096)), places=(324, 325)
+        )  # a text for a number
+        with pytest.raises(rs.InputError, match="stored in tiles of 17 million pixels"):
+            read_picture(odd)
 
     def test_the_preview_in_a_raw_file_is_not_the_picture(self):
         """A DNG or NEF is a TIFF whose first page is a thumbnail; the picture lies where Pillow does not look."""
