@@ -18,9 +18,7 @@ LAYOUT_TAGS = {
     254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 297, 301, 317, 318, 319, 320, 322, 323, 324, 325, 330,
     332, 333, 334, 336, 338, 339, 340, 341, 347, 512, 513, 514, 529, 530, 531, 532, 700, 33550, 33723, 33922, 34264, 34377, 34675,
 }  # fmt: skip
-
-
-# The others, and folders of tags, libtiff, which compresses, writes wrongly, or not at all.
+# What libtiff, which compresses, writes as it is; others, and folders of tags, it writes wrongly, or not at all.
 PLAIN_TAGS = {270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432}
 
 
