@@ -14,6 +14,7 @@ import torch
 from .. import resshift_core as rs
 from ..resshift_core.downloads import download_missing, missing_files
 from ..resshift_core.errors import NotHere, VariantOpen
+from ..resshift_core.peek import is_whole
 from ..resshift_core.registry import REGISTRY, Entry
 from .described import described
 from .folders import AUTO, download_folder, locate, plain_name
@@ -108,6 +109,8 @@ class LoadResShiftModel:
             loaded = _load(found, None if autoencoder == AUTO else locate(autoencoder), offload, unique_id)
         except VariantOpen as error:
             raise rs.CheckpointError(f"{error} In ComfyUI: put that word into the file's name.") from error
+        if autoencoder != AUTO and is_whole(found):
+            show_text(unique_id, f"{plain_name(model)} contains its autoencoder; {plain_name(autoencoder)} is not used.")
         loaded.unet.to(dtype=network)  # each from float32: --fp32-vae wants all that the file has
         loaded.autoencoder.to(device=mm.vae_offload_device(), dtype=decoder)
         return (ManagedModel(loaded),)

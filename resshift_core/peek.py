@@ -36,6 +36,12 @@ def peek_config(model: str | os.PathLike) -> ModelConfig:
     return _published(variant)
 
 
+def is_whole(model: str | os.PathLike) -> bool:
+    """Whether a registered model or a file contains its autoencoder, as `save_model` writes it: `load_model` takes no other."""
+    path = resolve_path(model, REGISTRY.get(str(model)))
+    return path.suffix.lower() == ".safetensors" and CONFIG_KEY in _metadata(path)
+
+
 def _published(variant: str) -> ModelConfig:
     return published_config(published_unet(variant), PUBLISHED_VQGANS[VARIANTS[variant].autoencoder], variant)
 

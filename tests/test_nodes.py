@@ -278,8 +278,11 @@ class TestLoader:
         monkeypatch.setattr(host.part("nodes.loader"), "download_missing", lambda *_, **__: pytest.fail("fetched"))
         save(host, standin.small_model(), "mine.safetensors")
         for name in ("builtin", "mine.safetensors"):
-            assert host.nodes["LoadResShiftModel"]().run(name, "vq_f4 [221 MB]", "fp32")[0].model.scale == 4
+            assert host.nodes["LoadResShiftModel"]().run(name, "vq_f4 [221 MB]", "fp32", unique_id="7")[0].model.scale == 4
             assert "contains its autoencoder; vq_f4 is not used" in caplog.text
+            assert host.texts.pop() == f"{name} contains its autoencoder; vq_f4 is not used."
+            host.nodes["LoadResShiftModel"]().run(name, "auto", "fp32", unique_id="7")
+            assert not host.texts
             caplog.clear()
 
     @pytest.mark.parametrize("chosen", ["auto", "vq_f4_face [221 MB]"])
