@@ -146,6 +146,17 @@ class TestProgram:
         assert (done.returncode, listing("out")) == (0, ["a_x4.png"]), done.stderr
         assert "Traceback" not in done.stderr + done.stdout
 
+    @pytest.mark.parametrize("command", ["upscale x.png", "doctor"])
+    @pytest.mark.parametrize("platform, remedy", [("win32", "Redistributable"), ("linux", "as pytorch.org says")])
+    def test_a_library_of_torch_is_missing(self, command, platform, remedy, tmp_path):
+        """Of Windows' redistributable, say: torch itself fails to load, in an OSError."""
+        (tmp_path / "torch.py").write_text("raise OSError('[WinError 126] Module not found. Error loading shm.dll.')")
+        code = f"import sys; from resshift_core.cli import main; sys.platform = {platform!r}; sys.exit(main({command.split()}))"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
+        assert "cannot be loaded: [WinError 126] Module not found" in done.stderr and remedy in done.stderr
+
     def test_help_does_not_wait_for_torch(self):
         code = (
             "import sys; from resshift_core.cli import main; main(['--help']); main(['models']); print('torch' in sys.modules)"

@@ -9,8 +9,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from types import ModuleType
 
-from ..errors import InputError, ResShiftError
+from ..errors import InputError, ResShiftError, brief
 from ..version import __version__
 from .console import Console, OutputError, core_messages
 from .stop import Terminated, raise_if_stopped, stoppable
@@ -25,6 +26,10 @@ COMMANDS = {
     "schedule": ("schedule", "Print or draw the noise schedule for given settings."),
     "doctor": ("doctor", "Say what this machine has, how fast it is, and what is wrong."),
 }
+REDISTRIBUTABLE = (
+    "On Windows, Microsoft's Visual C++ Redistributable is mostly what is missing or too old: "
+    "https://aka.ms/vs/17/release/vc_redist.x64.exe. If that does not help, install PyTorch again as pytorch.org says."
+)
 DONE, FAILED, WRONG_ARGUMENTS, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
@@ -86,8 +91,21 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
     for name, (module, summary) in COMMANDS.items():
         subparser = commands.add_parser(name, help=summary, description=summary)
         if name == command:
-            getattr(import_module(f".{module}", __name__), name)(subparser)
+            getattr(_module(module), name)(subparser)
     return parser
+
+
+def _module(name: str) -> ModuleType:
+    """A command's module, which imports torch: where a library of the system is missing, that fails, and is no error of ours.
+
+    Raises:
+        ResShiftError: what is missing, and the remedy.
+    """
+    try:
+        return import_module(f".{name}", __name__)
+    except (ImportError, OSError) as error:
+        remedy = REDISTRIBUTABLE if sys.platform == "win32" else "Install what it names again, PyTorch as pytorch.org says."
+        raise ResShiftError(f"What this program builds on cannot be loaded: {brief(error, 400)}. {remedy}") from error
 
 
 @contextmanager
