@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -178,13 +180,36 @@ def free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device.index)  # torch 2.3 refuses "cuda" without a number
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "cpu":
-        try:
-            for line in Path("/proc/meminfo").read_text().splitlines():
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-        except OSError:
-            pass
+        return _free_on_windows() if sys.platform == "win32" else _free_on_linux()
     return None
+
+
+def _free_on_linux() -> int | None:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of Windows, in bytes."""
+
+    _fields_ = [
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("total", "free", "total_paged", "free_paged", "total_own", "free_own", "extended")
+        ),
+    ]
+
+
+def _free_on_windows() -> int | None:
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    return status.free if ctypes.windll.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

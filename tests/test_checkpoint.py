@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import os
+import struct
 import sys
 import types
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -669,6 +672,25 @@ def test_free_memory_of_a_card_without_a_number(monkeypatch):
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device: 0)
     assert free_bytes(torch.device("cuda")) == 2**30 and free_bytes(torch.device("cuda:1")) == 2**30 + 1
+
+
+@pytest.mark.skipif(sys.platform not in ("linux", "win32"), reason="not told on this system")
+def test_free_memory_of_this_machine():
+    assert 2**24 < free_bytes(torch.device("cpu")) < 2**50
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="as it is there")
+@pytest.mark.parametrize("done, free", [(1, 5 * 2**30), (0, None)])
+def test_free_memory_as_windows_tells_it(monkeypatch, done, free):
+    def tell(reference):
+        status = reference._obj
+        assert status.length == ctypes.sizeof(status) == 64
+        ctypes.memmove(ctypes.addressof(status) + 16, struct.pack("<Q", 5 * 2**30), 8)
+        return done
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(ctypes, "windll", SimpleNamespace(kernel32=SimpleNamespace(GlobalMemoryStatusEx=tell)), raising=False)
+    assert free_bytes(torch.device("cpu")) == free
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a card that works")

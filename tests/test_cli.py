@@ -1146,6 +1146,46 @@ class TestNothingIsWrittenOver:
         assert upscale("a.png", "-o", 'my results" --recursive') == 2
         assert "makes the mark a part of the name" in capsys.readouterr().err and listing(folder) == ["a.png"]
 
+    @pytest.mark.parametrize(
+        "words, said",
+        [
+            (["-o", "ab:c.png"], "ab:c.png has a character that no name can have on Windows"),  # a stream of the file "ab"
+            (["-o", "C:/x/b?.png"], "C:/x/b?.png has a character"),
+            (["-o", "con.png"], "con.png is not a file but a device"),
+            (["-o", "C:/Aux/x.png"], "Aux is not a file but a device"),
+            (["-o", "Nul"], "Nul is not a file but a device"),
+            (["--suffix", ":x"], "--suffix :x has a character"),
+        ],
+    )
+    def test_names_that_are_none_on_windows(self, upscale, folder, monkeypatch, capsys, words, said):
+        picture("a.png")
+        monkeypatch.setattr("resshift_core.cli.sources.sys.platform", "win32")
+        assert upscale("a.png", *words) == 2
+        assert said in capsys.readouterr().err and listing(folder) == ["a.png"]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "C:\\x\\y.png",
+            "C:y.png",
+            "\\\\?\\C:\\x\\y.png",
+            "\\\\server\\share\\y.png",
+            "x/console.png",
+            "../y.png",
+            "-",
+            "auxiliary",
+        ],
+    )
+    def test_names_that_windows_knows(self, monkeypatch, name):
+        monkeypatch.setattr("resshift_core.cli.sources.sys.platform", "win32")
+        Naming.from_arguments(name, None, False, ["a.png"])
+
+    def test_a_path_that_windows_cannot_resolve(self, upscale, folder, monkeypatch):
+        """One that is too long, say: `os.path.realpath` raises for it."""
+        picture("a.png")
+        monkeypatch.setattr("resshift_core.cli.sources.os.path.realpath", lambda path: os.stat("gone"))
+        assert upscale("a.png") == 0 and upscale("a.png", "-o", "./a.png", "--overwrite") == 1
+
     def test_two_sheets_of_one_name(self, upscale, folder, capsys):
         picture("c/a.bmp")
         picture("c/a.png", seed=1)

@@ -8,7 +8,7 @@ import re
 import sys
 import unicodedata
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ..errors import InputError, first_line
 from ..hidden import is_hidden
@@ -16,6 +16,7 @@ from ..image_io import READABLE, UNREAD, WRITABLE, can_write, writable_format
 
 PIPE = "-"
 NEVER = '<>"|?*'  # in names, on Windows
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in "123456789")}
 CASEFOLD = sys.platform == "darwin"  # its disks tell neither A from a nor é from e and an accent; `normcase` does not know
 SHEET = r"(_[a-z]+)?_compare"
 OUTPUT_STEM = re.compile(rf"(?P<stem>.+)_x\d+(\.\d+)?(e-\d+)?({SHEET})?")  # of the names that this program gives
@@ -179,7 +180,10 @@ def _nothing_found(word: str, recursive: bool, left_out: list[Path]) -> str:
 
 def _identity(path: Path) -> str:
     """One word for a file, whatever it is called; unlike `Path.resolve`, it takes a link that leads to itself as it is."""
-    return _spelling(os.path.realpath(path))
+    try:
+        return _spelling(os.path.realpath(path))
+    except OSError:  # Windows, of a path that is too long, or of what is no file
+        return _spelling(os.path.abspath(path))
 
 
 def _spelling(name: str) -> str:
@@ -216,6 +220,24 @@ def _without_repetition(sources: list[Source]) -> list[Source]:
 # ---------------------------------------------------------------------------------------------------- naming
 
 
+def _check_windows_name(option: str, name: str) -> None:
+    """Refuse what no file can be called on Windows, or what would be no file: a stream of another one, or a device.
+
+    Raises:
+        InputError: what is wrong with the name.
+    """
+    rest = PureWindowsPath(name.removeprefix("\\\\?\\"))
+    parts = [part for part in rest.parts if part != rest.anchor]
+    if any(set(part) & set(NEVER + ":") for part in parts):
+        raise InputError(
+            f"{option} {name} has a character that no name can have on Windows. A stroke before a quotation mark makes the mark "
+            "a part of the name: leave it out, or use / instead."
+        )
+    device = next((part for part in parts if part.split(".")[0].rstrip().lower() in DEVICES), None)
+    if device is not None:
+        raise InputError(f"{option} {name}: on Windows, {device} is not a file but a device. Choose another name.")
+
+
 @dataclass(frozen=True)
 class Naming:
     """Where outputs go: the options -o, --format, --compare and --suffix, checked.
@@ -240,11 +262,10 @@ class Naming:
                 raise InputError(f"{option} is empty: is a variable of the shell not set? Name it, or leave it out.")
         if mark is not None and set(mark) & set("/\\\0"):
             raise InputError(f"--suffix {mark!r} has a character that separates folders. It is a part of a file's name.")
-        if sys.platform == "win32" and output and set(output) & set(NEVER):
-            raise InputError(
-                f"-o {output} has a character that no name can have on Windows. A stroke before a quotation mark makes the mark "
-                "a part of the name: leave it out, or use / instead."
-            )
+        if sys.platform == "win32":
+            for option, given in (("-o", output), ("--suffix", mark)):
+                if given:
+                    _check_windows_name(option, given)
         suffix = "." + format.lower().lstrip(".") if format else ""
         if suffix and not can_write(suffix):
             known = ", ".join(sorted(ending[1:] for ending in WRITABLE if can_write(ending)))
