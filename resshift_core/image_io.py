@@ -6,10 +6,12 @@ beside the upscaled pixels. Everything that could not be kept is said in `notes`
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import os
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -308,6 +310,28 @@ def check_room(name: str, format: str, size: tuple[int, int], mode: str) -> None
         raise InputError(f"{name}: a {format} file can have 4 GiB, this picture is {count / 2**30:.1f} GiB. Write PNG.")
 
 
+def check_folder(target: Path) -> None:
+    """Of a folder that is not there yet, the nearest one above counts.
+
+    Raises:
+        InputError: no file can be made where `target` is to lie.
+    """
+    place = target.parent
+    try:
+        while not os.path.isdir(place):
+            if place == place.parent:  # a drive that is not there
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _not_written(str(target), error) from error
+
+
+def _not_written(name: str, error: Exception) -> InputError:
+    return InputError(f"{name} cannot be written ({first_line(error)}).{_too_long(getattr(error, 'filename', None))}")
+
+
 def write_picture(
     image: Image.Image,
     target: Path | BinaryIO,
@@ -350,9 +374,7 @@ def write_picture(
         else:
             image.save(target, format=format, **options)
     except Exception as error:  # libtiff's RuntimeError on a full disk, among others
-        raise InputError(
-            f"{name} cannot be written ({first_line(error)}).{_too_long(getattr(error, 'filename', None))}"
-        ) from error
+        raise _not_written(name, error) from error
     return tuple(notes)
 
 

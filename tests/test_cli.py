@@ -1186,6 +1186,13 @@ class TestNothingIsWrittenOver:
         monkeypatch.setattr("resshift_core.cli.sources.os.path.realpath", lambda path: os.stat("gone"))
         assert upscale("a.png") == 0 and upscale("a.png", "-o", "./a.png", "--overwrite") == 1
 
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder in which nobody can write")
+    def test_a_folder_in_which_nothing_can_be_written_is_told_before_the_work(self, upscale, folder, monkeypatch, capsys):
+        picture("a.png")
+        monkeypatch.setattr(batch, "upscale", lambda *_, **__: pytest.fail("computed"))
+        assert upscale("a.png", "-o", "/proc/x.png") == 1
+        assert "/proc/x.png cannot be written" in capsys.readouterr().err
+
     def test_two_sheets_of_one_name(self, upscale, folder, capsys):
         picture("c/a.bmp")
         picture("c/a.png", seed=1)

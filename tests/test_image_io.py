@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 import zlib
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from types import SimpleNamespace
 
 import numpy as np
@@ -789,6 +789,13 @@ class TestWriting:
         (tmp_path / "out").write_bytes(b"")
         with pytest.raises(rs.InputError, match="cannot be written"):
             write_picture(Image.new("L", (2, 2)), tmp_path / "out" / "a.png", "PNG")
+
+    def test_a_folder_is_tried_before_the_work(self, tmp_path):
+        for name in ("a.png", "new/newer/a.png"):
+            image_io.check_folder(tmp_path / name)
+        assert not list(tmp_path.iterdir())
+        with pytest.raises(rs.InputError, match="cannot be written .No such file or directory"):
+            image_io.check_folder(PureWindowsPath("Q:/pictures/a.png"))  # a drive that is not there
 
     def test_endings(self):
         assert image_io.writable_format("a/b.JPG") == "JPEG"

@@ -24,6 +24,7 @@ from ..image_io import (
     READABLE,
     WRITABLE,
     Picture,
+    check_folder,
     check_room,
     picture_size,
     read_picture,
@@ -108,6 +109,7 @@ class Batch:
     ):
         self.model, self.chain, self.arguments, self.handling = model, chain, arguments, handling
         self.console, self.report, self.on_processor = console, report, on_processor
+        self.folders: set[Path] = set()  # in which files can be made
 
     def run(self, jobs: list[Job], show_progress: bool = True) -> None:
         """Do all jobs. An interrupt lets the file that is being written end, then passes through."""
@@ -157,6 +159,9 @@ class Batch:
         size = target_size(height, width, self.arguments.get("scale") or self.model.scale)
         format = job.format or _format_like(picture)
         check_room(job.target_label, format, size[::-1], picture.mode)  # before the work, not after it
+        if job.target is not None and job.target.parent not in self.folders:
+            check_folder(job.target)
+            self.folders.add(job.target.parent)
         return Loaded(picture, self._hole(job, picture))
 
     def _hole(self, job: Job, picture: Picture) -> torch.Tensor | None:
