@@ -48,7 +48,7 @@ NAMES = [
     "a b  c.png",
     "-o.png",
     "100%.png",
-    "quote'\"`.png",
+    "quote'`.png" if os.name == "nt" else "quote'\"`.png",
     "😀.png",
     "ünïcode.png",
     "x" * 200 + ".png",

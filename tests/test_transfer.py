@@ -374,15 +374,15 @@ def test_https_trusts_the_hosts_certificates_too_unless_the_user_has_chosen(monk
     """Windows and Macs: what Python itself knows is not all that servers show."""
     asked = []
     monkeypatch.setattr(transfer, "_certificates", [])
-    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda self, path: asked.append(path))
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", lambda self, path=None, cadata=None: asked.append(path))
     for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
     assert transfer._trusting() == []
     transfer.also_trust("all.pem")
     (handler,) = transfer._trusting()
-    assert asked == ["all.pem"] and handler._context.verify_mode == ssl.CERT_REQUIRED and handler._context.check_hostname
+    assert "all.pem" in asked and handler._context.verify_mode == ssl.CERT_REQUIRED and handler._context.check_hostname
     monkeypatch.setenv("SSL_CERT_FILE", "mine.pem")
-    assert transfer._trusting() == [] and asked == ["all.pem"]
+    assert transfer._trusting() == [] and asked.count("all.pem") == 1
 
 
 @pytest.mark.parametrize("code, system, told", [(20, "darwin", True), (10, "darwin", False), (20, "linux", False)])
