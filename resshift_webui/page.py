@@ -57,26 +57,32 @@ def _several(choices: list[str]) -> tuple[type, dict]:
 def _add(word: str, default, label: str, kind, arguments: dict, hint: str) -> None:
     key = f"resshift_{word}"
     # the host can show options beside its own, in a bar without sections
-    option = shared.OptionInfo(default, f"ResShift: {label}", kind, arguments, onchange=lambda: _refuse(key), section=SECTION)
+    option = shared.OptionInfo(default, f"ResShift: {label}", kind, arguments, onchange=lambda: _settle(key, kind), section=SECTION)
     if hasattr(option, "info"):
         option = option.info(hint)
     if hasattr(option, "category_id"):
         option.category_id = "postprocessing"
     shared.opts.add_option(key, option)
-    if not _can_be_shown(shared.opts.data.get(key)):
-        log.warning("The saved %s is %s, which no page can show. It is %r again.", key, shared.opts.data[key], default)
+    try:
+        _settle(key, kind)
+    except InputError as error:
+        log.warning("The saved %s It is %r again.", error, default)
         shared.opts.data[key] = default
 
 
-def _refuse(key: str) -> None:
+def _settle(key: str, kind) -> None:
     """The host sets an option, from the page or its API; an exception makes it take the old value back, and log the new one.
 
     Raises:
-        InputError: the host could not make its pages any more, nor start again.
+        InputError: with this value, the host could not make its pages any more, nor start again.
     """
-    if not _can_be_shown(shared.opts.data.get(key)):
-        raise InputError(f"{key} is {shared.opts.data[key]}; pages can show whole numbers of 64 bits.")
-
-
-def _can_be_shown(value) -> bool:
-    return not isinstance(value, int) or -(2**63) <= value < 2**64
+    value = shared.opts.data.get(key)
+    try:
+        if kind is gr.Number and value is not None:
+            value = int(value)  # of a text, too: pages would round it
+        if isinstance(value, (int, float)) and not -(2**63) <= value < 2**64:
+            raise OverflowError
+    except (TypeError, ValueError, OverflowError):  # of int: a list, a word, infinity
+        raise InputError(f"{key} is {value!r}; pages can show whole numbers of 64 bits.") from None
+    if key in shared.opts.data:
+        shared.opts.data[key] = value

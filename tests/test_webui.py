@@ -979,6 +979,26 @@ class TestUI:
         host.call("ui_settings")
         assert options.data[key] == 0 and f"The saved {key} is 123456789012345678901" in caplog.text
 
+    @pytest.mark.parametrize("value", ["abc", [1], float("inf"), float("nan"), {}])
+    def test_a_seed_that_is_no_number_is_not_taken(self, host, value, caplog):
+        """Gradio rounds it when a page is made, and the host makes its page before it starts."""
+        host.call("ui_settings")
+        options = host.shared.opts
+        assert options.set("resshift_seed", 5) and not options.set("resshift_seed", value)
+        options.data["resshift_seed"] = value
+        host.call("ui_settings")
+        assert options.data["resshift_seed"] == 0 and f"The saved resshift_seed is {value!r}; pages can show" in caplog.text
+
+    def test_a_seed_in_quotation_marks_is_the_number(self, host):
+        host.call("ui_settings")
+        options = host.shared.opts
+        assert options.set("resshift_seed", "7") and options.data["resshift_seed"] == 7
+        options.data["resshift_seed"] = "8"  # as an earlier version saved it
+        host.call("ui_settings")
+        assert options.data["resshift_seed"] == 8
+        options.set("resshift_seed", None)  # no number on the page
+        assert options.data["resshift_seed"] is None
+
     def test_seeds_of_the_options_page_are_those_that_browsers_hold(self, host):
         host.call("ui_settings")
         arguments = host.shared.opts.data_labels["resshift_seed"].component_args
