@@ -62,7 +62,7 @@ export function place(comfyClass, widgets = {}, inputs = []) {
   const node = { id: graph.nodes.length + 1, comfyClass, graph, inputs, size: [330, 590], panels: {} } // as before the panels
   node.widgets = Object.entries(widgets).map(([name, value]) => ({ name, value }))
   node.addDOMWidget = (name, _, element) => {
-    const widget = { name, element }
+    const widget = { name, element, computeLayoutSize: () => ({}) }
     node.widgets.push(widget)
     node.panels[name] = element.children[0]
     return widget

@@ -49,7 +49,7 @@ export function drawCurve(svg, { trained, chosen, kappaRatio, words }) {
     element('path', { d: path(now), fill: 'none', stroke: colour, 'stroke-width': 1.5 }),
     ...(now.length <= 60 ? now.map(([cx, cy]) => element('circle', { cx, cy, r: 2.4, fill: colour })) : []),
     text(box.left, 13, '√η', { fill: COLOURS.text, 'font-size': 11 }),
-    text(width - 8, 13, words.settings, { 'text-anchor': 'end', fill: colour }),
+    text(width - 8, 13, words.settings, { 'text-anchor': 'end', fill: COLOURS.text }),
     ...(chosen.length > 1 ? [text(box.left, height - 3, 't = 1')] : []),
     text(width / 2, height - 3, words.trained, { 'text-anchor': 'middle' }),
     text(width - 8, height - 3, `t = ${chosen.length}`, { 'text-anchor': 'end' }),

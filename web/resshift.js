@@ -39,10 +39,11 @@ function word(key, values = {}) {
 const widgetValue = (node, name) => node.widgets?.find((widget) => widget.name === name)?.value
 
 /** What a run takes for a widget: its own value, that of the node it is linked to, or undefined where only the run tells. */
-function value(node, name) {
+function value(node, name, links = 20) {
   const from = source(node, name)
   if (!from || from.type === 'PrimitiveNode') return widgetValue(node, name) // such nodes write into the widget itself
-  return widgetValue(from, 'value')
+  if (!source(from, 'value')) return widgetValue(from, 'value')
+  return links && from.comfyClass?.startsWith('Primitive') ? value(from, 'value', links - 1) : undefined // others compute with it
 }
 
 function modelName(node) {
@@ -260,7 +261,9 @@ function addSlider(node) {
     resize(height)
     const [width, without] = [node.size[0], node.size[1] - grown]
     const [wide, high] = node.computeSize()
+    const before = grown
     grown = height ? Math.max(0, high - without) : 0
+    if (heights.has(node)) heights.set(node, heights.get(node) + grown - before)
     node.setSize([Math.max(width, wide), without + grown])
     node.setDirtyCanvas?.(true, true)
     settled = height ? Date.now() + LATE_MS : 0
@@ -433,7 +436,7 @@ app.registerExtension({
   refreshComboInNodes() {
     facts.clear() // R: files may have come, gone or changed
     sizes.clear()
-    for (const node of shown) node.resshiftDrawn = undefined
+    for (const node of shown) node.resshiftDrawn = node.resshiftPair = undefined // a slider whose pictures could not be had is tried again
   },
   nodeCreated(node) {
     if (writesText(node)) saveInputsAlone(node)
@@ -454,6 +457,11 @@ app.registerExtension({
     node.onRemoved = function () {
       shown.delete(node)
       removed?.apply(this, arguments)
+    }
+    const configure = node.onConfigure
+    node.onConfigure = function () {
+      configure?.apply(this, arguments)
+      heights.set(node, node.size[1]) // made anew during a run, by Undo or another tab and back: what was saved is without a preview
     }
     if (node.graph) shown.add(node)
   },

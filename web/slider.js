@@ -70,7 +70,7 @@ export class Slider {
 
   press(event) {
     const step = STEPS[event.key]
-    if (step === undefined) return
+    if (step === undefined || event.altKey || event.ctrlKey || event.metaKey || event.shiftKey) return // the browser's shortcuts
     event.stopPropagation()
     event.preventDefault()
     this.move(this.share + step)
