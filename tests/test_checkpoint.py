@@ -273,7 +273,7 @@ def test_saving_over_the_file_a_model_came_from(tmp_path):
 def test_a_newer_configuration_is_told(tmp_path):
     path = rs.save_model(small_model(), tmp_path / "m.safetensors")
     with safe_open(path, framework="pt") as file:
-        state, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
+        state, metadata = {key: file.get_tensor(key).clone() for key in file.keys()}, file.metadata()
     config = json.loads(metadata[CONFIG_KEY])
     for damaged in (
         {**config, "telepathy": 1},
