@@ -40,6 +40,24 @@ def replace(part: Path, target: Path) -> None:
     os.replace(part, target)
 
 
+def _part(path: Path) -> Path:
+    """A free name beside `path`."""
+    return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part")  # 40 letters are at most 160 of 255 bytes
+
+
+def make_and_delete(folder: Path) -> None:
+    """Find out whether files can be made in a folder. (`tempfile` tries ten thousand names where Windows allows none.)
+
+    Raises:
+        OSError: they cannot.
+    """
+    part = _part(folder / "try")
+    try:
+        part.touch()
+    finally:
+        part.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Give a free name in the folder of `path`; what is written there becomes `path` when the block ends well.
@@ -47,7 +65,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     When it does not, what was written is deleted, and a file that was at `path` before is untouched.
     """
     path = Path(path)
-    part = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part")  # 40 letters are at most 160 of 255 bytes
+    part = _part(path)
     try:
         part.touch()
         mode = part.stat().st_mode

@@ -11,7 +11,6 @@ import io
 import math
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from . import png
-from .atomic_file import atomic_path
+from .atomic_file import atomic_path, make_and_delete
 from .errors import InputError, first_line
 from .exif import exif_and_upright, exif_for, tiff_options
 from .modes import decode, layout_of, matching_profile
@@ -322,8 +321,7 @@ def check_folder(target: Path) -> None:
             if place == place.parent:  # a drive that is not there
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             place = place.parent
-        with tempfile.TemporaryFile(dir=place):
-            pass
+        make_and_delete(place)
     except OSError as error:
         raise _not_written(str(target), error) from error
 
