@@ -307,9 +307,9 @@ class TestApi:
         webui.options(steps=2**70)  # with which the host could neither show its pages nor start again
         assert webui.get("/resshift/v1/settings")["steps"] == 3
         webui.options(seed="7")
-        assert webui.get("/sdapi/v1/options")["resshift_seed"] == webui.get("/resshift/v1/settings")["seed"] == 7
         webui.options(seed=[1])
-        assert webui.get("/sdapi/v1/options")["resshift_seed"] == 7
+        assert webui.get("/resshift/v1/settings")["seed"] == 7
+        assert json.loads((webui.base / "config.json").read_text("utf-8"))["resshift_seed"] == 7  # not "7"
 
     def test_upscale_with_every_parameter(self, webui):
         body = {
