@@ -600,6 +600,25 @@ class TestPage:
         """
         assert self.run(script, "seen") == [[1248, 1000], [1000, 1000]]
 
+    @pytest.mark.parametrize("end", ["execution_success", "execution_interrupted"])
+    @pytest.mark.parametrize("seconds", [0, 60])
+    def test_a_slider_that_comes_back_during_a_run_is_saved_in_no_height(self, end, seconds):
+        """With Undo, the node is made anew, its next preview comes before its slider, and the page lays both out in its own way."""
+        script = f"""
+          {self.RUNNING}; const now = Date.now(), outputs = window.comfyAPI.app.app.nodeOutputs; Date.now = () => now
+          node.onExecuted(pair('a')); await tick(); heard.execution_start(); graph.nodes.length = 0
+          const again = {self.TILED}, plain = again.computeSize, shown = (one) => one.name.startsWith('$$')
+          again.computeSize = () => [330, plain()[1] + (again.widgets.some(shown) ? 260 : 0)] // more than the page gives a preview
+          again.setSize([330, 646]); again.onConfigure({{}}); outputs['1'] = pair('a')
+          again.widgets.push({{ name: '$$canvas-image-preview' }}); again.setSize([330, 646 + 212])
+          const high = () => {{ const o = {{ size: again.size }}; again.onSerialize(o); return [again.size[1], o.size[1]] }}
+          await tick(); const seen = [high()]; Date.now = () => now + 1000 * {seconds}; await tick(); seen.push(high())
+          again.widgets.splice(again.widgets.findIndex(shown), 1); again.setSize([330, 900]); await tick() // Nodes 2.0, between previews
+          again.setSize([330, seen[0][0]]); again.widgets.push({{ name: '$$canvas-image-preview' }})
+          heard.{end}(); if ('{end}' === 'execution_success') again.onExecuted(pair('a')); await tick(); seen.push(high())
+        """
+        assert self.run(script, "seen") == [[1046, 646], [1046, 646], [834, 646]]
+
     def test_a_late_preview_does_not_make_the_saved_height_smaller(self):
         """What is saved beside one is the height before the run, and has no slider in it."""
         script = f"{self.RUNNING}; heard.execution_start(); node.onExecuted(pair('a')); preview(); const saved = save()"

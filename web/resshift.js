@@ -252,6 +252,7 @@ function addSlider(node) {
   let settled = 0 // until when (ms) the page may still make it higher: Nodes 2.0 lays widgets out in its own way
   let waiting // the proportions of a slider that came while the node was collapsed, which has no size of its own then
   let made = 0 // the slider's height
+  let early = false // whether the slider came back (after Undo, say) while a run goes on, whose end lays the node out again
   const make = (proportions) => {
     waiting = node.flags?.collapsed ? proportions : undefined
     if (waiting !== undefined) return
@@ -259,23 +260,25 @@ function addSlider(node) {
     if (grown && height === made) return // Nodes 2.0 would not lay the node out again, and leave it the canvas' height
     made = height
     resize(height)
-    const [width, without] = [node.size[0], node.size[1] - grown]
-    const [wide, high] = node.computeSize()
     const before = grown
+    const without = ((hasPreview(node) && heights.get(node)) || node.size[1]) - before
+    const [wide, high] = sizeWithoutPreview(node)
     grown = height ? Math.max(0, high - without) : 0
     if (heights.has(node)) heights.set(node, heights.get(node) + grown - before)
-    node.setSize([Math.max(width, wide), without + grown])
+    node.setSize([Math.max(node.size[0], wide), node.size[1] + grown - before])
     node.setDirtyCanvas?.(true, true)
     settled = height ? Date.now() + LATE_MS : 0
     node.resshiftSettle = (last = false) => {
-      if (settled && node.graph !== app.canvas?.graph) settled = Date.now() + LATE_MS // it is laid out when its graph is opened
-      if (Date.now() < settled && !node.flags?.collapsed && !hasPreview(node)) grown = Math.max(0, node.size[1] - without)
+      early &&= running
+      if (settled && (early || node.graph !== app.canvas?.graph)) settled = Date.now() + LATE_MS // or when its graph is opened
+      if (Date.now() < settled && !early && !node.flags?.collapsed && !hasPreview(node)) grown = Math.max(0, node.size[1] - without)
       if (last) settled = 0
     }
   }
   const address = ({ filename, subfolder, type }) => api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`)
   slider.onLost = () => make(0) // the server has cleared its temporary files
-  node.resshiftShow = (pair) => {
+  node.resshiftShow = (pair, again = false) => {
+    early = again
     node.resshiftPair = pair.before.filename
     node.resshiftSize = pair.picture
     make(pair.height / pair.width)
@@ -308,7 +311,7 @@ function showLastPair(node) {
   const pair = pairOf(app.nodeOutputs?.[locator(node)])
   if (!pair || pair.before.filename === node.resshiftPair || !node.resshiftShow) return
   if (!running) forgetPreview(node)
-  node.resshiftShow(pair)
+  node.resshiftShow(pair, running)
 }
 
 const heights = new WeakMap() // node -> its height before the run
@@ -323,6 +326,16 @@ function previewStore() {
 function hasPreview(node) {
   const inCanvas = node.imgs || node.widgets?.some((widget) => widget.name === PREVIEW)
   return Boolean(inCanvas || previewStore()?.nodePreviewImages?.[locator(node)])
+}
+
+/** The size that the node needs; the canvas would count a live preview, which goes. */
+function sizeWithoutPreview(node) {
+  const place = node.widgets.findIndex((widget) => widget.name === PREVIEW)
+  if (place < 0) return node.computeSize()
+  const [preview] = node.widgets.splice(place, 1)
+  const size = node.computeSize()
+  node.widgets.splice(place, 0, preview)
+  return size
 }
 
 /** The slider takes the place of the last live preview, which ComfyUI would keep below it. */
@@ -422,12 +435,12 @@ app.registerExtension({
     setInterval(forgetLatePreviews, PAUSE_MS)
     api.addEventListener('executing', forgetOldText)
     api.addEventListener('execution_start', () => {
-      running = true
       finished.clear()
       for (const node of shown) {
         node.resshiftSettle?.(true) // or the next live preview would count as the slider's
         heights.set(node, node.size[1])
       }
+      running = true
       for (const node of nodesBelow(app.rootGraph ?? app.graph)) if (writesText(node)) measureRoom(node)
     })
     api.addEventListener('execution_success', () => (running = false))
