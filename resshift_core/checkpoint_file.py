@@ -120,6 +120,8 @@ def _check_archive(path: Path, name: str) -> None:
             )
         if damaged := archive.testzip():  # torch does not look at the checksums
             raise CheckpointError(f"{name} is damaged: the checksum of {brief(damaged)} in it is wrong. Get it again.")
+        if any(member.filename != member.orig_filename for member in archive.infolist()):  # in which torch sees other names
+            raise CheckpointError(f"{name} is damaged: a name in it is written in two ways. Get the original file.")
         pickles = [member for member in archive.infolist() if member.filename.endswith(".pkl")]
         if not pickles:
             raise CheckpointError(f"{name} is an archive of files, not of weights. Unpack it: the model may lie in it.")
@@ -229,9 +231,22 @@ def read_weights(path: str | os.PathLike, name: str) -> tuple[dict[str, torch.Te
             f"{name} cannot be read as weights ({_reason(error)}). It is damaged, or holds more than tensors, which is refused "
             "because such files can run code. Get the original, or a .safetensors."
         ) from error
-    weights = canonical(state, name)
+    weights = canonical(_plain(state), name)
     _check_memory(weights, path.stat().st_size, name)
     return weights, metadata
+
+
+def _plain(thing, depth: int = NESTED, made: dict | None = None):
+    """Without what a file has attached to dictionaries and tensors, such as a number called `items`, or `numel`."""
+    made = {} if made is None else made
+    if isinstance(thing, torch.Tensor):
+        return torch.Tensor.detach(thing)
+    if not isinstance(thing, dict):
+        return thing
+    if (id(thing), depth) not in made:  # of the file's, which live on
+        items = dict.items(thing) if depth >= 0 else ()
+        made[id(thing), depth] = {key: _plain(value, depth - 1, made) for key, value in items}
+    return made[id(thing), depth]
 
 
 def read_file(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

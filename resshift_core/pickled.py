@@ -10,16 +10,21 @@ import pickle
 import pickletools
 from typing import BinaryIO
 
-GREEDY = (  # what makes something as large as its argument says, or copies it each time that it is called
-    "builtins.bytearray", "__builtin__.bytearray", "builtins.set", "__builtin__.set", "builtins.frozenset", "collections.Counter",
-    "_codecs.encode",
-)  # fmt: skip
+# What weights are made by. Others make things as large as their arguments say, or copy these each time that they are called.
+CALLED = {
+    "collections.OrderedDict", "torch.Size", "torch.device", "torch.serialization._get_layout",
+    *(f"torch._utils._rebuild_{word}" for word in (
+        "tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state", "sparse_tensor", "meta_tensor_no_storage",
+        "nested_tensor",
+    )),
+}  # fmt: skip
+MOST_IN_TUPLE = 100_000  # things in a tuple and in the tuples in it, each time that they are reached: its hash looks at all
+MOST_KEYS = 5000  # of dictionaries that are no texts: numbers may be chosen so that each is compared with all before
 DEEPEST = 8  # tuples in one another
 MOST_CALLS = 200_000
 MOST_STATES = 64  # set on objects; networks have one, of a dictionary of weights
 LEGACY = 5  # pickles in a row in a file that is no archive: magic number, version, system, the object, names of its storages
-MARK = "a mark"
-COUNTED = {"collections.OrderedDict": "OrderedDict", "torch.Size": "Size"}  # they copy what they are given
+MARK, TEXT = object(), object()
 MOST_SIZES = 64  # of sparse tensors, which are refused later, and in settings
 
 
@@ -38,14 +43,14 @@ def check_pickles(file: BinaryIO, count: int) -> None:
 
 
 class _Walk:
-    """pickle's machine without the things: its methods are called as pickletools calls the operations. On the stack lies how deep
-    each thing is nested in tuples; () for an empty one, and the names of functions that are looked at when they are called.
+    """pickle's machine without the things: its methods are called as pickletools calls the operations. On the stack lies for each
+    tuple (how deep it is nested, how much is in it), the name of each function, TEXT for a text and 0 for all else.
     """
 
     def __init__(self):
         self.stack: list = []
         self.memo: dict[int, object] = {}
-        self.calls = self.states = self.sizes = 0
+        self.calls = self.states = self.sizes = self.keys = 0
 
     def through(self, file: BinaryIO) -> None:
         for op, argument, _ in pickletools.genops(file):
@@ -59,7 +64,8 @@ class _Walk:
             else:  # a constant, or what torch does not know and refuses
                 for _ in range(len(op.stack_before)):
                     self._pop()
-                self.stack.extend(0 for _ in op.stack_after)
+                text = op.name.endswith(("UNICODE", "STRING"))
+                self.stack.extend(TEXT if text else 0 for _ in op.stack_after)
 
     def _pop(self):
         if not self.stack:
@@ -73,10 +79,12 @@ class _Walk:
         return items
 
     def _tuple(self, items: list) -> None:
-        depth = 1 + max((item for item in items if isinstance(item, int)), default=0)
-        if depth > DEEPEST:
-            raise Refused(f"tuples are nested more than {DEEPEST} deep")
-        self.stack.append(depth if items else ())
+        inner = [item for item in items if isinstance(item, tuple)]
+        depth = 1 + max((depth for depth, _ in inner), default=0)
+        size = len(items) + sum(size for _, size in inner)
+        if depth > DEEPEST or size > MOST_IN_TUPLE:
+            raise Refused(f"tuples are nested more than {DEEPEST} deep, or hold more than {MOST_IN_TUPLE} things")
+        self.stack.append((depth, size))
 
     def mark(self, _) -> None:
         self.stack.append(MARK)
@@ -85,7 +93,7 @@ class _Walk:
         self._tuple(self._items())
 
     def empty_tuple(self, _) -> None:
-        self.stack.append(())
+        self.stack.append((1, 0))
 
     def tuple1(self, _) -> None:
         self._tuple([self._pop()])
@@ -100,19 +108,29 @@ class _Walk:
         self._items()
         self.stack.append(0)
 
-    dict = list
+    def dict(self, _) -> None:
+        self.setitems(_)
+        self.stack.append(0)
 
     def appends(self, _) -> None:
         self._items()
 
-    setitems = additems = appends
+    additems = appends
+
+    def setitems(self, _) -> None:
+        self._count(self._items()[1::2])  # the last value lies on top
+
+    def _count(self, keys: list) -> None:
+        self.keys += sum(key is not TEXT for key in keys)
+        if self.keys > MOST_KEYS:
+            raise Refused(f"more than {MOST_KEYS} of its names are no texts")
 
     def append(self, _) -> None:
         self._pop()
 
     def setitem(self, _) -> None:
         self._pop()
-        self._pop()
+        self._count([self._pop()])
 
     def build(self, _) -> None:
         self._pop()
@@ -121,18 +139,18 @@ class _Walk:
             raise Refused(f"it sets the state of more than {MOST_STATES} objects")
 
     def _named(self, name: str) -> None:
-        if name in GREEDY:
-            raise Refused(f"GLOBAL {name}")
-        self.stack.append(COUNTED.get(name, 0))
+        self.stack.append(name)
 
     def reduce(self, _) -> None:
         arguments, function = self._pop(), self._pop()
         self.calls += 1
         if self.calls > MOST_CALLS:
             raise Refused(f"it calls functions more than {MOST_CALLS} times")
-        self.sizes += function == "Size"
-        if self.sizes > MOST_SIZES or (function == "OrderedDict" and arguments != ()):
-            raise Refused(f"it makes copies of its contents by {function}")
+        if not isinstance(function, str) or function not in CALLED:
+            raise Refused(f"GLOBAL {function}" if isinstance(function, str) else "it calls what is no function")
+        self.sizes += function == "torch.Size"
+        if self.sizes > MOST_SIZES or (function == "collections.OrderedDict" and arguments != (1, 0)):
+            raise Refused(f"it makes copies of its contents by {function.rpartition('.')[2]}")
         self.stack.append(0)
 
     newobj = reduce

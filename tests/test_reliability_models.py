@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
@@ -83,7 +84,7 @@ class TestClaims:
             ),
             (  # torch before 2.6 does not read it at all
                 lambda: torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8),
-                "not a plain tensor .*quantised|no plain dictionary of tensors",
+                "asks for torch._utils._rebuild_qtensor|no plain dictionary of tensors",
             ),
         ],
     )
@@ -151,6 +152,44 @@ def many_deep(levels: int):
     return thing
 
 
+def looked_up(name: str) -> bytes:
+    return "c{}\n{}\n".format(*name.rsplit(".", 1)).encode()
+
+
+def again(number: int) -> bytes:
+    """What was put away under a number."""
+    return b"j" + struct.pack("<I", number)
+
+
+def put(number: int) -> bytes:
+    return b"r" + struct.pack("<I", number)
+
+
+def doubling(levels: int) -> bytes:
+    """A list of two lists of two lists ..., each of which is one thing."""
+    made = b"]" + put(0)
+    for level in range(levels):
+        made += b"](" + again(level) * 2 + b"e" + put(level + 1)
+    return made
+
+
+def wide(width: int, levels: int) -> bytes:
+    """A tuple of many times one tuple of many times one tuple ..., as a dictionary's key."""
+    made = b"N" + put(0)
+    for level in range(levels):
+        made += b"(" + again(level) * width + b"t" + put(level + 1)
+    return made + b"}" + again(levels) + b"Ns"
+
+
+def often(name: str, argument: bytes, call: bytes = b"R") -> bytes:
+    """A function that is called a thousand times with the same argument."""
+    return looked_up(name) + put(0) + argument + put(1) + b"](" + (again(0) + again(1) + b"\x85" + call) * 1000 + b"e"
+
+
+NUMBERS = b"](" + b"K\0" * 20_000 + b"e"
+ONE_HASH = b"}(" + b"".join(b"\x8a\x0c" + (n * (2**61 - 1)).to_bytes(12, "little") + b"N" for n in range(1, 6000)) + b"u"
+
+
 class TestGreed:
     """A few hundred bytes that ask torch's restricted unpickler for any memory, or any time."""
 
@@ -169,6 +208,59 @@ class TestGreed:
         began = time.monotonic()
         refused(tmp_path / "a.pth", told)
         assert time.monotonic() - began < 5
+
+    @pytest.mark.parametrize(
+        "asked, told",
+        [
+            (wide(60, 8), "hold more than 100000 things"),  # its hash would look at 60^8
+            (doubling(40) + again(40) + b")R", "calls what is no function"),  # torch would write 2^40 lists into its error
+            (doubling(40) + again(40) + b")\x81", "calls what is no function"),
+            (often("UserDict.OrderedDict", NUMBERS), "asks for UserDict.OrderedDict"),  # which torch takes for collections'
+            (often("collections.Counter", NUMBERS), "asks for collections.Counter"),
+            (often("torch.Tensor", NUMBERS), "asks for torch.Tensor"),
+            (often("torch.FloatTensor", NUMBERS, b"\x81"), "asks for torch.FloatTensor"),
+            (often("torch._tensor._rebuild_from_type_v2", NUMBERS), "asks for torch._tensor._rebuild_from_type_v2"),
+            (often("torch._utils._rebuild_device_tensor_from_cpu_tensor", NUMBERS), "_rebuild_device_tensor_from_cpu_tensor"),
+            (ONE_HASH, "more than 5000 of its names are no texts"),  # each would be compared with all before it
+        ],
+    )
+    def test_what_no_library_writes_is_refused_at_once(self, tmp_path, asked, told):
+        files = TestArchives().members({"a": torch.zeros(2)})
+        (name,) = (name for name in files if name.endswith("data.pkl"))
+        sound = files[name]
+        files[name] = sound[:2] + asked + b"0" + sound[2:]  # made, and thrown away
+        path = TestArchives().archive(tmp_path / "a.pth", files)
+        began = time.monotonic()
+        refused(path, told)
+        assert time.monotonic() - began < 5
+
+    @pytest.mark.parametrize("word", ["numel", "element_size", "untyped_storage", "is_floating_point", "detach", "to", "clone"])
+    def test_what_is_attached_to_weights_does_not_matter(self, tmp_path, word):
+        weight = torch.nn.Parameter(torch.ones(2))
+        weight.__dict__[word] = 5
+        torch.save({"a": weight}, tmp_path / "a.pth")
+        state, _ = read_file(tmp_path / "a.pth")
+        assert torch.equal(state["a"], torch.ones(2)) and word not in vars(state["a"])
+
+    @pytest.mark.parametrize("word", ["items", "values", "get", "keys"])
+    def test_nor_what_is_attached_to_dictionaries(self, tmp_path, word):
+        class Odd:
+            def __reduce__(self):
+                return OrderedDict, (), {word: 5}, None, iter([("a", torch.ones(2))])
+
+        torch.save(Odd(), tmp_path / "a.pth")
+        try:
+            read, _ = read_file(tmp_path / "a.pth")
+            assert torch.equal(read["a"], torch.ones(2))
+        except rs.CheckpointError as error:
+            assert "a.pth" in str(error)
+
+    def test_a_name_that_is_written_in_two_ways(self, tmp_path):
+        """Python's zipfile takes one of them (since 3.12 also that of an extra field), torch the other."""
+        torch.save({"a": torch.zeros(3)}, tmp_path / "a.pth")
+        data = (tmp_path / "a.pth").read_bytes()
+        (tmp_path / "b.pth").write_bytes(data.replace(b"/data/0", b"/dat\0/0"))
+        refused(tmp_path / "b.pth", "a name in it is written in two ways")
 
     def test_one_number_keeps_a_whole_storage(self, tmp_path, monkeypatch):
         """Where the check of the archive did not see it."""
