@@ -78,11 +78,14 @@ def _with_letters(exif: Image.Exif) -> tuple[MutableMapping, ...]:
 
 
 def exif_for(block: bytes, size: tuple[int, int]) -> bytes:
-    """The EXIF block with the new size in pixels, where it tells one."""
+    """The EXIF block with the new size in pixels, where it tells one. Without an orientation, which means upright: Pillow takes it
+    out of what it writes as AVIF, and then writes the whole block anew, question marks for letters.
+    """
     if not block:
         return block
     exif = Image.Exif()
     exif.load(block)
+    exif.pop(ORIENTATION, None)
     details = exif.get_ifd(EXIF_IFD) if EXIF_IFD in exif else {}  # asked for it, Pillow makes one
     for tag, pixels in zip((PIXEL_WIDTH, PIXEL_HEIGHT), size):
         if tag in details:

@@ -80,6 +80,7 @@ def check_model(config) -> None:
     unet, autoencoder = config.unet, config.autoencoder
     for part in (unet, autoencoder, config):
         check_settings(part)
+    config.schedule()  # whose numbers have a range of their own, too
     latent = autoencoder.latent_channels
     if (unet.in_channels, unet.out_channels) != (latent, latent):
         raise ValueError(

@@ -103,7 +103,7 @@ def _number(item: Input, value):
         number = math.nan if isinstance(value, bool) else int(value) if isinstance(value, int) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
-    fits = math.isfinite(number) and item.minimum <= number <= item.maximum
+    fits = (isinstance(number, int) or math.isfinite(number)) and item.minimum <= number <= item.maximum
     if not fits or (item.kind == "INT" and number != int(number)):
         kind = "a whole number" if item.kind == "INT" else "a number"
         raise InputError(f"{item.id} is {value!r}; it must be {kind} from {item.minimum} to {item.maximum}.")

@@ -199,6 +199,7 @@ class TestProgram:
             (["upscale", "a.png", "--model", "realsr_x4_s4"], "resshift download realsr_x4_s4"),
             (["upscale", "a.png", "--device", "abacus"], "'abacus' cannot be used"),
             (["download", "gone"], "no model called 'gone'"),
+            (["upscale", "a.png", "-\x1b[31mred.png"], "unrecognized arguments: -?[31mred.png"),  # a file, by the shell's *
             (["convert", "a.safetensors", "b.pth"], "must end in .safetensors"),
             (["schedule", "--model", "realsr_x4_s4", "--plot", "a.jpg"], "must end in .png"),
             (["schedule", "--model", "realsr_x4_s4", "--p", "-1"], "must be a positive number"),

@@ -442,6 +442,14 @@ class TestExif:
         kept = Image.open(buffer).getexif()
         assert kept[315].encode("latin-1").decode() == kept.get_ifd(EXIF_IFD)[0xA434].encode("latin-1").decode() == words
 
+    @pytest.mark.skipif(not image_io.can_write(".avif"), reason="Pillow before 11.3")
+    def test_letters_beyond_ascii_beside_an_orientation(self):
+        """Pillow writes the block anew where it takes the orientation out, as it does for AVIF."""
+        block, buffer = exif_by_hand([(0x010E, "café"), (ORIENTATION, 6)]), io.BytesIO()
+        picture = read_picture(saved(Image.fromarray(colours(16, 16)), "JPEG", exif=block))
+        write_picture(Image.fromarray(colours(64, 64)), buffer, "AVIF", picture)
+        assert "café".encode() in buffer.getvalue()
+
     def test_letters_beyond_ascii_of_a_place(self):
         exif, datum = Image.Exif(), 18
         exif[GPS_IFD] = {datum: "M_nster"}

@@ -347,6 +347,7 @@ class TestConfigurations:
     @pytest.mark.parametrize(
         ("part", "key", "value", "told"),
         [
+            ("", "min_noise_level", 1, "min_noise_level is 1, which makes sqrt_eta_1"),
             ("", "steps", 10**9, "steps is 1000000000, not a whole number from 1 to 10000"),
             ("", "steps", 4.0, "steps is 4.0, not a whole number"),
             ("", "kappa", float("nan"), "kappa is nan"),

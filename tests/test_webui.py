@@ -413,7 +413,7 @@ class TestUpscaler:
         assert np.array_equal(host.extras(image, BUILTIN).image, want)
 
     @pytest.mark.parametrize(
-        "word, value", [("steps", -1), ("steps", 1.5), ("steps", "x"), ("kappa", float("nan")), ("sampler", "ddim"), ("seed", -2),
+        "word, value", [("steps", -1), ("steps", 1.5), ("steps", "x"), ("steps", 10**400), ("kappa", float("nan")), ("sampler", "ddim"), ("seed", -2),
                         ("p", True), ("compare", "yes"), ("dtype", "int8")],
     )  # fmt: skip
     def test_wrong_options_are_sentences(self, host, word, value):

@@ -10,10 +10,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
+from typing import NoReturn
 
 from ..errors import InputError, ResShiftError, brief
 from ..version import __version__
-from .console import Console, OutputError, core_messages
+from .console import Console, OutputError, core_messages, harmless
 from .stop import Terminated, raise_if_stopped, stoppable
 
 # command -> (module with a function of that name, which gives the parser its arguments and its `run`; summary)
@@ -79,9 +80,16 @@ def _run(arguments: list[str]) -> int:
         return FAILED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Its messages quote what the shell made of a pattern: names of files of strangers."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(harmless(message))
+
+
 def _parser(command: str | None) -> argparse.ArgumentParser:
     """The parser, with the arguments of `command` alone: the others' modules would import torch for nothing."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="resshift",
         description="Upscale pictures with ResShift, a short diffusion chain from the small picture to the large one.",
         epilog="`resshift COMMAND --help` lists a command's options. Exit status: 0 done, 1 some input failed, 2 wrong arguments.",
