@@ -57,7 +57,9 @@ def _several(choices: list[str]) -> tuple[type, dict]:
 def _add(word: str, default, label: str, kind, arguments: dict, hint: str) -> None:
     key = f"resshift_{word}"
     # the host can show options beside its own, in a bar without sections
-    option = shared.OptionInfo(default, f"ResShift: {label}", kind, arguments, onchange=lambda: _settle(key, kind), section=SECTION)
+    option = shared.OptionInfo(
+        default, f"ResShift: {label}", kind, arguments, onchange=lambda: _settle(key, kind), section=SECTION
+    )
     if hasattr(option, "info"):
         option = option.info(hint)
     if hasattr(option, "category_id"):
