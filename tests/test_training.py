@@ -175,7 +175,7 @@ def test_the_papers_schedule_of_fifteen_steps(place, tmp_path):
     assert model.schedule.sqrt_eta[0] == pytest.approx(0.04 / 2) and model.schedule.steps == 15
 
 
-@pytest.mark.parametrize("folder", ["out\u3000\u72ac", "a\tb", "x" * 220])
+@pytest.mark.parametrize("folder", ["out\u3000\u72ac"] if os.name == "nt" else ["out\u3000\u72ac", "a\tb", "x" * 220])
 def test_whatever_the_folder_is_called_the_model_loads(place, tmp_path, folder):
     assert finetune.main(arguments(place[0], tmp_path / folder, place[1], "--iterations", 1)) == 0
     name = rs.load_model(tmp_path / folder / "last.safetensors", device="cpu").config.name
@@ -507,7 +507,7 @@ def test_an_impatient_signal_ends_the_run_at_once(monkeypatch):
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGTERM)  # torchrun passes every one on
         assert interrupts.asked and interrupts.status == 143
-        monkeypatch.setattr("training.interrupts.PATIENCE", 0.0)
+        monkeypatch.setattr("training.interrupts.PATIENCE", -1.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
             time.sleep(1)
@@ -541,7 +541,7 @@ def test_an_impatient_signal_in_a_step_saves_no_half_of_it(place, tmp_path, monk
             signal.raise_signal(signal.SIGTERM)
             signal.raise_signal(signal.SIGTERM)
 
-    monkeypatch.setattr("training.interrupts.PATIENCE", 0.0)
+    monkeypatch.setattr("training.interrupts.PATIENCE", -1.0)
     monkeypatch.setattr("training.trainer.AveragedModel", type("Killed", (AveragedModel,), {"update_parameters": kill}))
     assert finetune.main(arguments(*place[:1], broken, place[1], *more)) == 143
     monkeypatch.undo()
