@@ -45,13 +45,19 @@ def _part(path: Path) -> Path:
     return path.with_name(f".{path.stem[:40]}.{secrets.token_hex(4)}.part")  # 40 letters are at most 160 of 255 bytes
 
 
-def make_and_delete(folder: Path) -> None:
-    """Find out whether files can be made in a folder. (`tempfile` tries ten thousand names where Windows allows none.)
+def try_to_make(folder: Path, file: bool) -> None:
+    """Find out whether files, or else folders, can be made in a folder: Windows allows only folders in its root.
+
+    (`tempfile` tries ten thousand names where it allows none.)
 
     Raises:
         OSError: they cannot.
     """
     part = _part(folder / "try")
+    if not file:
+        part.mkdir()
+        part.rmdir()
+        return
     try:
         part.touch()
     finally:

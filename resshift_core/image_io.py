@@ -22,7 +22,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from . import png
-from .atomic_file import atomic_path, make_and_delete
+from .atomic_file import atomic_path, try_to_make
 from .errors import InputError, first_line
 from .exif import exif_and_upright, exif_for, tiff_options
 from .modes import decode, layout_of, matching_profile
@@ -321,7 +321,7 @@ def check_folder(target: Path) -> None:
             if place == place.parent:  # a drive that is not there
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             place = place.parent
-        make_and_delete(place)
+        try_to_make(place, file=place == target.parent)
     except OSError as error:
         raise _not_written(str(target), error) from error
 

@@ -798,10 +798,15 @@ class TestWriting:
         with pytest.raises(rs.InputError, match="cannot be written"):
             write_picture(Image.new("L", (2, 2)), tmp_path / "out" / "a.png", "PNG")
 
-    def test_a_folder_is_tried_before_the_work(self, tmp_path):
+    def test_a_folder_is_tried_before_the_work(self, tmp_path, monkeypatch):
         for name in ("a.png", "new/newer/a.png"):
             image_io.check_folder(tmp_path / name)
         assert not list(tmp_path.iterdir())
+        with monkeypatch.context() as only_folders:  # as in the root of a drive of Windows
+            only_folders.setattr(Path, "touch", lambda path: os.stat("gone"))
+            image_io.check_folder(tmp_path / "new/newer/a.png")
+            with pytest.raises(rs.InputError, match="a.png cannot be written"):
+                image_io.check_folder(tmp_path / "a.png")
         with pytest.raises(rs.InputError, match="cannot be written .No such file or directory"):
             image_io.check_folder(PureWindowsPath("Q:/pictures/a.png"))  # a drive that is not there
 
