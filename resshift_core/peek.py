@@ -27,7 +27,7 @@ def peek_config(model: str | os.PathLike) -> ModelConfig:
     if entry is not None and entry.variant:
         return _published(entry.variant)
     path = resolve_path(model, entry)
-    metadata = _metadata(path) if path.suffix.lower() == ".safetensors" else {}
+    metadata = _metadata(path)
     if CONFIG_KEY in metadata:
         return own_config(metadata, path.name)
     variant = metadata.get("variant") or variant_from_name(path.name)
@@ -38,8 +38,7 @@ def peek_config(model: str | os.PathLike) -> ModelConfig:
 
 def is_whole(model: str | os.PathLike) -> bool:
     """Whether a registered model or a file contains its autoencoder, as `save_model` writes it: `load_model` takes no other."""
-    path = resolve_path(model, REGISTRY.get(str(model)))
-    return path.suffix.lower() == ".safetensors" and CONFIG_KEY in _metadata(path)
+    return CONFIG_KEY in _metadata(resolve_path(model, REGISTRY.get(str(model))))
 
 
 def _published(variant: str) -> ModelConfig:
@@ -47,6 +46,9 @@ def _published(variant: str) -> ModelConfig:
 
 
 def _metadata(path) -> dict[str, str]:
+    """Of a .safetensors; other files have none."""
+    if path.suffix.lower() != ".safetensors":
+        return {}
     try:
         with open_safetensors(path) as file:
             return dict(file.metadata() or {})

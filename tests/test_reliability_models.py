@@ -249,11 +249,8 @@ class TestGreed:
                 return OrderedDict, (), {word: 5}, None, iter([("a", torch.ones(2))])
 
         torch.save(Odd(), tmp_path / "a.pth")
-        try:
-            read, _ = read_file(tmp_path / "a.pth")
-            assert torch.equal(read["a"], torch.ones(2))
-        except rs.CheckpointError as error:
-            assert "a.pth" in str(error)
+        read, _ = read_file(tmp_path / "a.pth")
+        assert torch.equal(read["a"], torch.ones(2))
 
     def test_a_name_that_is_written_in_two_ways(self, tmp_path):
         """Python's zipfile takes one of them (since 3.12 also that of an extra field), torch the other."""
