@@ -690,9 +690,21 @@ def test_fonts_that_cannot_be_drawn_are_named_and_left_out(tmp_path, caplog):
     for path in kept:
         path.write_bytes(good.read_bytes())
     (tmp_path / "bad.ttf").write_bytes(good.read_bytes()[:200])
+    (tmp_path / "._good.otf").write_bytes(good.read_bytes())  # as macOS puts beside files, but a font
     assert sorted(usable_fonts(tmp_path)) == [str(path) for path in kept] and "bad.ttf is left out" in caplog.text
     rng = np.random.default_rng(0)
     assert draw_page(64, rng, usable_fonts(tmp_path)).shape == (3, 64, 64)
+
+
+def test_links_to_folders_of_fonts_are_followed(tmp_path):
+    """As those to folders of pictures are; such a folder was once said to hold no font."""
+    matplotlib = pytest.importorskip("matplotlib")
+    good = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "good.ttc").write_bytes(good.read_bytes())
+    (tmp_path / "fonts").mkdir()
+    link_folder(tmp_path / "fonts" / "linked", tmp_path / "elsewhere")
+    assert usable_fonts(tmp_path / "fonts") == [str(tmp_path / "fonts" / "linked" / "good.ttc")]
 
 
 def test_what_is_validated_on_is_checked_aloud(folder, tmp_path, capsys):

@@ -10,18 +10,23 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .scan import files_below
+
 log = logging.getLogger("resshift.training")
 
 OVERSAMPLING = 2
+FONTS = (".ttf", ".otf", ".ttc", ".otc")
 HOLE_LEAST = 0.01  # of a picture
 PLAIN_SHARE = 0.15  # of the pages: photographs have no saturated colours without detail, and networks leave borders on them
 LETTERS = np.array(list("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?()&%@#/+-=     "))
 
 
 def usable_fonts(folder: Path) -> list[str]:
-    """The font files below a folder that can be drawn at any size; the others, such as bitmap fonts, are named and left out."""
+    """The font files below a folder, behind links to folders, too, that can be drawn at any size; the others, such as bitmap fonts,
+    are named and left out.
+    """
     fonts = []
-    for path in sorted(folder.rglob("*.[tToO][tT][fFcC]")):
+    for path in sorted(path for path in files_below(folder) if path.suffix.lower() in FONTS):
         try:
             for points in (9, 40.5):
                 ImageFont.truetype(str(path), points * OVERSAMPLING).getmask("Ag")

@@ -107,7 +107,7 @@ def find_images(root: str | os.PathLike, split: str | None = None, without: Path
             f"{root} holds the pictures and is to hold the output, too, whose pictures would be taken for more of them. "
             "Choose another --output."
         )
-    return sorted(path for path in _below(root, without) if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in files_below(root, without) if path.suffix.lower() in SUFFIXES and path.is_file())
 
 
 def _listed(manifest: Path) -> list[tuple[str, str]]:
@@ -131,7 +131,7 @@ def _listed(manifest: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _below(root: Path, without: Path | None) -> Iterator[Path]:
+def files_below(root: Path, without: Path | None = None) -> Iterator[Path]:
     """Every file below a folder, behind links to folders, too, each folder once; not what is hidden, as macOS' companions are."""
     seen = {root.resolve()} | ({without.resolve()} if without is not None else set())
     for folder, folders, files in os.walk(root, followlinks=True):
