@@ -24,7 +24,7 @@ def low_frequency(image: torch.Tensor, levels: int = WAVELET_LEVELS) -> torch.Te
     """
     channels = image.shape[1]
     kernel = torch.tensor([1.0, 2.0, 1.0], device=image.device, dtype=image.dtype) / 4
-    kernel = torch.outer(kernel, kernel).expand(channels, 1, 3, 3)
+    kernel = torch.outer(kernel, kernel).repeat(channels, 1, 1, 1)
     for level in range(levels):
         hole = 2**level
         padded = F.pad(image, (hole,) * 4, mode="replicate")

@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-WITHOUT_BF16 = ("gfx900", "gfx902", "gfx906", "gfx10")  # AMD's Vega and RDNA 1 and 2 emulate it
+WITHOUT_BF16 = ("gfx8", "gfx900", "gfx902", "gfx904", "gfx906", "gfx909", "gfx90c", "gfx10")  # AMD's but for CDNA and RDNA 3 on
 BROKEN_FP16 = (
     "1630",
     "1650",
@@ -42,6 +42,7 @@ OUT_OF_MEMORY = (  # in the words of torch, the CPU, CUDA's libraries, DirectML,
     "can not allocate memory block",
     "unable to find an engine", "unable to find a valid cudnn algorithm",  # cuDNN, when no way of computing finds room
     "cudnn_status_not_initialized", "cublas_status_not_initialized",  # their own memory did not fit
+    "nvml_success ==",  # torch asks NVML how full the card is, to say so, and MIG's slices, Jetson, containers do not answer
 )  # fmt: skip
 PAGE_FILE_FULL = ("os error 1455", "winerror 1455")  # Windows' number in the words of safetensors, Python
 UNUSABLE = (RuntimeError, AssertionError, NotImplementedError, ImportError)  # of torch, where a device cannot be used

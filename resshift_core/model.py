@@ -258,7 +258,7 @@ class ResShiftModel:
         skips = 3 * (unet.num_res_blocks + 1)  # activations kept for the way up, and what a block holds at once
         bytes_unet = latent_area * unet.model_channels * (skips + 4) * element
         bytes_latents = latent_area * self.config.autoencoder.latent_channels * 6 * 4  # float32 x_t, x0, y0, noise
-        bytes_pixels = pixels * self.scale**2 * (6 * self.config.autoencoder.ch * element if self._has_vqgan else 3 * 4 * 4)
+        bytes_pixels = pixels * self.scale**2 * (7 * self.config.autoencoder.ch * element if self._has_vqgan else 3 * 4 * 4)
         return max(bytes_unet, bytes_pixels) + bytes_latents
 
     def most_tiles(self, tile_height: int, tile_width: int) -> int:

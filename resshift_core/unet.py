@@ -80,8 +80,14 @@ class OverwritingSiLU(nn.SiLU):
 
 
 def convolved_part(weight, part, first: int, bias=None):
-    """What the channels `part` of a convolution's input, number `first` and those after it, add to its output of the same size."""
-    return F.conv2d(part, weight[:, first : first + part.shape[1]], bias, padding=weight.shape[-1] // 2)
+    """What the channels `part` of a convolution's input, number `first` and those after it, add to its output of the same size.
+
+    Apple's library reads a weight as if it were dense, wherever its numbers lie (macOS 15 and later, with torch 2.5 to 2.13).
+    """
+    taken = weight[:, first : first + part.shape[1]]
+    if layout_for(part.device) is torch.contiguous_format:
+        taken = taken.contiguous()
+    return F.conv2d(part, taken, bias, padding=weight.shape[-1] // 2)
 
 
 class ResBlock(nn.Module):

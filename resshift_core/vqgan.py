@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import matmul
+from .device import layout_for
 from .normalization import GroupNorm
 from .unet import Upsample, overwriting_silu
 from .winograd import Conv3x3
@@ -82,7 +83,8 @@ class AttnBlock(nn.Module):
         else:
             chunk = QUERIES_CHUNK_CUDA if x.is_cuda and torch.version.hip is None else QUERIES_CHUNK
             h = torch.cat([F.scaled_dot_product_attention(part, k, v) for part in q.split(chunk, dim=2)], dim=2)
-        return self.proj_out(h.squeeze(1).transpose(1, 2).unflatten(2, (height, width))).add_(x)
+        h = h.squeeze(1).transpose(1, 2).unflatten(2, (height, width))
+        return self.proj_out(h.contiguous(memory_format=layout_for(x.device))).add_(x)
 
 
 class Downsample(nn.Module):
@@ -219,7 +221,7 @@ class Codebook(nn.Module):
 
     def forward(self, z):
         """Every vector replaced by its nearest code; gradients pass straight through to z."""
-        nearest = self.embedding(self.codes(z)).permute(0, 3, 1, 2).to(z.dtype)
+        nearest = self.embedding(self.codes(z)).permute(0, 3, 1, 2).to(z.dtype, memory_format=layout_for(z.device))
         return z + (nearest - z).detach() if z.requires_grad else nearest
 
 

@@ -631,6 +631,7 @@ def test_weights_that_do_not_fit_on_the_device_are_a_sentence(tmp_path, monkeypa
         "GET was unable to find an engine to execute this computation", "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
         "Unable to find a valid cuDNN algorithm to run convolution",
         "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        'NVML_SUCCESS == r INTERNAL ASSERT FAILED at "../c10/cuda/CUDACachingAllocator.cpp":995, please report a bug to PyTorch.',
         "Invalid buffer size: 12.00 GB", "UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY", "PI_ERROR_OUT_OF_RESOURCES",
     ],
 )  # fmt: skip
@@ -646,6 +647,8 @@ def test_every_backends_words_for_a_lack_of_memory(words):
         ("NVIDIA GeForce RTX 3060", 8, None, torch.bfloat16), ("NVIDIA H100 80GB HBM3", 9, None, torch.bfloat16),
         ("Radeon RX 6800 XT", 10, "gfx1030", torch.float16), ("Radeon RX 7900 XTX", 11, "gfx1100", torch.bfloat16),
         ("AMD Radeon VII", 9, "gfx906:sramecc+:xnack-", torch.float16), ("AMD Instinct MI210", 9, "gfx90a:sramecc+", torch.bfloat16),
+        ("Radeon RX 580", 8, "gfx803", torch.float16), ("AMD Radeon Graphics", 9, "gfx90c:xnack-", torch.float16),
+        ("AMD Radeon Graphics", 9, "gfx909", torch.float16), ("AMD Radeon Graphics", 9, "gfx904", torch.float16),
     ],
 )  # fmt: skip
 def test_the_number_format_of_graphics_cards(monkeypatch, name, major, amd, dtype):

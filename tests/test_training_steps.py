@@ -651,12 +651,28 @@ def test_muon_does_not_emulate_bf16(native, tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(muon, "zeropower_via_newtonschulz", recorded)
-    monkeypatch.setattr("training.trainer.cpu_has_bf16", lambda: native)
+    monkeypatch.setattr("resshift_core.device.cpu_has_bf16", lambda: native)
     layer = nn.Linear(8, 4, bias=False)
     optimizer = make_optimizer(layer, TrainSettings(data=tmp_path, output=tmp_path, optimizer="muon"))
     layer.weight.grad = torch.ones(4, 8)
     optimizer.step()
     assert dtypes == [torch.bfloat16 if native else torch.float32]
+
+
+@pytest.mark.parametrize(
+    ("name", "major", "emulates"), [("Tesla P100-PCIE-16GB", 6, True), ("Tesla T4", 7, True), ("NVIDIA A100", 8, False)]
+)
+def test_muon_asks_no_card_for_bf16_that_has_none(tmp_path, monkeypatch, name, major, emulates):
+    """cuBLAS refuses it on Pascal."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name=name, major=major))
+    monkeypatch.setattr(torch.version, "hip", None)
+    asked = []
+    monkeypatch.setattr("training.trainer._orthogonalise_in_float32", lambda: asked.append(name))
+    layer = nn.Linear(8, 4, bias=False)
+    monkeypatch.setattr(layer, "parameters", lambda: iter([SimpleNamespace(device=torch.device("cuda"))]))
+    monkeypatch.setattr("training.trainer.create_optimizer_v2", lambda *args, **options: None)
+    make_optimizer(layer, TrainSettings(data=tmp_path, output=tmp_path, optimizer="muon"))
+    assert bool(asked) == emulates
 
 
 def test_a_new_network_predicts_nothing():

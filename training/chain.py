@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import resshift_core as rs
 
 from .degradation import Degrade, torch_seed
-from .upload import upload
+from .upload import may_run_ahead, upload
 
 
 @dataclass(frozen=True)
@@ -58,20 +58,20 @@ class Chain:
         """crops: {"hr": (B, 3, H, W) in [0, 1]}, with "lq" where pairs are given, perhaps "told", and "hole" for inpainting."""
         with torch.no_grad():
             hr, lq, mask = self._pictures(numbers, crops)
-            told = crops["told"].to(self.device, non_blocking=True) if "told" in crops else None
+            told = crops["told"].to(self.device, non_blocking=may_run_ahead(self.device)) if "told" in crops else None
             x0, y0 = self.encode(hr), self.encode(self.upsample(lq))
             t, rolled, noise = self._random(numbers, x0.shape[1:])
             return Points(hr, lq, mask, x0, y0, t, self.shifted(x0, y0, t, noise[0]), noise, rolled, told)
 
     def _pictures(self, numbers, crops):
-        hr = crops["hr"].to(self.device, non_blocking=True)
+        hr = crops["hr"].to(self.device, non_blocking=may_run_ahead(self.device))
         if "lq" in crops:
-            lq = crops["lq"].to(self.device, non_blocking=True)
+            lq = crops["lq"].to(self.device, non_blocking=may_run_ahead(self.device))
         else:
             lq = self.degrade(hr, numbers)
         hr, lq, mask = hr * 2 - 1, lq * 2 - 1, None
         if "hole" in crops:
-            hole = crops["hole"].to(self.device, non_blocking=True) > 0
+            hole = crops["hole"].to(self.device, non_blocking=may_run_ahead(self.device)) > 0
             lq, mask = torch.where(hole, -1.0, lq), hole.float() * 2 - 1
         layout = torch.channels_last
         return hr.contiguous(memory_format=layout), lq.contiguous(memory_format=layout), mask

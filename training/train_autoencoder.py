@@ -47,6 +47,7 @@ from training.settings import NOT_NEGATIVE, POSITIVE, SHARE, SettingsError, chec
 from training.sole import alone_in
 from training.state import first_mismatch, load_state, save_state, saved
 from training.trainer import BAD_STEPS, NotFinite, load_moments, make_average
+from training.upload import may_run_ahead
 
 log = logging.getLogger("resshift.training")
 
@@ -253,7 +254,7 @@ def _iterate(trainer: AutoencoderTrainer, crops: Crops, workers: int, interrupts
             if trainer.iteration >= settings.iterations:
                 trainer.save()  # a run may have been killed between its last state and its file
                 break
-            image = batch["hr"].to(device, non_blocking=True) * 2 - 1
+            image = batch["hr"].to(device, non_blocking=may_run_ahead(device)) * 2 - 1
             with interrupts.step():
                 values = trainer.step(image)
             bar.update()

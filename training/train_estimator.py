@@ -43,6 +43,7 @@ from training.finetune import prepare, program
 from training.resize import add_estimator
 from training.settings import SettingsError, TrainSettings, refuse_foreign
 from training.trainer import BAD_STEPS, NotFinite
+from training.upload import may_run_ahead
 from training.validation import NUMBERS_FROM
 
 log = logging.getLogger("resshift.training")
@@ -91,7 +92,7 @@ class Batches:
     def __iter__(self):
         positions = Positions(0, self.settings.batch_size, 0, 1)
         for numbers, crops in load_batches(self.crops, positions, self.workers, pin=self.device.type == "cuda"):
-            yield self.degraded(numbers, crops["hr"].to(self.device, non_blocking=True))
+            yield self.degraded(numbers, crops["hr"].to(self.device, non_blocking=may_run_ahead(self.device)))
 
     def held(self):
         """Batches that no run trains on, always the same."""

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
 import resshift_core as rs
-from resshift_core.device import cpu_has_bf16, resolve_dtype
+from resshift_core.device import resolve_dtype
 from resshift_core.unet import ResBlock, Stage
 
 from .chain import Chain, Points
@@ -100,7 +100,7 @@ def make_optimizer(parameters, settings: TrainSettings):
     if getattr(info, "second_order", False):
         raise SettingsError(f"--optimizer {name} needs derivatives of gradients, which are not computed here. Choose another.")
     betas = {"betas": settings.betas} if info.has_betas and getattr(info, "num_betas", 2) == 2 else {}  # Adan has three
-    if "muon" in name and next(parameters.parameters()).device.type == "cpu" and not cpu_has_bf16():
+    if "muon" in name and resolve_dtype("auto", next(parameters.parameters()).device) != torch.bfloat16:
         _orthogonalise_in_float32()
     try:
         return create_optimizer_v2(parameters, name, lr=settings.learning_rate, weight_decay=settings.weight_decay, **betas)
@@ -118,7 +118,9 @@ def load_moments(optimizer, state: dict) -> None:
 
 
 def _orthogonalise_in_float32() -> None:
-    """In timm's Muon, for this process. It does so in bf16, which took a third of a step where the processor has to emulate it."""
+    """In timm's Muon, for this process. It does so in bf16, which took a third of a step where the processor has to emulate it,
+    and which cuBLAS refuses on NVIDIA's Pascal.
+    """
     muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)
 
 
