@@ -14,7 +14,8 @@ from .normalization import GroupNorm
 from .unet import Upsample, overwriting_silu
 from .winograd import Conv3x3
 
-CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes
+CODES_CHUNK = 1024  # latent vectors compared with the codebook at a time: 32 MiB of distances for 8192 codes,
+CODES_CHUNK_CPU = 128  # where they are to stay in the cache
 QUERIES_CHUNK = 1024  # rows of the middle attention's score matrix at a time,
 QUERIES_CHUNK_CUDA = 4096  # where fused kernels make none, and want to fill the device: NVIDIA; most of AMD's cards have none
 
@@ -179,9 +180,9 @@ class Decoder(nn.Module):
         return self.conv_out(overwriting_silu(self.norm_out(h)))
 
 
-def _distances(vectors, book, norms):
+def _distances(vectors, book, norms, out=None):
     """|b|^2 - 2 v b, the squared distance but for |v|^2: vectors (N, C), book (K, C), norms (K,) -> (N, K)."""
-    return torch.addmm(norms, vectors, book.T, alpha=-2)
+    return torch.addmm(norms, vectors, book.T, alpha=-2, out=out)
 
 
 def _distances_exactly(vectors, book, norms):
@@ -190,6 +191,13 @@ def _distances_exactly(vectors, book, norms):
     for values, codes in zip(vectors.unsqueeze(2).unbind(1), book.unbind(1)):  # (N, 1), (K,)
         distances = torch.addcmul(distances, values, codes, value=-2)
     return distances
+
+
+def _nearest_on_cpu(vectors, book, norms):
+    """The number of the nearest code, (N, C) -> (N,). `min` takes two thirds of `argmin`'s time there."""
+    distances = norms.new_empty(min(CODES_CHUNK_CPU, len(vectors)), len(book))  # filled again and again
+    parts = vectors.split(CODES_CHUNK_CPU)
+    return torch.cat([_distances(part, book, norms, distances[: len(part)]).min(1).indices for part in parts])
 
 
 class Codebook(nn.Module):
@@ -207,10 +215,12 @@ class Codebook(nn.Module):
         book = self.embedding.weight.float()
         vectors = z.float().permute(0, 2, 3, 1).reshape(-1, z.shape[1])
         norms = book.square().sum(1)
-        measure = _distances_exactly if z.is_cuda else _distances
-        return torch.cat([measure(part, book, norms).argmin(1) for part in vectors.split(CODES_CHUNK)]).view(
-            z.shape[0], *z.shape[2:]
-        )
+        if matmul.only_computing(vectors, self.embedding.weight):
+            codes = _nearest_on_cpu(vectors, book, norms)
+        else:
+            measure = _distances_exactly if z.is_cuda else _distances
+            codes = torch.cat([measure(part, book, norms).argmin(1) for part in vectors.split(CODES_CHUNK)])
+        return codes.view(z.shape[0], *z.shape[2:])
 
     def _apply(self, fn, recurse=True):
         def move(tensor):

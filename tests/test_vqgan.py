@@ -35,11 +35,12 @@ def test_decoder_agrees_with_the_recorded_one(autoencoder, recorded):
 
 
 def test_the_nearest_code_is_the_nearest(monkeypatch):
-    """Against all distances at once in float64, over a number of vectors that is no multiple of the chunk."""
-    monkeypatch.setattr(vqgan, "CODES_CHUNK", 100)
+    """Against all distances at once in float64, over a number of vectors that is no multiple of the chunk; of equals, the first."""
+    monkeypatch.setattr(vqgan, "CODES_CHUNK_CPU", 100)
     torch.manual_seed(0)
     book = Codebook(VQGANConfig(n_embed=512))
     torch.nn.init.normal_(book.embedding.weight)
+    book.embedding.weight.data[256:] = book.embedding.weight.data[:256]
     z = torch.randn(2, 3, 17, 19)
     vectors = z.permute(0, 2, 3, 1).reshape(-1, 3).double()
     expected = torch.cdist(vectors, book.embedding.weight.double()).argmin(1).view(2, 17, 19)
