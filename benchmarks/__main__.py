@@ -19,7 +19,6 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -35,7 +34,7 @@ from .arguments import positive
 
 PARTS = ("stages", "runs", "peers", "scaling")
 PEERS_NEED = ("spandrel", "diffusers")
-SECONDS_AGAIN = 5  # of runs whose median is taken where one is shorter
+SECONDS_AGAIN = 3  # of runs of each picture in every round, where one is shorter
 
 
 def published(device: torch.device, dtype: str) -> rs.ResShiftModel:
@@ -89,26 +88,27 @@ def measure_peers(device: torch.device, rounds: int, full: bool) -> dict:
     return tables
 
 
-def measure_scaling(device: torch.device, full: bool) -> dict:
-    """Seconds per tile, of the first picture and of the same again, waste of overlaps, and memory beyond input and output, of the
+def measure_scaling(device: torch.device, rounds: int, full: bool) -> dict:
+    """Seconds per tile, of the first picture and of later ones, waste of overlaps, and memory beyond input and output, of the
     built-in model.
     """
-    model, table = rs.load_model("builtin", device=str(device)), {}
+    model, table, runs, areas = rs.load_model("builtin", device=str(device)), {}, {}, {}
     run_of(model, 64)()  # code that is loaded once is not memory that pictures take
     for side in (256, 512, 1024, 2048) if full else (256, 512, 1024):
         tiles: list[int] = []
         run = run_of(model, side, on_step=lambda event, seen=tiles: seen.append(event.tiles))
         timed: list[float] = []
         memory = timing.peak_mib(lambda run=run, timed=timed: timed.append(timing.seconds(run, device)), device)
-        seconds = timed[-1]
-        again = statistics.median(timing.seconds(run, device) for _ in range(max(1, round(SECONDS_AGAIN / seconds))))
+        name, seconds = f"{side} -> {4 * side}", timed[-1]
         beyond = None if memory is None else round(memory - 3 * 4 * (4 * side) ** 2 / 2**20)
-        area = tiles[-1] * _tile_side(model, side) ** 2
-        table[f"{side} -> {4 * side}"] = {
-            "tiles": tiles[-1], "seconds": round(seconds, 2), "seconds per million tile pixels": round(seconds / area * 1e6, 2),
-            "again": round(again / area * 1e6, 2),
-            "area of the tiles / of the picture": round(area / side**2, 2), "MiB beyond the output": beyond,
+        runs[name], areas[name] = run_of(model, side), tiles[-1] * _tile_side(model, side) ** 2
+        table[name] = {
+            "tiles": tiles[-1], "seconds": round(seconds, 2),
+            "seconds per million tile pixels": round(seconds / areas[name] * 1e6, 2),
+            "area of the tiles / of the picture": round(areas[name] / side**2, 2), "MiB beyond the output": beyond,
         }  # fmt: skip
+    for name, later in timing.interleaved(runs, rounds, device, warm=False, least=SECONDS_AGAIN).items():
+        table[name]["later ones"] = round(later / areas[name] * 1e6, 2)
     return table
 
 
@@ -207,7 +207,7 @@ def main() -> None:
             for title, times in results[part].items():
                 show(f"{part}: {title}", [{"case": name, "seconds (or ratio)": value} for name, value in times.items()])
     if "scaling" in args.only:
-        results["scaling"] = measure_scaling(device, args.full)
+        results["scaling"] = measure_scaling(device, args.rounds, args.full)
         show("scaling of the built-in model", [{"picture": name, **row} for name, row in results["scaling"].items()])
     if args.json:
         args.json.write_text(json.dumps(results, indent=2, default=float), encoding="utf-8")

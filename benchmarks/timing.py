@@ -30,8 +30,10 @@ def seconds(run: Callable, device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(cases: dict[str, Callable], rounds: int, device: torch.device, warm: bool = True) -> dict[str, float]:
-    """{name: median seconds} of `rounds` runs each, after one that does not count."""
+def interleaved(
+    cases: dict[str, Callable], rounds: int, device: torch.device, warm: bool = True, least: float = 0.0
+) -> dict[str, float]:
+    """{name: median seconds} of `rounds` runs each, after one that does not count, or of as many as take `least` seconds a round."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     if warm:
         for run in cases.values():
@@ -39,7 +41,10 @@ def interleaved(cases: dict[str, Callable], rounds: int, device: torch.device, w
     for number in range(rounds):
         order = list(cases)[number % len(cases) :] + list(cases)[: number % len(cases)]
         for name in order:
+            ends = time.perf_counter() + least
             times[name].append(seconds(cases[name], device))
+            while time.perf_counter() < ends:
+                times[name].append(seconds(cases[name], device))
     return {name: statistics.median(values) for name, values in times.items()}
 
 
