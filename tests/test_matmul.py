@@ -108,7 +108,19 @@ def test_attention_of_windows_and_filtered_convolutions_take_it(calls):
         assert len(calls) == 36 + 25
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request, calls):
+    """Those that oneDNN multiplies on this processor; a Zen 4 has both."""
+    one = torch.ones(1, 1, dtype=request.param)
+    try:
+        matmul.product(one, one)
+    except RuntimeError:
+        assert request.param != torch.float32
+        pytest.skip("oneDNN has no bf16 on this processor")
+    calls.clear()
+    return request.param
+
+
 @pytest.mark.parametrize("scores", [1, 70 * 240, 4 << 20])
 def test_attention_is_attention(dtype, scores, calls, monkeypatch):
     monkeypatch.setattr(matmul, "SCORES", scores)
@@ -122,7 +134,6 @@ def test_attention_is_attention(dtype, scores, calls, monkeypatch):
     assert len(calls) == 3 * 2 * {1: 4, 70 * 240: 4, 4 << 20: 1}[scores]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_autoencoders_attention_takes_it(dtype, calls, monkeypatch):
     torch.manual_seed(2)
     block = AttnBlock(128).to(dtype)
