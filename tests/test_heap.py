@@ -23,7 +23,7 @@ import json, resource, threading, torch
 import resshift_core as rs
 from resshift_core.heap import kept_memory
 model = rs.load_model("builtin", device="cpu", dtype="fp32")
-picture, faults = torch.rand(1, 3, 256, 256), []
+picture, faults = torch.rand(1, 3, 128, 128), []
 
 def run():
     with kept_memory(torch.device("cpu")):

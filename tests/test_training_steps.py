@@ -7,8 +7,6 @@ import copy
 import dataclasses
 import math
 import os
-import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -482,9 +480,9 @@ def test_eq_8_weighs_the_first_step_as_the_second(p):
         assert float(weights.max()) < 4
 
 
-@pytest.mark.skipif(sys.platform == "win32" and shutil.which("cl") is None, reason="timm compiles Kron, with a compiler of C++")
-def test_optimisers_that_draw_go_on_exactly(tmp_path):
-    """Kron takes its numbers from torch's own generator."""
+def test_optimisers_that_draw_go_on_exactly(tmp_path, monkeypatch):
+    """Kron takes its numbers from torch's own generator. timm compiles it, which takes a minute and draws the same."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     results = []
     for stop in (None, 2):
         torch.manual_seed(1)
