@@ -42,10 +42,19 @@ class Settings:
     repeat: Repeat | None = None  # of the noise; None = it covers the padded picture
 
 
-def check_words(sampler: str, color_fix: str, wrap: str) -> None:
-    for word, value, known in (("sampler", sampler, SAMPLERS), ("color_fix", color_fix, COLOR_FIXES), ("wrap", wrap, WRAPS)):
-        if value not in known:
+def check_words(sampler: str, color_fix: str, noise: str, wrap: str) -> None:
+    for word, value, known in (
+        ("sampler", sampler, SAMPLERS),
+        ("color_fix", color_fix, COLOR_FIXES),
+        ("noise", noise, NOISES),
+        ("wrap", wrap, WRAPS),
+    ):
+        if not isinstance(value, str) or value not in known:
             raise InputError(f"{word} is {value!r}; known are {', '.join(known)}.")
+    if noise == "periodic" and wrap != "none":
+        raise InputError(
+            f"noise='periodic' repeats every few hundred pixels, and with wrap={wrap!r} noise repeats with the picture. Leave out one."
+        )
 
 
 def check_number_format(model: ResShiftModel) -> None:
@@ -157,15 +166,6 @@ def laid_tile(config, tile: int | str | None, overlap: int | None, size: tuple[i
         tile = max(size) + multiple  # the whole picture
     tile = -(-tile // multiple) * multiple
     return tile, min(config.overlap if overlap is None else overlap, tile // 2)
-
-
-def check_noise(noise: str, wrap: str) -> None:
-    if noise not in NOISES:
-        raise InputError(f"noise is {noise!r}; known are {', '.join(NOISES)}.")
-    if noise == "periodic" and wrap != "none":
-        raise InputError(
-            f"noise='periodic' repeats every few hundred pixels, and with wrap={wrap!r} noise repeats with the picture. Leave out one."
-        )
 
 
 def check_seeds(seed: int | Sequence[int], count: int, noise: str) -> tuple[int, ...]:

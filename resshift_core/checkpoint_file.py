@@ -402,6 +402,6 @@ def save_weights(state: dict[str, torch.Tensor], metadata: dict[str, str], path:
         with atomic_path(path) as part:
             save_file(_storable(state), part, metadata=metadata)
             _sort_metadata(part)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # ValueError: no name that a file may have
         raise CheckpointError(f"{path} cannot be written ({brief(error)}). Choose another folder, or make room.") from error
     return path

@@ -13,7 +13,6 @@ from .arguments import (
     Settings,
     check_images,
     check_mask,
-    check_noise,
     check_number_format,
     check_numbers,
     check_seeds,
@@ -68,8 +67,7 @@ def _checked_and_run(
     """`upscale`, but for memory that is missing beside the tiles."""
     images = check_images(images)
     mask = check_mask(mask, images, model)
-    check_words(sampler, color_fix, wrap)
-    check_noise(noise, wrap)
+    check_words(sampler, color_fix, noise, wrap)
     check_number_format(model)
     scale, tile_batch = check_numbers(scale, tile_batch)
     count, channels, height, width = images.shape

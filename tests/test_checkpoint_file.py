@@ -405,6 +405,8 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(rs.CheckpointError, match="m.safetensors cannot be written.*Choose another folder"):
         save_weights(weights(), {}, tmp_path / "file" / "m.safetensors")
+    with pytest.raises(rs.CheckpointError, match="cannot be written.*null byte"):
+        save_weights(weights(), {}, f"{tmp_path}/m\0.safetensors")
 
 
 def test_saved_files_are_for_everybody_the_umask_allows(tmp_path):

@@ -625,6 +625,8 @@ class TestOneStepAndRetiming:
         ({"sampler": "euler"}, "known are stochastic, deterministic"),
         ({"color_fix": "lab"}, "known are none, wavelet, adain"),
         ({"noise": "same"}, "known are per_image, shared"),
+        ({"noise": np.array([1, 2])}, "known are per_image, shared"),
+        ({"sampler": np.array(["deterministic", "stochastic"])}, "known are stochastic, deterministic"),
         ({"scale": 0}, "scale is 0"),
         ({"scale": math.inf}, "scale is inf"),
         ({"tile": -1}, "must not be negative"),
