@@ -10,7 +10,7 @@ import torch
 from resshift_core import checkpoint_file, registry, transfer
 from resshift_core.device import cpu_has_fp16
 
-from . import standin
+from . import gpu, standin
 from .file_server import FileServer
 
 
@@ -31,8 +31,8 @@ def pytest_collection_modifyitems(config, items):
     skips = {}
     if not config.getoption("--slow"):
         skips["slow"] = "takes longer than a minute: run pytest --slow"
-    if not torch.cuda.is_available():
-        skips["cuda"] = "needs an NVIDIA GPU"
+    if gpu.find() is None:
+        skips["cuda"] = "needs a GPU"
     if not cpu_has_fp16():
         skips["fp16"] = "this torch does not compute fp16 on a processor"
     if not (os.environ.get("COMFYUI_DIR") or os.environ.get("WEBUI_DIR")):

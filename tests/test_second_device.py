@@ -52,6 +52,18 @@ def on_the_device():
     return run
 
 
+@pytest.mark.slow
+def test_what_is_for_gpus_passes_on_it():
+    """But for training, which was made for NVIDIA's and AMD's."""
+    accelerator.skip_unless_built()
+    variables = accelerator.environment(8192)
+    variables["PYTHONPATH"] += os.pathsep + str(ROOT)
+    environment = {**os.environ, **variables, "OMP_NUM_THREADS": "1", "RESSHIFT_TEST_DEVICE": "npu"}
+    words = [sys.executable, "-m", "pytest", "tests/test_gpu.py", "-m", "cuda"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=3600)
+    assert done.returncode == 0 and "passed" in done.stdout, done.stdout[-3000:]
+
+
 def test_the_device_is_one(on_the_device):
     """Two devices are an error, memory ends, and is given back."""
     told = on_the_device("""
@@ -102,10 +114,10 @@ for name, make in makers.items():
         assert beside < 1 << 20 and after < 1 << 20, (name, beside, after)  # schedules and indices may be kept
 
 
-@pytest.mark.parametrize("variant, side, count", [("builtin", 150, 8), ("realsr_x4_s4", 70, 4)])
-def test_any_allocation_may_fail(on_the_device, variant, side, count, request):
+@pytest.mark.parametrize("variant, side, few, many", [("builtin", 150, 8, 60), ("realsr_x4_s4", 70, 4, 30)])
+def test_any_allocation_may_fail(on_the_device, variant, side, few, many, request):
     """The picture, or that of smaller tiles, all the same, or a sentence; nothing is kept."""
-    count *= 5 if request.config.getoption("--slow") else 1
+    count = many if request.config.getoption("--slow") else few
     told = on_the_device(
         f"""
 import random
