@@ -24,7 +24,7 @@ from .host_process import HostProcess
 
 ROOT = Path(__file__).parent.parent
 PACK = "ResShift für Comfy"  # a space and a letter beyond ASCII
-RUN_S = 240
+RUN_S = 900  # where half precision is emulated, on the second device, a run takes minutes
 PYTHON = os.environ.get("COMFYUI_PYTHON", sys.executable)
 CARD_MIB, CARD_NAME = int(os.environ.get("COMFYUI_CARD_MIB", "0")), os.environ.get("COMFYUI_CARD_NAME", "npu")
 
